@@ -1,0 +1,26 @@
+"""Errors that a user can mend. Each message names the value, the place and the remedy."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in what the user asked for. Command lines print its message and exit with 2, without a traceback."""
+
+
+class RecipeError(UserError):
+    """A recipe, an override or a table definition that cannot be used."""
+
+
+class DataError(UserError):
+    """A data set that cannot be reached, read, or that lacks what the recipe names."""
+
+
+class UnsupportedLayerError(UserError):
+    """A parameter is used in a way for which no exact per-example norm is known."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " Did you mean ...?" with the known names closest to `name`, or an empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""
