@@ -1,0 +1,5 @@
+"""Per-example gradient norms of every layer, formed inside the model's own backward pass."""
+
+from clars.norms.tracker import ExampleNorms
+
+__all__ = ["ExampleNorms"]

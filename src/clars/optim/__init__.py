@@ -1,0 +1,7 @@
+"""Layer-wise optimizers and the rate schedule."""
+
+from clars.optim.clars import CLARS
+from clars.optim.lars import LARS
+from clars.optim.layerwise import LayerStats
+
+__all__ = ["CLARS", "LARS", "LayerStats"]

@@ -1,0 +1,61 @@
+"""What counts as layer k: the unit that gets one rate."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+LayerUnit = Literal["module", "parameter"]
+
+# Modules whose parameters enter one function together, so that their joint norm has a meaning per example.
+JOINT = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.Embedding,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One layer: its name, the module that owns its parameters, and those parameters by their local names."""
+
+    name: str
+    module: nn.Module
+    parameters: dict[str, nn.Parameter]
+
+
+def layers(model: nn.Module, by: LayerUnit = "module") -> list[Layer]:
+    """List the layers of `model` that can be trained, in the order in which the model registers them.
+
+    With `by="module"` the trainable weight and bias of one linear, convolution, normalisation or embedding module
+    (subclasses included) are one layer, named as the module. Every other parameter (a class token, a position
+    embedding, a layer scale) is a layer by itself, named as the parameter. With `by="parameter"` every parameter is.
+    Frozen parameters belong to no layer; a parameter reached by two names belongs to the first.
+
+    Raises:
+        ValueError: `by` is neither "module" nor "parameter".
+    """
+    if by not in ("module", "parameter"):
+        raise ValueError(f"layers={by!r} is not known: use 'module' or 'parameter'.")
+    found: list[Layer] = []
+    seen: set[int] = set()
+    for module_name, module in model.named_modules():
+        own = {
+            name: parameter
+            for name, parameter in module.named_parameters(recurse=False)
+            if parameter.requires_grad and id(parameter) not in seen
+        }
+        seen.update(id(parameter) for parameter in own.values())
+        if by == "module" and isinstance(module, JOINT):
+            if own:
+                found.append(Layer(module_name or type(module).__name__.lower(), module, own))
+        else:
+            prefix = f"{module_name}." if module_name else ""
+            found += [Layer(prefix + name, module, {name: parameter}) for name, parameter in own.items()]
+    return found

@@ -1,0 +1,78 @@
+"""Where the contributions of one layer add up, and the checks that they may be added."""
+
+import torch
+from torch import Tensor
+
+from clars.errors import UnsupportedLayerError
+from clars.norms.strategy import wide
+
+
+class BackwardPass:
+    """The backward pass under way: which one it is, and how many examples its layers see.
+
+    A pass is named by autograd's number for it; a part that is recomputed inside a pass (activation checkpointing)
+    belongs to that pass.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.examples = 0
+        self.first = ""
+
+    def enter(self, number: int, examples: int, layer: str) -> None:
+        """Refuse a layer that sees another number of examples than the first layer of the same pass."""
+        if number != self.number:
+            self.number, self.examples, self.first = number, examples, layer
+        elif examples != self.examples:
+            raise UnsupportedLayerError(
+                f"Layers {self.first!r} and {layer!r} see {self.examples} and {examples} rows in one backward pass. "
+                "Dimension 0 of every layer's input must be the batch. Leave out the layer that sees something else "
+                f"there, with overrides={{{layer!r}: {{'adapt': False}}}} for example."
+            )
+
+
+class Account:
+    """The running sums of one layer, kept as the gradient of a private leaf tensor.
+
+    Autograd adds the leaf's gradient up over micro-batches as it adds any gradient, so the sums stay in the
+    gradient's own units. The leaf belongs to nobody: neither parameter nor buffer of the model.
+    """
+
+    def __init__(self, layer: str, current: BackwardPass) -> None:
+        self.layer = layer
+        self.current = current
+        self.last_pass: int | None = None
+        self._leaf: Tensor | None = None
+
+    def leaf(self, like: Tensor) -> Tensor:
+        """Return the leaf, [3], on the device of `like`."""
+        if self._leaf is None or self._leaf.device != like.device:
+            self._leaf = torch.zeros(3, dtype=wide(like.dtype), device=like.device, requires_grad=True)
+        return self._leaf
+
+    def enter(self, number: int, examples: int) -> None:
+        """Note that this layer's backward runs; refuse a second time in one pass: norms of parts do not add."""
+        if number == self.last_pass:
+            raise UnsupportedLayerError(
+                f"The parameters of layer {self.layer!r} are used more than once in one forward pass. Each example's "
+                "contributions must be summed before the norm is taken, which is not done for such layers. Leave it "
+                f"out with overrides={{{self.layer!r}: {{'adapt': False}}}}, or give each use parameters of its own."
+            )
+        self.current.enter(number, examples, self.layer)
+        self.last_pass = number
+
+    @staticmethod
+    def entry(squares: Tensor, leaf: Tensor) -> Tensor:
+        """Return [sum of norms, sum of squared norms, number of examples] of the squared norms [B]."""
+        count = squares.new_full((), len(squares))
+        return torch.stack([squares.sqrt().sum(), squares.sum(), count]).to(leaf.dtype)
+
+    @property
+    def total(self) -> Tensor | None:
+        """The sums [3] since the last reset; None where no backward pass reached the layer."""
+        return None if self._leaf is None else self._leaf.grad
+
+    def reset(self) -> None:
+        """Forget the sums."""
+        if self._leaf is not None:
+            self._leaf.grad = None

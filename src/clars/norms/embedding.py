@@ -1,0 +1,40 @@
+"""Lookup tables."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clars.norms.rule import Contribution, Gradients
+from clars.norms.strategy import chunks, wide
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """y = W[indices] for indices [B, ...] and W [N, D]; gradients of the row `padding_idx` are left out."""
+
+    padding_idx: int
+    max_norm: float | None
+    norm_type: float
+
+    def forward(self, x, weight, bias):
+        padding = self.padding_idx if self.padding_idx >= 0 else None
+        return F.embedding(x, weight, padding, self.max_norm, self.norm_type), ()
+
+    def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs) -> Gradients:
+        gradient = torch.ops.aten.embedding_dense_backward(gy, x, len(weight), self.padding_idx, False)
+        return Gradients(None, Contribution(gradient, self._squares(gy, x)), Contribution())
+
+    def _squares(self, gy: Tensor, indices: Tensor) -> Tensor:
+        """Rows of one example that look up the same entry add before the norm is taken: a Gram sum over equal rows."""
+        indices = indices.reshape(len(indices), -1)
+        rows = gy.reshape(*indices.shape, -1).to(wide(gy.dtype))
+        rows = rows.masked_fill((indices == self.padding_idx).unsqueeze(2), 0)
+        squares = []
+        per_example = rows.element_size() * (rows[0].numel() + 2 * indices.shape[1] ** 2)
+        for piece in chunks(len(indices), per_example, gy.device):
+            same = indices[piece].unsqueeze(2) == indices[piece].unsqueeze(1)
+            gram = torch.bmm(rows[piece], rows[piece].transpose(1, 2))
+            squares.append(gram.masked_fill_(~same, 0).sum((1, 2)))
+        return torch.cat(squares).clamp_min(0)

@@ -1,0 +1,241 @@
+"""The functions of torch in which a tracked parameter may appear, and the rule for each.
+
+Each entry of `RULES` has the signature of the function it stands for, after the look-up of accounts. Layers are
+recognised by these calls and not by their class, so a subclass that pads first, activates afterwards or permutes
+around the call is covered, and one that does something else with its parameters is not mistaken for its parent.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.modules.utils import _ntuple
+
+from clars.errors import UnsupportedLayerError
+from clars.norms.account import Account
+from clars.norms.affine import BatchNorm, GroupNorm, LayerNorm
+from clars.norms.conv import Conv, resolve_padding
+from clars.norms.embedding import Embedding
+from clars.norms.linear import Linear
+from clars.norms.tap import spread, tapped
+
+Lookup = Callable[[Tensor | None], Account | None]
+
+
+def _accounts(find: Lookup, weight: Tensor | None, bias: Tensor | None) -> tuple[Account | None, Account | None]:
+    return find(weight), find(bias)
+
+
+def _need_batch(find: Lookup, parameter: Tensor, x: Tensor, at_least: int) -> None:
+    if x.dim() < at_least:
+        raise UnsupportedLayerError(
+            f"Layer {find(parameter).layer!r} got an input of shape {tuple(x.shape)} without a batch dimension. "
+            "Give it one with x.unsqueeze(0)."
+        )
+
+
+def _need_weight(find: Lookup, weight: Tensor | None, bias: Tensor | None) -> None:
+    if weight is None:
+        raise UnsupportedLayerError(
+            f"Layer {find(bias).layer!r} normalises with a bias but no weight, for which there is no rule. "
+            f"Leave it out with overrides={{{find(bias).layer!r}: {{'adapt': False}}}}."
+        )
+
+
+def _need_several(x: Tensor, values: int) -> None:
+    """Refuse what torch's own functions refuse: one value has no variance."""
+    if values == 1:
+        raise ValueError(f"Expected more than one value per channel in training, got an input of {tuple(x.shape)}.")
+
+
+def _autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Cast as autocast would, outside of the tap: autograd then casts the gradients back, as it always does."""
+    device = x.device.type
+    tensors = (x, *others)
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(value if value is None or value.dtype == torch.float64 else value.to(dtype) for value in tensors)
+
+
+def _autocast_to_float32(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Cast as CUDA's autocast does for layer and group normalisation; the CPU's leaves them alone."""
+    tensors = (x, *others)
+    if x.device.type == "cpu" or not torch.is_autocast_enabled(x.device.type):
+        return tensors
+    return tuple(value if value is None or value.dtype == torch.float64 else value.float() for value in tensors)
+
+
+def linear(find: Lookup, input, weight, bias=None):
+    _need_batch(find, weight if find(weight) else bias, input, 2)
+    accounts = _accounts(find, weight, bias)
+    return tapped(Linear(), *_autocast(input, weight, bias), accounts)
+
+
+def _conv(dimensions: int):
+    def conv(find: Lookup, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+        _need_batch(find, weight if find(weight) else bias, input, dimensions + 2)
+        accounts = _accounts(find, weight, bias)
+        each = _ntuple(dimensions)
+        dilation = each(dilation)
+        padding = padding if isinstance(padding, str) else each(padding)
+        x, padding = resolve_padding(input, tuple(weight.shape[2:]), padding, dilation)
+        rule = Conv(each(stride), tuple(padding), dilation, groups)
+        return tapped(rule, *_autocast(x, weight, bias), accounts)
+
+    return conv
+
+
+def batch_norm(
+    find: Lookup,
+    input,
+    running_mean,
+    running_var,
+    weight=None,
+    bias=None,
+    training=False,
+    momentum=0.1,
+    eps=1e-5,
+):
+    _need_weight(find, weight, bias)
+    if training:
+        _need_several(input, input.numel() // input.shape[1])
+    rule = BatchNorm(running_mean, running_var, training, 0.0 if momentum is None else momentum, eps)
+    return tapped(rule, input, weight, bias, _accounts(find, weight, bias))
+
+
+def layer_norm(find: Lookup, input, normalized_shape, weight=None, bias=None, eps=1e-5):
+    _need_weight(find, weight, bias)
+    _need_batch(find, weight, input, len(normalized_shape) + 1)
+    accounts = _accounts(find, weight, bias)
+    return tapped(LayerNorm(tuple(normalized_shape), eps), *_autocast_to_float32(input, weight, bias), accounts)
+
+
+def group_norm(find: Lookup, input, num_groups, weight=None, bias=None, eps=1e-5):
+    _need_weight(find, weight, bias)
+    _need_several(input, input.numel() // num_groups)
+    accounts = _accounts(find, weight, bias)
+    return tapped(GroupNorm(num_groups, eps), *_autocast_to_float32(input, weight, bias), accounts)
+
+
+def instance_norm(
+    find: Lookup,
+    input,
+    running_mean=None,
+    running_var=None,
+    weight=None,
+    bias=None,
+    use_input_stats=True,
+    momentum=0.1,
+    eps=1e-5,
+):
+    """Do as torch does, a batch normalisation of B * C channels, with scale and shift spread over the examples."""
+    examples, channels = input.shape[:2]
+    present = [value for value in (weight, bias) if value is not None]
+    rows = spread(torch.Size((examples, channels)), present, [find(value) for value in present])
+    columns = [row.reshape(-1) for row in rows]
+    means, variances = (None if value is None else value.repeat(examples) for value in (running_mean, running_var))
+    normalised = F.batch_norm(
+        input.reshape(1, -1, *input.shape[2:]),
+        means,
+        variances,
+        columns.pop(0) if weight is not None else None,
+        columns.pop(0) if bias is not None else None,
+        use_input_stats,
+        momentum,
+        eps,
+    )
+    if use_input_stats and running_mean is not None:
+        running_mean.copy_(means.view(examples, channels).mean(0))
+        running_var.copy_(variances.view(examples, channels).mean(0))
+    return normalised.view(input.shape)
+
+
+def embedding(
+    find: Lookup,
+    input,
+    weight,
+    padding_idx=None,
+    max_norm=None,
+    norm_type=2.0,
+    scale_grad_by_freq=False,
+    sparse=False,
+):
+    name = find(weight).layer
+    if scale_grad_by_freq or sparse:
+        raise UnsupportedLayerError(
+            f"Embedding {name!r} uses {'sparse' if sparse else 'scale_grad_by_freq'}=True, for which there is no "
+            "rule. Set it to False."
+        )
+    if padding_idx is not None and padding_idx < 0:
+        padding_idx += len(weight)
+    rule = Embedding(-1 if padding_idx is None else padding_idx, max_norm, norm_type)
+    return tapped(rule, input, weight, None, _accounts(find, weight, None))
+
+
+RULES: dict[Callable, Callable] = {
+    F.linear: linear,
+    F.conv1d: _conv(1),
+    F.conv2d: _conv(2),
+    F.conv3d: _conv(3),
+    F.batch_norm: batch_norm,
+    F.layer_norm: layer_norm,
+    F.group_norm: group_norm,
+    F.instance_norm: instance_norm,
+    F.embedding: embedding,
+}
+
+# A parameter keeps its norm under these: what comes out is followed like the parameter itself, as long as no element
+# is lost or repeated.
+VIEWS = {
+    Tensor.reshape,
+    torch.reshape,
+    Tensor.view,
+    Tensor.unsqueeze,
+    torch.unsqueeze,
+    Tensor.squeeze,
+    torch.squeeze,
+    Tensor.flatten,
+    torch.flatten,
+    Tensor.permute,
+    torch.permute,
+    Tensor.transpose,
+    torch.transpose,
+    Tensor.t,
+    Tensor.contiguous,
+    Tensor.to,
+    Tensor.float,
+    Tensor.type_as,
+    Tensor.clone,
+    Tensor.__getitem__,
+}
+
+# A parameter that enters one of these is broadcast over the examples: it is expanded first, and each example's own
+# gradient is seen on the way back.
+ELEMENTWISE = {
+    torch.add,
+    torch.sub,
+    torch.mul,
+    torch.div,
+    Tensor.add,
+    Tensor.sub,
+    Tensor.mul,
+    Tensor.div,
+    Tensor.add_,
+    Tensor.sub_,
+    Tensor.mul_,
+    Tensor.div_,
+    Tensor.__add__,
+    Tensor.__radd__,
+    Tensor.__iadd__,
+    Tensor.__sub__,
+    Tensor.__rsub__,
+    Tensor.__isub__,
+    Tensor.__mul__,
+    Tensor.__rmul__,
+    Tensor.__imul__,
+    Tensor.__truediv__,
+}
+
+EXPANSIONS = {Tensor.expand, Tensor.expand_as, torch.broadcast_to}

@@ -1,0 +1,36 @@
+"""What every kind of layer has in common: the form of a rule and the result of its backward pass."""
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Contribution(NamedTuple):
+    """One parameter's gradient and the squared norms [B] of the examples' contributions to it.
+
+    The contribution of example i is the part of the gradient that flows through row i of the layer's output
+    gradient. The contributions sum to the gradient, also where examples share batch statistics.
+    """
+
+    gradient: Tensor | None = None
+    squares: Tensor | None = None
+
+
+class Gradients(NamedTuple):
+    """The result of a rule's backward pass."""
+
+    input: Tensor | None
+    weight: Contribution
+    bias: Contribution
+
+
+class Rule(Protocol):
+    """One call of one kind of layer: its hyper-parameters, its forward and its backward, on plain tensors."""
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, tuple]:
+        """Return the output and what the backward pass needs beside x and weight (tensors and plain values)."""
+
+    def backward(
+        self, gy: Tensor, x: Tensor, weight: Tensor, saved: tuple, needs: tuple[bool, bool, bool]
+    ) -> Gradients:
+        """Return gradients and squared norms; `needs` tells which of (x, weight, bias) require a gradient."""

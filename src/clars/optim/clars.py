@@ -1,0 +1,108 @@
+"""CLARS: layer-wise rates from the mean of the per-example gradient norms."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clars.errors import UnsupportedLayerError, UserError
+from clars.layers import LayerUnit
+from clars.norms import ExampleNorms
+from clars.optim.layerwise import LayerwiseOptimizer
+from clars.sharding.replicas import average
+
+
+class CLARS(LayerwiseOptimizer):
+    """Complete Layer-wise Adaptive Rate Scaling (Huo, Gu, Huang 2020, arXiv 2002.01576).
+
+        ratio_k = trust_coefficient * ||w_k|| / (S_k + weight_decay * ||w_k|| + eps)
+
+    with S_k the sum over examples of the norm of their contribution to the gradient of layer k: for an averaged loss,
+    the mean of the per-example gradient norms (see `ExampleNorms`). The update is stated at `LayerwiseOptimizer`.
+
+    An ordinary torch optimizer with one parameter group per layer, in which "layer" is its name. It takes the model
+    because S_k is formed in the model's backward pass. With several processes it assumes that gradients are averaged
+    over all of them, as DistributedDataParallel does, and averages S_k alike, by one all-reduce per step.
+
+    Args:
+        model: its trainable parameters are optimised.
+        lr: the global rate; layer k moves with lr * ratio_k.
+        momentum, nesterov: as in torch.optim.SGD; without Nesterov, heavy-ball momentum.
+        weight_decay: added to the gradient and part of the ratio's denominator.
+        trust_coefficient: eta.
+        layers: "module" (weight and bias of a module are one layer) or "parameter"; see `clars.layers`.
+        overrides: options per layer-name pattern (fnmatch), e.g. {"*.bn*": {"weight_decay": 0.0, "adapt": False}}.
+            Options: lr, momentum, weight_decay, trust_coefficient, nesterov, adapt. Layers with adapt=False have the
+            ratio 1 and are not tracked.
+        norms: an `ExampleNorms` of the same layers, made before; by default one is made.
+        eps: added to the denominator, in the gradient's unit.
+        norm_floor: smallest root-mean-square weight assumed of a layer; see `LayerwiseOptimizer`.
+
+    Raises:
+        ValueError: an impossible value, an unknown option, a pattern that matches nothing.
+        UnsupportedLayerError: a layer for which no exact norm is known; at `step()`, a layer that has a gradient but
+            no norms, because its parameters were used outside of its own forward.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        trust_coefficient: float = 1e-3,
+        nesterov: bool = True,
+        layers: LayerUnit = "module",
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        norms: ExampleNorms | None = None,
+        *,
+        eps: float = 1e-8,
+        norm_floor: float = 1e-3,
+    ) -> None:
+        super().__init__(
+            model,
+            lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            trust_coefficient=trust_coefficient,
+            nesterov=nesterov,
+            layers=layers,
+            overrides=overrides,
+            eps=eps,
+            norm_floor=norm_floor,
+        )
+        adapted = {group["layer"] for group in self.param_groups if group["adapt"]}
+        tracked = [layer for layer in self.layers if layer.name in adapted]
+        self.norms = norms if norms is not None else ExampleNorms(model, layers=tracked)
+        missing = adapted - {layer.name for layer in self.norms.layers}
+        if missing:
+            raise ValueError(f"norms does not track {sorted(missing)[:3]}; make it with the same model and layers.")
+
+    def denominators(self, active: list[dict], gradient_norms: Tensor, unscale) -> tuple[Tensor, Tensor]:
+        totals = self.norms.totals()
+        for group in active:
+            if group["adapt"] and group["layer"] not in totals:
+                _explain_absence(group["layer"], nothing_arrived=not totals)
+        none = gradient_norms.new_zeros(3)
+        rows = average([totals.get(layer.name, none).to(none.dtype) for layer in self.layers])
+        if len(active) < len(rows):  # every process averages all layers, whichever of them have gradients here
+            row_of = dict(zip((layer.name for layer in self.layers), rows.unbind()))
+            rows = torch.stack([row_of[group["layer"]] for group in active])
+        sums = rows[:, 0] * unscale
+        return sums, torch.stack([sums, rows[:, 1] * unscale * unscale, rows[:, 2]], 1)
+
+    def forget(self) -> None:
+        norms = getattr(self, "norms", None)  # torch's constructor may call zero_grad before ours is done
+        if norms is not None:
+            norms.reset()
+
+
+def _explain_absence(layer: str, *, nothing_arrived: bool) -> None:
+    if nothing_arrived:
+        raise UserError("step() without a backward pass since the last step: no per-example norms have arrived.")
+    raise UnsupportedLayerError(
+        f"Layer {layer!r} has a gradient but no per-example norms: its parameters were used outside of its module's "
+        f"own forward (as torch.nn.MultiheadAttention does with out_proj). Leave it out with "
+        f"overrides={{{layer!r}: {{'adapt': False}}}}."
+    )

@@ -1,0 +1,62 @@
+"""Per-layer options: defaults, overrides by layer-name pattern, and what values are possible."""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from clars.errors import nearest
+from clars.layers import Layer
+
+BOUNDS = {
+    "lr": (0.0, float("inf")),
+    "momentum": (0.0, 1.0),
+    "weight_decay": (0.0, float("inf")),
+    "trust_coefficient": (0.0, float("inf")),
+}
+SWITCHES = ("nesterov", "adapt")
+
+
+def check(options: Mapping[str, Any], place: str) -> None:
+    """Raise ValueError for an unknown option or an impossible value; `place` says where it was written."""
+    for name, value in options.items():
+        if name in SWITCHES:
+            if not isinstance(value, bool):
+                raise ValueError(f"{place}: {name}={value!r} must be True or False.")
+        elif name in BOUNDS:
+            low, high = BOUNDS[name]
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not low <= value < high:
+                raise ValueError(f"{place}: {name}={value!r} must be a number in [{low:g}, {high:g}).")
+        else:
+            known = [*BOUNDS, *SWITCHES]
+            raise ValueError(f"{place}: option {name!r} is not known.{nearest(name, known)} Known: {', '.join(known)}.")
+
+
+def groups(
+    layers: Sequence[Layer],
+    defaults: Mapping[str, Any],
+    overrides: Mapping[str, Mapping[str, Any]] | None,
+) -> list[dict[str, Any]]:
+    """Return one parameter group per layer, with its name under "layer"; of several matching patterns the last wins.
+
+    Raises:
+        ValueError: an option is unknown or impossible, or a pattern matches no layer.
+    """
+    overrides = overrides or {}
+    check(defaults, "optimizer")
+    for pattern, options in overrides.items():
+        check(options, f"overrides[{pattern!r}]")
+        if not any(fnmatchcase(layer.name, pattern) for layer in layers):
+            names = [layer.name for layer in layers]
+            raise ValueError(
+                f"overrides: pattern {pattern!r} matches no layer.{nearest(pattern, names)} "
+                "List the names with [layer.name for layer in clars.layers(model)]."
+            )
+    result = []
+    for layer in layers:
+        group = {"params": list(layer.parameters.values()), "layer": layer.name, **defaults}
+        for pattern, options in overrides.items():
+            if fnmatchcase(layer.name, pattern):
+                group.update(options)
+        result.append(group)
+    return result

@@ -1,0 +1,38 @@
+"""What an optimizer tells about a layer's last step."""
+
+from typing import NamedTuple
+
+
+class LayerStats(NamedTuple):
+    """One layer at the last step. Norms are of weights, and of gradients in the gradient's own unit.
+
+    variance_factor is M_k = mean_i ||grad f_i||^2 / ||g||^2. noise_scale is tr(Sigma) / ||G||^2 from unbiased
+    estimates of both (McCandlish et al. 2018, arXiv 1812.06162, appendix A), in examples; it is infinite where the
+    estimate of ||G||^2 is not positive. What needs per-example norms is None where none were formed.
+    """
+
+    weight_norm: float
+    gradient_norm: float
+    ratio: float
+    example_norm_sum: float | None = None
+    variance_factor: float | None = None
+    noise_scale: float | None = None
+
+    @classmethod
+    def of(cls, weight: float, gradient: float, ratio: float, total: list[float] | None) -> "LayerStats":
+        """Form the statistics from norms and the layer's [sum of norms, sum of squares, number of examples]."""
+        if total is None or not total[2]:
+            return cls(weight, gradient, ratio)
+        sum_of_norms, sum_of_squares, examples = total
+        batch_square = gradient**2
+        example_square = examples * sum_of_squares  # mean_i ||grad f_i||^2: contributions carry the factor 1/B
+        factor = example_square / batch_square if batch_square else float("inf")
+        return cls(weight, gradient, ratio, sum_of_norms, factor, _noise_scale(batch_square, example_square, examples))
+
+
+def _noise_scale(batch_square: float, example_square: float, examples: float) -> float | None:
+    if examples < 2:
+        return None
+    true_square = (examples * batch_square - example_square) / (examples - 1)
+    trace = (example_square - batch_square) / (1 - 1 / examples)
+    return trace / true_square if true_square > 0 else float("inf")

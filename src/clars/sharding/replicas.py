@@ -1,0 +1,18 @@
+"""Data-parallel replicas: every process holds the whole model and a share of the batch."""
+
+import torch
+from torch import Tensor, distributed
+
+
+def average(rows: list[Tensor]) -> Tensor:
+    """Stack the layers' totals [3] to [K, 3] and make them those of the global batch, by one all-reduce.
+
+    The processes' gradients are averaged, so a contribution counts 1 / world size of what its own process saw: sums
+    of norms are averaged, sums of squared norms divided twice, examples counted together.
+    """
+    totals = torch.stack(rows)
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return totals
+    distributed.all_reduce(totals)
+    world = distributed.get_world_size()
+    return totals / totals.new_tensor([world, world**2, 1.0])

@@ -1,0 +1,162 @@
+"""What has no exact norm is refused by name, and never added up wrongly."""
+
+import pytest
+import torch
+from conftest import backward_sums
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+import clars
+from clars import UnsupportedLayerError
+
+
+def refused(model, x, match, loss=lambda y: y.sum()):
+    with pytest.raises(UnsupportedLayerError, match=match):
+        backward_sums(model, lambda model, x: loss(model(x)), x)
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.shared = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.shared(torch.relu(self.shared(x)))
+
+
+def test_module_used_twice():
+    refused(Twice(), torch.randn(2, 3), "'shared'.*more than once")
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_module_used_twice_in_checkpointed_parts(reentrant):
+    class Recomputed(Twice):
+        def forward(self, x):
+            for _ in range(2):
+                x = torch.utils.checkpoint.checkpoint(self.shared, x, use_reentrant=reentrant)
+            return x
+
+    refused(Recomputed(), torch.randn(2, 3, requires_grad=True), "'shared'.*more than once")
+
+
+def test_two_backward_passes_through_one_forward():
+    model = nn.Linear(3, 3)
+    clars.ExampleNorms(model)
+    y = model(torch.randn(2, 3))
+    y[:, 0].sum().backward(retain_graph=True)
+    with pytest.raises(UnsupportedLayerError, match="retain_graph"):
+        y[:, 1].sum().backward()
+
+
+def test_tied_weights():
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 5, bias=False))
+    model[1].weight = model[0].weight
+    with pytest.raises(UnsupportedLayerError, match=r"'0.weight' and '1.weight' are one parameter"):
+        clars.ExampleNorms(model)
+
+
+def test_layer_without_a_rule():
+    model = nn.Sequential(nn.ConvTranspose2d(2, 2, 3))
+    refused(model, torch.randn(2, 2, 4, 4), "'0.weight'.*conv_transpose2d")
+
+
+def test_weight_computed_from_parameters():
+    refused(nn.Sequential(weight_norm(nn.Linear(3, 2))), torch.randn(2, 3), "original")
+
+
+def test_weight_standardised_before_use():
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            weight = (self.weight - self.weight.mean()) / self.weight.std()
+            return self._conv_forward(x, weight, self.bias)
+
+    refused(nn.Sequential(Standardised(2, 2, 3)), torch.randn(2, 2, 4, 4), "'0'.*mean")
+
+
+def test_batch_folded_into_another_size():
+    """Windows folded into dimension 0 look like examples; their norms would be of windows."""
+
+    class Windows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.mix = nn.Linear(3, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            y = self.embed(x)
+            return self.mix(y.reshape(-1, 2, 4)).reshape(len(x), -1)
+
+    refused(Windows(), torch.randn(3, 4, 3), "'mix' and 'embed' see 6 and 3 rows")
+
+
+def test_positions_shared_by_all_examples():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.position = nn.Embedding(5, 4), nn.Embedding(6, 4)
+
+        def forward(self, x):
+            return self.token(x) + self.position(torch.arange(x.shape[1]))
+
+    refused(Positions(), torch.randint(5, (3, 6)), "rows")
+
+
+def test_loose_parameter_in_an_unknown_function():
+    class Loose(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mixing = nn.Parameter(torch.randn(3, 3))
+
+        def forward(self, x):
+            return x @ self.mixing
+
+    refused(Loose(), torch.randn(2, 3), "'mixing'.*matmul")
+
+
+def test_two_loose_parameters_combined_before_they_meet_an_example():
+    class Loose(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.randn(1, 3)), nn.Parameter(torch.randn(1, 3))
+
+        def forward(self, x):
+            return x + (self.a + self.b)
+
+    refused(Loose(), torch.randn(2, 3), "'a'")
+
+
+@pytest.mark.parametrize(
+    "model, x",
+    [
+        (nn.Conv2d(2, 2, 3), torch.randn(2, 4, 4)),
+        (nn.Linear(3, 2), torch.randn(3)),
+        (nn.LayerNorm(3), torch.randn(3)),
+    ],
+)
+def test_input_without_a_batch_dimension(model, x):
+    refused(model, x, "batch dimension")
+
+
+@pytest.mark.parametrize("option", ["sparse", "scale_grad_by_freq"])
+def test_embedding_options_without_a_rule(option):
+    refused(nn.Embedding(3, 2, **{option: True}), torch.tensor([[0, 1]]), option)
+
+
+def test_unknown_estimator():
+    with pytest.raises(ValueError, match="estimator='none'"):
+        clars.ExampleNorms(nn.Linear(2, 2), estimator="none")
+
+
+def test_input_changed_in_place_is_caught_by_autograd():
+    class Overwrites(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x):
+            x = x * 1
+            y = self.linear(x)
+            x.zero_()
+            return y
+
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        backward_sums(Overwrites(), lambda m, x: m(x).sum(), torch.randn(2, 3))

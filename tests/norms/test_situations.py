@@ -1,0 +1,225 @@
+"""What happens around the layers: accumulation, recomputation, precision, freezing, copies."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from conftest import assert_exact, backward_sums, gradient_norms, squared_loss
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+import clars
+
+
+class Block(nn.Module):
+    """In-place activation and in-place residual addition, as in common residual networks."""
+
+    def __init__(self, channels=4, norm=nn.BatchNorm2d):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm1 = norm(channels)
+        self.act = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        out = self.conv2(self.act(self.norm1(self.conv1(x))))
+        out += x
+        return self.act(out)
+
+
+def group_norm(channels):
+    return nn.GroupNorm(2, channels)
+
+
+def network(norm=nn.BatchNorm2d):
+    return nn.Sequential(nn.Conv2d(2, 4, 3), Block(norm=norm), nn.Flatten(), nn.Linear(36, 3)).double()
+
+
+def images(n=4):
+    return torch.randn(n, 2, 5, 5, dtype=torch.double)
+
+
+def test_in_place_operations():
+    assert_exact(network(), squared_loss, images())
+
+
+def test_a_single_example_has_the_gradients_norm():
+    model = network(group_norm)
+    sums, _ = backward_sums(model, squared_loss, images(1))
+    torch.testing.assert_close(sums, gradient_norms(model), rtol=1e-12, atol=0)
+
+
+def test_input_that_needs_a_gradient():
+    model, x = network(), images().requires_grad_()
+    squared_loss(model, x).backward()
+    plain, x.grad = x.grad, None
+    backward_sums(model, squared_loss, x)
+    torch.testing.assert_close(x.grad, plain, rtol=1e-12, atol=0)
+
+
+def test_accumulation_over_micro_batches():
+    """Without batch statistics, micro-batches of a mean loss add up to the whole batch."""
+    model, x = network(group_norm), images(6)
+    whole, _ = backward_sums(model, squared_loss, x)
+    norms = clars.ExampleNorms(model)
+    for part in x.split([2, 2, 2]):
+        (squared_loss(model, part) / 3).backward()
+    torch.testing.assert_close(norms.sums(), whole, rtol=1e-12, atol=0)
+    norms.reset()
+    assert not any(norms.sums().values())
+
+
+def test_two_forward_passes_before_their_backward_passes():
+    model, x = network(group_norm), images(4)
+    whole, _ = backward_sums(model, squared_loss, x)
+    norms = clars.ExampleNorms(model)
+    losses = [squared_loss(model, part) / 2 for part in x.split(2)]
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(norms.sums(), whole, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing(reentrant):
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network(group_norm)
+
+        def forward(self, x):
+            x = self.net[0](x)
+            x = checkpoint(self.net[1], x, use_reentrant=reentrant)
+            return checkpoint(self.net[2:], x, use_reentrant=reentrant)
+
+    model, x = Checkpointed().double(), images()
+    expected, _ = backward_sums(model.net, squared_loss, x)
+    sums, _ = backward_sums(model, squared_loss, x)
+    torch.testing.assert_close(list(sums.values()), list(expected.values()), rtol=1e-12, atol=0)
+
+
+def test_loss_scaling_scales_the_sums():
+    model, x = network(), images()
+    plain, _ = backward_sums(model, squared_loss, x)
+    scaled, _ = backward_sums(model, lambda m, x: 1024 * squared_loss(m, x), x)
+    torch.testing.assert_close(scaled, {name: 1024 * value for name, value in plain.items()}, rtol=1e-12, atol=0)
+
+
+def test_bfloat16_autocast():
+    """The same casts as without tracking, bit for bit; norms in float32, right to bfloat16's rounding."""
+    model, x = network().float(), images(8).float()
+
+    def loss_fn(model, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = model(x)
+        return y.float().square().sum(1).mean()
+
+    plain = loss_fn(model, x)
+    plain.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    sums, loss = backward_sums(model, loss_fn, x)
+    assert torch.equal(loss, plain)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.dtype == torch.float32
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=2**-6, atol=2**-6 * gradients[name].norm())
+    exact = clars.oracle.mask_norms(model, lambda m, x: m(x).square().sum(1).mean(), x)
+    for name, value in exact.items():
+        assert sums[name].dtype == torch.float32
+        torch.testing.assert_close(sums[name], value, rtol=0.03, atol=0)
+
+
+def test_bfloat16_parameters_accumulate_in_float32():
+    model, x = network(group_norm).bfloat16(), images(64).bfloat16()
+    sums, _ = backward_sums(model, squared_loss, x)
+    twin = copy.deepcopy(model).double()
+    exact, _ = backward_sums(twin, squared_loss, x.double())
+    for name, value in exact.items():
+        assert sums[name].dtype == torch.float32
+        torch.testing.assert_close(sums[name].double(), value, rtol=0.03, atol=0)
+
+
+def test_frozen_layers_and_frozen_biases():
+    model = network()
+    model[0].requires_grad_(False)
+    model[1].conv2.bias.requires_grad_(False)
+    assert "0" not in assert_exact(model, squared_loss, images())
+
+
+def test_freezing_after_the_tracking_began():
+    model, x = network(), images()
+    norms = clars.ExampleNorms(model)
+    model[3].requires_grad_(False)
+    squared_loss(model, x).backward()
+    sums = norms.sums()
+    assert sums["3"] == 0 and sums["0"] > 0
+
+
+def test_no_grad_and_evaluation_leave_no_trace():
+    model, x = network(), images()
+    norms = clars.ExampleNorms(model)
+    with torch.no_grad():
+        model(x)
+    model.eval()
+    with torch.inference_mode():
+        model(x)
+    assert not any(norms.sums().values())
+    assert norms.totals() == {}
+
+
+def test_state_dict_and_parameters_do_not_show_the_tracking():
+    model = network()
+    keys, names = list(model.state_dict()), [name for name, _ in model.named_parameters()]
+    clars.ExampleNorms(model)
+    squared_loss(model, images()).backward()
+    assert list(model.state_dict()) == keys
+    assert [name for name, _ in model.named_parameters()] == names
+
+
+def test_remove_restores_the_model():
+    model = network()
+    before = [dict(module.__dict__) for module in model.modules()]
+    norms = clars.ExampleNorms(model)
+    assert "forward" in model[0].__dict__
+    norms.remove()
+    assert [dict(module.__dict__).keys() for module in model.modules()] == [b.keys() for b in before]
+    squared_loss(model, images()).backward()
+    assert norms.totals() == {}
+
+
+def test_remove_under_a_foreign_wrapper_passes_through():
+    """accelerate replaces `forward` by its own wrapper; taking that away would undo somebody else's work."""
+    model = nn.Linear(2, 2)
+    norms = clars.ExampleNorms(model)
+    tracked = model.forward
+    model.forward = lambda x: 2 * tracked(x)
+    norms.remove()
+    x = torch.ones(1, 2)
+    torch.testing.assert_close(model(x), 2 * F.linear(x, model.weight, model.bias))
+
+
+def test_copies_and_pickles_are_not_tracked():
+    """A copy that kept the original's forward would compute with the original's weights, silently."""
+    model, x = network(), images()
+    norms = clars.ExampleNorms(model)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.zero_()
+        assert not twin(x).any()
+        squared_loss(twin, x).backward()
+        assert twin[0].weight.grad is not None and model[0].weight.grad is None
+    assert norms.totals() == {}
+
+
+def test_channels_last():
+    model, x = network().to(memory_format=torch.channels_last), images()
+    assert_exact(model, squared_loss, x.contiguous(memory_format=torch.channels_last))
+
+
+def test_empty_loss_reaches_no_layer():
+    model = network()
+    norms = clars.ExampleNorms(model)
+    model(images()).sum().detach()
+    assert norms.totals() == {}

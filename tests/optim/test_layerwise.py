@@ -1,0 +1,392 @@
+"""The shared step: its formulas, its reductions to known optimizers, and what it refuses."""
+
+import copy
+
+import pytest
+import timm.optim
+import torch
+from conftest import squared_loss
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
+
+import clars
+from clars.optim.layerwise import LayerwiseOptimizer
+
+
+def network():
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(36, 3))
+
+
+def images(n=6):
+    return torch.randn(n, 2, 5, 5)
+
+
+def train(model, optimizer, batches, schedule=None):
+    for x in batches:
+        optimizer.zero_grad()
+        squared_loss(model, x).backward()
+        optimizer.step()
+        if schedule:
+            schedule.step()
+    return [p.detach().clone() for p in model.parameters()]
+
+
+class Plain(LayerwiseOptimizer):
+    """Every ratio is 1: what is left of the step must be stochastic gradient descent."""
+
+    def __init__(self, model, lr, momentum=0.9, weight_decay=5e-4, nesterov=True):
+        super().__init__(
+            model,
+            lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            trust_coefficient=1.0,
+            nesterov=nesterov,
+            layers="module",
+            overrides={"*": {"adapt": False}},
+            eps=0.0,
+            norm_floor=0.0,
+        )
+
+    def denominators(self, active, gradient_norms, unscale):
+        return torch.ones_like(gradient_norms), None
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("weight_decay", [0.0, 5e-4])
+def test_ratio_one_is_sgd_bit_for_bit(nesterov, momentum, weight_decay):
+    """With the rate inside the buffer the bits agree where the rate is a power of two, which rounds nothing."""
+    model, batches = network(), [images() for _ in range(5)]
+    twin = copy.deepcopy(model)
+    ours = train(model, Plain(model, 2**-5, momentum, weight_decay, nesterov), batches)
+    sgd = torch.optim.SGD(
+        twin.parameters(), 2**-5, momentum, weight_decay=weight_decay, nesterov=nesterov and momentum > 0
+    )
+    assert all(torch.equal(a, b) for a, b in zip(ours, train(twin, sgd, batches)))
+
+
+def test_ratio_one_is_sgd_at_any_rate():
+    model, batches = network().double(), [images().double() for _ in range(5)]
+    twin = copy.deepcopy(model)
+    sgd = torch.optim.SGD(twin.parameters(), 0.03, 0.9, weight_decay=5e-4, nesterov=True)
+    expected = train(twin, sgd, batches)
+    torch.testing.assert_close(train(model, Plain(model, 0.03), batches), expected, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_lars_is_timms_at_constant_rate(nesterov):
+    """The definitions agree for one tensor per layer, with no layer at norm zero and none left out."""
+    model, batches = network().double(), [images().double() for _ in range(5)]
+    nn.init.normal_(model[1].bias)
+    twin = copy.deepcopy(model)
+    ours = clars.LARS(model, 1.5, weight_decay=0.01, nesterov=nesterov, layers="parameter", eps=1e-8)
+    theirs = timm.optim.Lars(
+        twin.parameters(), 1.5, 0.9, weight_decay=0.01, nesterov=nesterov, trust_coeff=1e-3, always_adapt=True, eps=1e-8
+    )
+    torch.testing.assert_close(train(model, ours, batches), train(twin, theirs, batches), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", [clars.CLARS, clars.LARS])
+def test_the_formula(method):
+    """One step from rest, written out, over weight and bias of a module together."""
+    model, x = network().double(), images().double()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    sums = clars.oracle.mask_norms(copy.deepcopy(model), squared_loss, x)
+    optimizer = method(model, lr=3.0, momentum=0.9, weight_decay=0.01, trust_coefficient=0.002)
+    squared_loss(model, x).backward()
+    optimizer.step()
+    for layer in clars.layers(model):
+        names = [f"{layer.name}.{name}" for name in layer.parameters]
+        w = torch.cat([before[name].flatten() for name in names]).norm()
+        g = torch.cat([p.grad.flatten() for p in layer.parameters.values()]).norm()
+        bottom = sums[layer.name] if method is clars.CLARS else g
+        ratio = 0.002 * w / (bottom + 0.01 * w + 1e-8)
+        for name, p in zip(names, layer.parameters.values()):
+            change = 3.0 * ratio * (p.grad + 0.01 * before[name])
+            torch.testing.assert_close(p.detach(), before[name] - 1.9 * change, rtol=1e-10, atol=1e-14)
+
+
+def test_the_rate_is_inside_the_buffer():
+    """After the rate falls to zero, a heavy ball rolls on as fast as before."""
+    model, x = nn.Linear(3, 2).double(), torch.randn(4, 3).double()
+    optimizer = clars.CLARS(model, lr=10.0, weight_decay=0.0, nesterov=False)
+    start = model.weight.detach().clone()
+    squared_loss(model, x).backward()
+    optimizer.step()
+    first = model.weight.detach() - start
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.zero_grad()
+    squared_loss(model, x).backward()
+    optimizer.step()
+    torch.testing.assert_close(model.weight.detach() - start - first, 0.9 * first, rtol=1e-12, atol=1e-15)
+
+
+def test_clars_never_moves_faster_than_lars():
+    torch.manual_seed(3)
+    model = network().double()
+    twin = copy.deepcopy(model)
+    a, b = clars.CLARS(model, lr=1.0), clars.LARS(twin, lr=1.0)
+    for _ in range(5):
+        x = images().double()
+        for net, optimizer in ((model, a), (twin, b)):
+            optimizer.zero_grad()
+            squared_loss(net, x).backward()
+            optimizer.step()
+        ours, theirs = a.layer_stats(), b.layer_stats()
+        assert all(ours[name].ratio <= theirs[name].ratio for name in ours)
+        twin.load_state_dict(model.state_dict())
+
+
+def test_one_example_makes_clars_lars():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)).double()
+    twin, x = copy.deepcopy(model), [torch.randn(1, 3).double() for _ in range(5)]
+    torch.testing.assert_close(
+        train(model, clars.CLARS(model, lr=2.0), x), train(twin, clars.LARS(twin, lr=2.0), x), rtol=1e-12, atol=1e-15
+    )
+
+
+@pytest.mark.parametrize("method", [clars.CLARS, clars.LARS])
+def test_scaling_the_loss_changes_nothing_without_weight_decay(method):
+    model, x = network().double(), images().double()
+    results = []
+    for scale in (1.0, 1024.0):
+        twin = copy.deepcopy(model)
+        optimizer = method(twin, lr=1.0, weight_decay=0.0, eps=0.0)
+        (scale * squared_loss(twin, x)).backward()
+        optimizer.step()
+        results.append(list(twin.parameters()))
+    torch.testing.assert_close(*results, rtol=1e-13, atol=0)
+
+
+def test_rate_and_trust_coefficient_enter_as_their_product():
+    model, batches = network().double(), [images().double() for _ in range(4)]
+    twin = copy.deepcopy(model)
+    one = train(model, clars.CLARS(model, lr=8.0, trust_coefficient=1e-3), batches)
+    two = train(twin, clars.CLARS(twin, lr=1.0, trust_coefficient=8e-3), batches)
+    torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-15)
+
+
+def test_a_layer_of_zeros_trains_at_the_floor():
+    model = network()
+    model[:4].requires_grad_(False)  # else the layers before it grow instead
+    nn.init.zeros_(model[4].weight)
+    nn.init.zeros_(model[4].bias)
+    optimizer = clars.CLARS(model, lr=10.0, weight_decay=0.0, momentum=0.0)
+    squared_loss(model, images()).backward()
+    optimizer.step()
+    stats = optimizer.layer_stats()["4"]
+    floor = 1e-3 * (36 * 3 + 3) ** 0.5
+    assert stats.weight_norm == 0
+    assert stats.ratio == pytest.approx(1e-3 * floor / stats.example_norm_sum, rel=1e-5)
+    moved = torch.cat([model[4].weight.flatten(), model[4].bias]).norm().item()
+    assert 0 < moved <= 10.0 * 1e-3 * floor * 1.0001  # not the raw rate, which would move by 10 * ||g||
+    for _ in range(600):
+        optimizer.zero_grad()
+        squared_loss(model, images()).backward()
+        optimizer.step()
+    assert torch.cat([model[4].weight.flatten(), model[4].bias]).norm() > 20 * floor  # it does leave the floor
+
+
+def test_norm_floor_leaves_ordinary_layers_alone():
+    model, x = network().double(), [images().double()]
+    twin = copy.deepcopy(model)
+    one = train(model, clars.CLARS(model, lr=1.0, norm_floor=1e-3), x)
+    two = train(twin, clars.CLARS(twin, lr=1.0, norm_floor=0.0), x)
+    assert all(torch.equal(a, b) for a, b in zip(one, two))
+
+
+def test_overrides_by_pattern():
+    model = network()
+    optimizer = clars.CLARS(model, lr=1.0, overrides={"*": {"weight_decay": 0.1}, "1": {"adapt": False, "lr": 0.5}})
+    groups = {group["layer"]: group for group in optimizer.param_groups}
+    assert [groups[name]["weight_decay"] for name in ("0", "1", "4")] == [0.1, 0.1, 0.1]
+    assert not groups["1"]["adapt"] and groups["1"]["lr"] == 0.5 and groups["0"]["lr"] == 1.0
+    squared_loss(model, images()).backward()
+    before = model[1].bias.detach().clone()
+    optimizer.step()
+    assert optimizer.layer_stats()["1"].ratio == 1.0
+    torch.testing.assert_close(before - model[1].bias, 1.9 * 0.5 * (model[1].bias.grad + 0.1 * before))
+    assert [layer.name for layer in optimizer.norms.layers] == ["0", "4"]
+
+
+def test_an_excluded_layer_needs_no_rule():
+    model = nn.Sequential(nn.ConvTranspose2d(2, 2, 3), nn.Flatten(), nn.Linear(72, 2))
+    optimizer = clars.CLARS(model, lr=0.1, overrides={"0.*": {"adapt": False}})
+    squared_loss(model, torch.randn(3, 2, 4, 4)).backward()
+    optimizer.step()
+    assert optimizer.layer_stats()["0.weight"].ratio == 1.0
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"lr": -1.0}, "lr=-1.0"),
+        ({"lr": 1.0, "momentum": 1.0}, "momentum=1.0"),
+        ({"lr": 1.0, "weight_decay": -1e-4}, "weight_decay=-0.0001"),
+        ({"lr": 1.0, "trust_coefficient": "big"}, "trust_coefficient='big'"),
+        ({"lr": 1.0, "nesterov": 1}, "nesterov=1"),
+        ({"lr": 1.0, "eps": -1.0}, "eps=-1.0"),
+        ({"lr": 1.0, "layers": "tensor"}, "layers='tensor'"),
+        ({"lr": 1.0, "overrides": {"bn*": {}}}, "'bn\\*' matches no layer"),
+        ({"lr": 1.0, "overrides": {"0": {"weight_decy": 0.0}}}, "Did you mean 'weight_decay'"),
+    ],
+)
+def test_impossible_options(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        clars.CLARS(network(), **arguments)
+
+
+def test_nothing_to_train():
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        clars.LARS(network().requires_grad_(False), lr=1.0)
+
+
+def test_step_without_backward():
+    model = network()
+    optimizer = clars.CLARS(model, lr=1.0)
+    with pytest.raises(ValueError, match=r"call loss.backward\(\)"):
+        optimizer.step()
+    squared_loss(model, images()).backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match="without a backward pass since the last step"):
+        optimizer.step()
+
+
+def test_parameters_replaced_after_the_optimizer_was_made():
+    model = network()
+    optimizer = clars.LARS(model, lr=1.0)
+    model[4].weight = nn.Parameter(torch.zeros(3, 36))
+    squared_loss(model, images()).backward()
+    with pytest.raises(ValueError, match="'weight' of layer '4' was replaced"):
+        optimizer.step()
+
+
+def test_parameters_used_behind_their_modules_back():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.mix = nn.Linear(4, 4), nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, x):
+            x = self.embed(x)
+            return self.mix(x, x, x)[0]
+
+    model = Attention()
+    optimizer = clars.CLARS(model, lr=1.0, overrides={"mix.in_proj*": {"adapt": False}})
+    model(torch.randn(2, 3, 4)).sum().backward()
+    with pytest.raises(clars.UnsupportedLayerError, match=r"'mix.out_proj' has a gradient but no per-example norms"):
+        optimizer.step()
+
+
+def test_a_layer_without_gradient_is_left_alone():
+    class Optional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.always, self.seldom, self.use = nn.Linear(3, 3), nn.Linear(3, 3), True
+
+        def forward(self, x):
+            return self.seldom(self.always(x)) if self.use else self.always(x)
+
+    model = Optional()
+    optimizer = clars.CLARS(model, lr=1.0)
+    train(model, optimizer, [torch.randn(2, 3)])
+    model.use = False
+    before = model.seldom.weight.detach().clone()
+    train(model, optimizer, [torch.randn(2, 3)])
+    assert torch.equal(model.seldom.weight, before)
+    assert list(optimizer.layer_stats()) == ["always"]
+
+
+def test_sparse_gradients_are_refused():
+    model = nn.Embedding(4, 2, sparse=True)
+    optimizer = clars.LARS(model, lr=1.0)
+    model(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match="sparse"):
+        optimizer.step()
+
+
+def test_state_dict_round_trip():
+    model = network()
+    batches = [images() for _ in range(6)]
+    twin = copy.deepcopy(model)
+    straight = train(model, clars.CLARS(model, lr=5.0), batches)
+    first = clars.CLARS(twin, lr=5.0)
+    train(twin, first, batches[:3])
+    later = copy.deepcopy(twin)
+    second = clars.CLARS(later, lr=1.0)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert all(torch.equal(a, b) for a, b in zip(train(later, second, batches[3:]), straight))
+
+
+def test_state_of_other_layers_is_refused():
+    state = clars.LARS(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), lr=1.0).state_dict()
+    with pytest.raises(ValueError, match="other layers"):
+        clars.LARS(nn.Linear(2, 2), lr=1.0).load_state_dict(state)
+
+
+@pytest.mark.parametrize("make", [lambda o: LambdaLR(o, lambda t: 0.5**t), lambda o: OneCycleLR(o, 1.0, 10)])
+def test_schedulers(make):
+    model = network()
+    optimizer = clars.CLARS(model, lr=4.0)
+    schedule = make(optimizer)
+    train(model, optimizer, [images() for _ in range(3)], schedule)
+    assert len({group["lr"] for group in optimizer.param_groups}) == 1
+    assert optimizer.param_groups[0]["lr"] == schedule.get_last_lr()[0] != 4.0
+
+
+def test_closure():
+    model, x = network(), images()
+    twin = copy.deepcopy(model)
+    expected = train(twin, clars.CLARS(twin, lr=1.0), [x])
+    optimizer = clars.CLARS(model, lr=1.0)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = squared_loss(model, x)
+        loss.backward()
+        return loss
+
+    with torch.no_grad():
+        loss = squared_loss(model, x)
+    assert torch.equal(optimizer.step(closure), loss)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected))
+
+
+def test_a_given_tracker():
+    model = network()
+    norms = clars.ExampleNorms(model)
+    optimizer = clars.CLARS(model, lr=1.0, norms=norms)
+    assert optimizer.norms is norms
+    with pytest.raises(ValueError, match="does not track"):
+        clars.CLARS(network(), lr=1.0, norms=clars.ExampleNorms(nn.Linear(1, 1)))
+
+
+def test_statistics_by_definition():
+    """Variance factor and noise scale from all per-example gradients of a model without batch statistics."""
+    model, x = nn.Sequential(nn.Linear(3, 2)).double(), torch.randn(5, 3).double()
+    rows = []
+    for example in x:
+        gradients = torch.autograd.grad(squared_loss(model, example.unsqueeze(0)), list(model.parameters()))
+        rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
+    rows = torch.stack(rows)
+    mean = rows.mean(0)
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    optimizer = clars.CLARS(model, lr=1.0)
+    for part in x.split([2, 3]):
+        (squared_loss(model, part) * len(part) / 5).backward()
+    optimizer.step()
+    stats = optimizer.layer_stats()["0"]
+    trace = (rows - mean).square().sum() / 4
+    true_square = mean.square().sum() - trace / 5
+    expected = (weights.norm(), mean.norm(), rows.norm(dim=1).mean(), rows.square().sum() / 5 / mean.square().sum())
+    got = (stats.weight_norm, stats.gradient_norm, stats.example_norm_sum, stats.variance_factor)
+    assert got == pytest.approx([value.item() for value in expected], rel=1e-12)
+    assert stats.noise_scale == pytest.approx(
+        (trace / true_square).item() if true_square > 0 else float("inf"), rel=1e-9
+    )
+
+
+def test_statistics_before_the_first_step():
+    with pytest.raises(ValueError, match="before the first step"):
+        clars.CLARS(network(), lr=1.0).layer_stats()
