@@ -185,7 +185,7 @@ def test_a_layer_of_zeros_trains_at_the_floor():
         optimizer.zero_grad()
         squared_loss(model, images()).backward()
         optimizer.step()
-    assert torch.cat([model[4].weight.flatten(), model[4].bias]).norm() > 20 * floor  # it does leave the floor
+    assert torch.cat([model[4].weight.flatten(), model[4].bias]).norm() > 10 * floor  # it does leave the floor
 
 
 def test_norm_floor_leaves_ordinary_layers_alone():
