@@ -1,0 +1,31 @@
+"""Data sets: scikit-learn's digits, image data sets of the Hub, and local folders in the same schema."""
+
+from typing import Literal
+
+from clars.data import digits, hub, source
+from clars.data.images import UnreadableImageError
+from clars.data.splits import Batch, Images, Splits, collate
+from clars.recipes import schema
+
+__all__ = ["Batch", "Images", "Splits", "UnreadableImageError", "collate", "load", "reachable"]
+
+EMBEDDED = {"digits": digits.load}
+
+
+def load(data: schema.Data, *, evaluation: Literal["test", "validation"]) -> Splits:
+    """Return what to train on and what to measure accuracy on.
+
+    evaluation="test": the training and the test split, whole.
+    evaluation="validation": the share `data.validation_fraction` of the training split is held out, class by
+    class and the same in every call, and becomes `test`. The test split is not used.
+    Raises DataError if the data cannot be reached, read or used, RecipeError for statistics that do not fit.
+    """
+    read = hub.load if data.path else EMBEDDED.get(data.name, hub.load)
+    return read(data, evaluation)
+
+
+def reachable(data: schema.Data) -> tuple[bool, str]:
+    """Say, without network, whether the data is on this machine, and where it is or what to do about it."""
+    if not data.path and data.name in EMBEDDED:
+        return True, "comes with scikit-learn"
+    return source.reachable(data)

@@ -1,0 +1,1 @@
+"""The training loop on Accelerate: from a resolved recipe to a record."""

@@ -1,0 +1,11 @@
+"""Train one or more recipes.
+
+    accelerate launch --config_file configs/accelerate/cpu.yaml recipes/train.py quickstart/clars-512 --seed 0
+"""
+
+import sys
+
+from clars.training.launch import main
+
+if __name__ == "__main__":
+    sys.exit(main())

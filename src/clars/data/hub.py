@@ -1,0 +1,114 @@
+"""Image data sets of the `datasets` library: the splits and columns a recipe names, checked."""
+
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple
+
+import datasets
+import torch
+from torch import Tensor
+
+from clars.data.images import EncodedImages
+from clars.data.source import open_splits
+from clars.data.splits import Splits, hold_out
+from clars.data.transforms import build
+from clars.errors import DataError, nearest
+from clars.recipes import schema
+
+
+class _Columns(NamedTuple):
+    images: datasets.Dataset
+    labels: Tensor
+    class_names: tuple[str, ...] | None
+
+    @property
+    def all_rows(self) -> Tensor:
+        return torch.arange(len(self.labels))
+
+
+def load(data: schema.Data, evaluation: Literal["test", "validation"]) -> Splits:
+    """Read the splits a recipe names; for evaluation="validation" hold out a share of the training split.
+
+    Raises DataError for a data set out of reach, a missing or empty split, a missing column or one of the
+    wrong type, missing or negative labels, and labels beyond the classes of the training split.
+    """
+    splits = open_splits(data)
+    train = _columns(splits, "train_split", data)
+    num_classes = len(train.class_names) if train.class_names else int(train.labels.max()) + 1
+    if evaluation == "validation":
+        kept, held = hold_out(train.labels, data.validation_fraction, "data.validation_fraction")
+        test = train
+    else:
+        test = _columns(splits, "test_split", data)
+        kept, held = train.all_rows, test.all_rows
+    for columns in (train, test):
+        _refuse(columns.labels >= num_classes, f"beyond the {num_classes} classes of training", columns, data)
+    mode = "RGB" if data.channels == 3 else "L"
+    return Splits(
+        EncodedImages(train.images, train.labels, kept, build(data, training=True), mode),
+        EncodedImages(test.images, test.labels, held, build(data, training=False), mode),
+        num_classes,
+        train.class_names,
+    )
+
+
+def _columns(splits: datasets.DatasetDict, key: str, data: schema.Data) -> _Columns:
+    name = getattr(data, key)
+    if name not in splits:
+        raise DataError(f"data.{key}={name!r}: there is only {_listed(splits)}.{nearest(name, splits)}")
+    split = splits[name]
+    _require_column(split, "image_column", data, _holds_images, "images")
+    _require_column(split, "label_column", data, _holds_classes, "class numbers")
+    images = split.select_columns(data.image_column)
+    images = images.cast_column(data.image_column, datasets.Image(decode=False))
+    # Missing labels become -1, which is also how the Hub marks labels that are withheld.
+    labels = split.data.column(data.label_column).cast("int64").fill_null(-1)
+    feature = split.features[data.label_column]
+    class_names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    columns = _Columns(images, torch.tensor(labels.to_numpy()), class_names)
+    _refuse(columns.labels < 0, "missing or negative", columns, data)
+    return columns
+
+
+def _require_column(
+    split: datasets.Dataset, key: str, data: schema.Data, fits: Callable[[object], bool], wanted: str
+) -> None:
+    name = getattr(data, key)
+    if name not in split.features:
+        raise DataError(
+            f"data.{key}={name!r}: split {str(split.split)!r} has only the columns {_listed(split.features)}."
+            f"{nearest(name, split.features)}"
+        )
+    if not fits(split.features[name]):
+        raise DataError(
+            f"data.{key}={name!r}: split {str(split.split)!r} holds {split.features[name]} there,"
+            f" not {wanted}."
+            f" Choose among the columns {_listed(split.features)}."
+        )
+
+
+def _holds_images(feature: object) -> bool:
+    if isinstance(feature, datasets.Value):
+        return feature.dtype in ("binary", "large_binary")
+    # Parquet files written without the library's own notes show the cells as plain structures.
+    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature)
+
+
+def _holds_classes(feature: object) -> bool:
+    if isinstance(feature, datasets.Value):
+        return feature.dtype.startswith(("int", "uint"))
+    return isinstance(feature, datasets.ClassLabel)
+
+
+def _refuse(wrong: Tensor, problem: str, columns: _Columns, data: schema.Data) -> None:
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise DataError(
+            f"data.label_column={data.label_column!r}: {int(wrong.sum())} labels of split"
+            f" {str(columns.images.split)!r} are {problem};"
+            f" the first, {int(columns.labels[row])}, is in row {row}."
+            " Choose a split or a column with a class for every image."
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in names)

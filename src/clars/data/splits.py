@@ -1,0 +1,66 @@
+"""What every data set looks like to the training loop: whole batches of tensors, by index."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from clars.errors import DataError
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Images(Dataset, ABC):
+    """A map-style data set that returns whole batches: images float32 [n, c, h, w] and labels int64 [n].
+
+    A DataLoader takes the batches as they are with a batch sampler and `collate_fn=clars.data.collate`.
+    """
+
+    labels: Tensor
+    """int64 [len(self)]"""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """Return the images and labels at `indices`."""
+
+    def __getitem__(self, index: int) -> Batch:
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
+
+
+def collate(batch: Batch) -> Batch:
+    """Return the batch: `Images.__getitems__` has put it together already."""
+    return batch
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What to train on and what to measure accuracy on."""
+
+    train: Images
+    test: Images
+    num_classes: int
+    class_names: tuple[str, ...] | None = None
+
+
+def hold_out(labels: Tensor, fraction: float, key: str) -> tuple[Tensor, Tensor]:
+    """Split the indices of `labels` [n] into those kept and the `fraction` held out, class by class.
+
+    Returns two sorted int64 tensors, the same in every call.
+    Raises DataError, naming the recipe's `key`, if a class cannot be on both sides.
+    """
+    try:
+        kept, held = train_test_split(torch.arange(len(labels)), test_size=fraction, stratify=labels, random_state=0)
+    except ValueError as error:
+        raise DataError(
+            f"{key}={fraction}: of {len(labels)} examples this share cannot be held out"
+            f" with every class on both sides: {error}"
+        ) from error
+    return kept.sort().values, held.sort().values

@@ -1,0 +1,80 @@
+"""How a global batch is cut: over processes, and into the micro-batches that a machine can hold."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import Sampler
+
+from clars.errors import UserError
+
+
+@dataclass(frozen=True)
+class Division:
+    """A global batch as `accumulation` micro-batches on each of `world_size` processes."""
+
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+    world_size: int
+
+
+def divide(global_batch: int, world_size: int, limit: int | None) -> Division:
+    """Cut the recipe's global batch for this machine.
+
+    Args:
+        global_batch: examples per optimizer step, over all processes.
+        world_size: number of processes.
+        limit: most examples that one process handles at once; None for no limit.
+
+    Raises:
+        UserError: the processes cannot have equal shares.
+    """
+    share, rest = divmod(global_batch, world_size)
+    if rest:
+        raise UserError(
+            f"batch_size={global_batch} cannot be shared by {world_size} processes equally. "
+            "Launch a number of processes that divides it."
+        )
+    if limit is not None and limit < 1:
+        raise UserError(f"--micro-batch {limit}: at least 1 example must fit.")
+    micro = max(size for size in range(1, min(share, limit or share) + 1) if share % size == 0)
+    return Division(global_batch, micro, share // micro, world_size)
+
+
+class GlobalBatches(Sampler):
+    """Micro-batches of one process, in such an order that the processes together form the same global batches.
+
+    The order of an epoch depends on seed and epoch alone: not on processes, micro-batches or where a run resumed.
+    Examples that fill no global batch are left out of the epoch.
+    """
+
+    def __init__(self, examples: int, division: Division, rank: int, seed: int) -> None:
+        if division.global_batch > examples:
+            raise UserError(
+                f"batch_size={division.global_batch} is larger than the training set of {examples} examples. "
+                f"Choose at most batch_size={examples}."
+            )
+        self.examples, self.division, self.rank, self.seed = examples, division, rank, seed
+        self.epoch = 0
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in an epoch."""
+        return self.examples // self.division.global_batch
+
+    def __len__(self) -> int:
+        return self.steps * self.division.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
+        order = torch.randperm(self.examples, generator=generator)
+        cut = self.division
+        order = order[: self.steps * cut.global_batch].view(self.steps, cut.accumulation, cut.world_size, -1)
+        for micro_batch in order[:, :, self.rank].flatten(0, 1):
+            yield micro_batch.tolist()
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Return the seed of one epoch of one run; distinct for all runs with fewer than 100,003 epochs."""
+    return seed * 100_003 + epoch

@@ -1,0 +1,56 @@
+"""Progress bars on the main process: the runs of a launch, and the steps of the present run."""
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Display:
+    """Shows how far a launch is. Where output is no terminal, one line per finished run is printed instead.
+
+    Args:
+        runs: number of runs.
+        shown: False on all processes but the main one.
+    """
+
+    def __init__(self, runs: int, *, shown: bool) -> None:
+        self.console = Console(stderr=True, quiet=not shown)
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            disable=not (shown and self.console.is_terminal),
+        )
+        self.runs, self.done = runs, 0
+        self.all = self.bars.add_task("runs", total=runs, note="")
+        self.one = self.bars.add_task("", total=None, note="")
+
+    def __enter__(self) -> "Display":
+        self.bars.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bars.stop()
+
+    def begin(self, title: str) -> None:
+        """Show the name of the run that begins."""
+        self.bars.reset(self.one, description=title, note="")
+
+    def step(self, step: int, steps: int) -> None:
+        """Show how many optimizer steps are done."""
+        self.bars.update(self.one, completed=step, total=steps)
+
+    def epoch(self, epoch: int, loss: float, top1: float) -> None:
+        """Show the numbers of the last evaluation."""
+        self.bars.update(self.one, note=f"epoch {epoch}  loss {loss:.3f}  top-1 {top1:.2f} %")
+
+    def end(self, title: str, outcome: str) -> None:
+        """Print one line about a run that is over."""
+        self.done += 1
+        self.bars.update(self.all, completed=self.done)
+        self.console.print(f"[{self.done}/{self.runs}] {title}: {outcome}", markup=False, highlight=False)

@@ -1,0 +1,60 @@
+"""Accuracy and loss over a whole data set, every example counted once on any number of processes."""
+
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
+from torch.utils.data import DataLoader
+
+from clars.data import Images, collate
+
+
+class Scores(NamedTuple):
+    """Percentages over all examples; `top5` is None below six classes; `loss` is the mean cross entropy."""
+
+    top1: float
+    top5: float | None
+    loss: float
+
+
+@torch.no_grad()
+def evaluate(accelerator: Accelerator, model: nn.Module, images: Images, batch_size: int, workers: int = 0) -> Scores:
+    """Measure `model` on `images`; each process takes every world-size-th example. A non-finite output is wrong."""
+    model.eval()
+    own = range(accelerator.process_index, len(images), accelerator.num_processes)
+    batches = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
+    loader = DataLoader(images, batch_sampler=batches, collate_fn=collate, num_workers=workers)
+    sums = torch.zeros(4, dtype=torch.float64)
+    for x, y in loader:
+        logits = model(x.to(accelerator.device)).float()
+        sums += _sums(logits, y.to(accelerator.device)).cpu()
+    model.train()
+    top1, top5, loss, count = accelerator.reduce(sums.to(accelerator.device)).tolist()
+    if count != len(images):
+        raise AssertionError(f"{count:.0f} examples were counted of {len(images)}")
+    classes = logits.shape[1] if len(own) else 0
+    return Scores(100 * top1 / count, 100 * top5 / count if classes > 5 else None, loss / count)
+
+
+def _sums(logits: Tensor, labels: Tensor) -> Tensor:
+    finite = logits.isfinite().all(1)
+    best = logits.topk(min(5, logits.shape[1]), 1).indices == labels.unsqueeze(1)
+    right = best & finite.unsqueeze(1)
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    return torch.stack([right[:, 0].sum(), right.sum(), loss, loss.new_tensor(len(labels))]).double()
+
+
+def recalibrate(accelerator: Accelerator, model: nn.Module, images: Images, batch_size: int, workers: int = 0) -> None:
+    """Replace BatchNorm's running statistics by the average over `images`, the same on every process.
+
+    The running averages of a run with few steps still hold a part of their initial values (0.9^20 = 12 % after 20
+    steps at torch's momentum), and then say more about the initialisation than about the network.
+    """
+    order = torch.arange(len(images)).split(batch_size)
+    loader = DataLoader(
+        images, batch_sampler=[part.tolist() for part in order], collate_fn=collate, num_workers=workers
+    )
+    update_bn(loader, model, accelerator.device)
