@@ -5,7 +5,8 @@
 
 import sys
 
+from clars import exits
 from clars.training.launch import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exits.report(main()))

@@ -6,25 +6,23 @@ A weight gradient is a sum over examples of products of an output gradient (P ou
 - product: form each example's P x D product, take its norm, add it to the gradient. The products are the weight
   gradient's own arithmetic, so nothing is computed twice; P x D numbers per example pass through the cache.
 - gram: ||G^T X||^2 = sum of the elements of (X X^T) * (G G^T), T^2 (D + P) operations beside the ordinary gradient.
-  It wins where there are few positions and many weights (the last stage of a residual network).
+  It wins where there are few positions and many weights (the last stages of a residual network).
 """
 
 import torch
 
 # Bytes of inputs, output gradients and products handled at once: small enough for a processor's cache, large enough
 # to keep an accelerator busy. Set it lower to bound the transient memory, higher to launch fewer kernels.
-WORKING_SET = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
+WORKING_SET = {"cpu": 2 * 2**20, "cuda": 256 * 2**20}
 
-# Measured on processors: with more weights than this the products fall out of the cache ...
-CACHED_WEIGHTS = 128 * 1024
-# ... and the Gram form is cheaper as long as it adds no more than this share of the weight gradient's operations.
+# Measured on processors: the Gram form is cheaper as long as it adds no more than this share of the weight gradient's
+# operations, since convolutions of few positions are slow when each example is one of their groups.
 GRAM_SHARE = 0.3
 
 
 def prefers_gram(positions: int, inputs: int, outputs: int) -> bool:
     """Tell whether the Gram form is cheaper than the products for T positions, D inputs and P outputs."""
-    weights = inputs * outputs
-    return weights > CACHED_WEIGHTS and positions * (inputs + outputs) < GRAM_SHARE * weights
+    return positions * (inputs + outputs) < GRAM_SHARE * inputs * outputs
 
 
 def chunks(examples: int, bytes_per_example: int, device: torch.device) -> list[slice]:

@@ -3,7 +3,6 @@
 import argparse
 import json
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,14 +10,13 @@ import torch
 from accelerate import Accelerator
 from pydantic import TypeAdapter, ValidationError
 
+from clars import exits
 from clars.errors import UserError
 from clars.recipes.load import load
 from clars.results.jobs import Job, pending
 from clars.results.runs import folder
 from clars.training.display import Display
 from clars.training.run import Options, Run, strategy
-
-FINISHED, MISTAKE, DIVERGED, INTERRUPTED = 0, 2, 3, 130
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -40,18 +38,12 @@ def arguments() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the jobs of a command line; return the exit code.
 
-    0: all finished; 2: a mistake of the user, said in one line; 3: a run diverged; 130: interrupted.
+    0: all finished; 2: a mistake of the user, said in one line; 3: a run diverged; 130: interrupted, and the same
+    command goes on from the last whole epoch.
     """
     options = arguments().parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # job schedulers end a run in this way
-    try:
-        return _run_all(options)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return MISTAKE
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last whole epoch", file=sys.stderr)
-        return INTERRUPTED
+    return exits.guard(lambda: _run_all(options))
 
 
 def _run_all(options: argparse.Namespace) -> int:
@@ -60,11 +52,11 @@ def _run_all(options: argparse.Namespace) -> int:
         jobs = pending(jobs)
     accelerator = _accelerator(options.log_with)
     strategy(accelerator)
-    worst = FINISHED
+    worst = exits.FINISHED
     with Display(len(jobs), shown=accelerator.is_main_process) as display:
         for job in jobs:
             if _run(job, accelerator, options, display) == "diverged":
-                worst = DIVERGED
+                worst = exits.DIVERGED
     accelerator.end_training()
     return worst
 

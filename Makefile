@@ -1,0 +1,48 @@
+# What a person does with this repository. `make` alone prints this list.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+TESTABLE := .venv/.testable
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help install quickstart test test-all lint bench tables clean
+
+help:  ## print this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+install: $(INSTALLED)  ## create .venv and install the package with the tested versions
+
+quickstart: $(INSTALLED)  ## train CLARS, LARS and Nesterov SGD on real digits; table and figure at the end
+	$(BIN)/clars table quickstart
+
+test: $(TESTABLE)  ## the default test suite
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: $(TESTABLE)  ## every test, the long ones included
+	$(BIN)/python -m pytest -n 2
+
+lint: $(TESTABLE)  ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(INSTALLED)  ## measure the cost of a training step; writes benchmarks/step_time.md
+	$(BIN)/python benchmarks/step_time.py
+
+tables: $(INSTALLED)  ## regenerate every committed table and figure from its committed records
+	$(BIN)/clars table quickstart --no-run --out recipes/quickstart/results
+
+clean:  ## remove the environment and all runs
+	rm -rf .venv runs
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name it with: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@echo "Installing into .venv: about 6 GB, PyTorch most of it; a few minutes."
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable . --constraint constraints.txt
+	@touch $@
+
+$(TESTABLE): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	@touch $@

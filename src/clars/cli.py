@@ -1,0 +1,195 @@
+"""The `clars` command."""
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clars import exits
+
+app = typer.Typer(
+    help="Large-batch training without warmup: recipes, runs, tables.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Recipe = Annotated[str, typer.Argument(help="folder/name, folder/name@v1, or a .yaml file")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="changes to the recipe")]
+Folder = Annotated[str, typer.Argument(help="a recipe folder with a table, such as quickstart")]
+Launch = Annotated[str, typer.Option(help="a name in configs/accelerate, or an accelerate .yaml file")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace runs that are there")]
+Publish = Annotated[bool, typer.Option("--publish", help="write into the results folder beside the recipes as well")]
+
+
+# Imports of a command's own stand in the command: help and lists need neither torch nor matplotlib.
+@app.command()
+def recipes() -> None:
+    """List the recipes."""
+    from clars.errors import RecipeError
+    from clars.recipes import load, registry
+
+    for name in registry.names():
+        try:
+            description = load.load(name).recipe.description
+        except RecipeError as error:
+            description = f"(cannot be used: {error})"
+        typer.echo(f"{name:40} {' '.join(registry.versions(name)):6} {description}")
+
+
+@app.command()
+def show(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Print a recipe with all its settings, the defaults and overrides included."""
+    import yaml
+
+    from clars.recipes.load import load
+
+    resolved = load(recipe, overrides or ())
+    typer.echo(f"# {resolved.name}, {resolved.version}: {resolved.path}")
+    typer.echo(f"# sha256 of the file: {resolved.sha256}")
+    typer.echo(f"# overrides: {' '.join(resolved.overrides) or 'none'}")
+    typer.echo(f"# peak rate: {resolved.peak_rate:g}")
+    typer.echo(yaml.safe_dump(resolved.recipe.model_dump(), sort_keys=False), nl=False)
+
+
+@app.command()
+def run(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    seed: Annotated[list[int] | None, typer.Option(help="may be given several times; 0 by default")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the runs; runs/FOLDER by default")] = None,
+    launch: Launch = "cpu",
+    overwrite: Overwrite = False,
+    micro_batch: Annotated[int | None, typer.Option(min=1, help="examples per process and pass")] = None,
+    log_with: Annotated[str | None, typer.Option(help="a tracker that accelerate knows, such as tensorboard")] = None,
+) -> None:
+    """Train a recipe, through `accelerate launch`."""
+    from clars import launch as launcher
+    from clars.recipes.load import load
+
+    resolved = load(recipe, overrides or ())
+    arguments = [resolved.full_name, *resolved.overrides]
+    arguments += [f"--seed={number}" for number in seed or [0]]
+    arguments += ["--out", str(out or _default_out(resolved))]
+    arguments += ["--overwrite"] if overwrite else []
+    arguments += ["--micro-batch", str(micro_batch)] if micro_batch else []
+    arguments += ["--log-with", log_with] if log_with else []
+    raise typer.Exit(launcher.launch(arguments, launcher.find_config(launch)))
+
+
+@app.command()
+def table(
+    folder: Folder,
+    seeds: Annotated[str | None, typer.Option(help="such as 0,1,2; those of table.yaml by default")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the runs; runs/FOLDER by default")] = None,
+    launch: Launch = "cpu",
+    overwrite: Overwrite = False,
+    publish: Publish = False,
+    no_run: Annotated[bool, typer.Option("--no-run", help="make the table from the runs that are there")] = False,
+) -> None:
+    """Run what a table lacks, then write table.md, table.csv and figure.png and show the table."""
+    from rich.console import Console
+
+    from clars.recipes.tables import load_table
+    from clars.results import publish as publishing
+    from clars.results.jobs import table_jobs
+    from clars.results.render import as_rich
+
+    resolved = load_table(folder)
+    out = out or Path("runs", resolved.folder)
+    if not no_run:
+        _run_jobs(table_jobs(resolved, _numbers(seeds) or resolved.table.seeds, out), out, launch, overwrite)
+    rows, files = publishing.generate(resolved, out)
+    Console().print(as_rich(rows, resolved.table.title))
+    if publish:
+        files += publishing.publish(resolved, out, resolved.results)
+    typer.echo("\n".join(f"wrote {file}" for file in files))
+
+
+@app.command()
+def tune(
+    folder: Folder,
+    out: Annotated[Path | None, typer.Option(help="folder of the runs; runs/FOLDER/search by default")] = None,
+    launch: Launch = "cpu",
+    overwrite: Overwrite = False,
+    publish: Publish = False,
+) -> None:
+    """Search the base rates of a table on the validation split, and write search.json."""
+    from rich.console import Console
+
+    from clars.recipes.tables import load_table
+    from clars.results import search
+    from clars.results.files import write_json
+    from clars.results.render import search_as_rich
+
+    resolved = load_table(folder)
+    out = out or Path("runs", resolved.folder, "search")
+    _run_jobs(search.search_jobs(resolved, out), out, launch, overwrite)
+    summary = search.summarise_search(resolved, out)
+    Console().print(search_as_rich(summary, f"Base rates of {resolved.folder}"))
+    for target in [out, resolved.results] if publish else [out]:
+        write_json(target / search.FILE, summary)
+        typer.echo(f"wrote {target / search.FILE}")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has and which recipes it can run."""
+    from rich.console import Console
+
+    from clars.doctor import report
+
+    for part in report():
+        Console().print(part)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; mistakes of the user end in one message and exit code 2."""
+    warnings.showwarning = _warnings_once()
+    sys.exit(exits.guard(lambda: app(arguments)))
+
+
+def _run_jobs(jobs: list, out: Path, launch: str, overwrite: bool) -> None:
+    """Run the jobs that are not done in one launch; end here unless all of them ended in a record."""
+    from clars import launch as launcher
+    from clars.results.jobs import pending, write_jobs
+
+    config = launcher.find_config(launch)
+    missing = jobs if overwrite else pending(jobs)
+    if not missing:
+        return
+    write_jobs(missing, out / "jobs.json")
+    arguments = ["--jobs", str(out / "jobs.json"), *(["--overwrite"] if overwrite else [])]
+    code = launcher.launch(arguments, config)
+    if code not in (exits.FINISHED, exits.DIVERGED):
+        raise typer.Exit(code)
+
+
+def _default_out(resolved) -> Path:
+    """Return where runs of a recipe go; changed recipes have a folder of their own, apart from those of tables."""
+    return Path("runs", *(["changed"] if resolved.overrides else []), *resolved.name.split("/")[:-1])
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    try:
+        return None if text is None else [int(number) for number in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no list of whole numbers such as 0,1,2", param_hint="--seeds") from None
+
+
+def _warnings_once() -> Callable:
+    """Return a `warnings.showwarning` for people: our own warnings without file and line, each text once."""
+    told = set()
+
+    def show(message, category, filename, lineno, file=None, line=None) -> None:
+        ours = Path(filename).is_relative_to(Path(__file__).parent)
+        text = str(message) if ours else warnings.formatwarning(message, category, filename, lineno, line).strip()
+        if text not in told:
+            print(f"warning: {text}", file=sys.stderr)
+        told.add(text)
+
+    return show

@@ -1,0 +1,39 @@
+"""What a schema of single values cannot say: settings that exclude each other, or that have no effect."""
+
+from collections.abc import Iterator
+
+from clars.recipes.schema import Recipe
+
+_LAYERWISE_ONLY = ("trust_coefficient", "layers", "overrides")
+_HUB_ONLY = ("config", "image_column", "label_column", "train_split", "test_split")
+
+
+def impossible(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield the key and the reason of every setting that another one rules out."""
+    data, schedule = recipe.data, recipe.schedule
+    if schedule.warmup_epochs >= recipe.epochs:
+        yield (
+            "schedule.warmup_epochs",
+            f"= {schedule.warmup_epochs:g} leaves nothing of epochs = {recipe.epochs}; warm up less or train longer",
+        )
+    for key in ("mean", "std"):
+        values = getattr(data, key)
+        if values is not None and len(values) != data.channels:
+            yield f"data.{key}", f"= {values} must have a value for each of data.channels = {data.channels}"
+
+
+def ignored(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield the key and the reason of every setting that is written down but changes nothing."""
+    data, optimizer, schedule = recipe.data, recipe.optimizer, recipe.schedule
+    if schedule.name != "polynomial" and "power" in schedule.model_fields_set:
+        yield "schedule.power", f"schedule.name = {schedule.name!r}"
+    if optimizer.name == "sgd":
+        for key in _LAYERWISE_ONLY:
+            if key in optimizer.model_fields_set:
+                yield f"optimizer.{key}", "optimizer.name = 'sgd'"
+    if optimizer.momentum == 0 and optimizer.nesterov and "nesterov" in optimizer.model_fields_set:
+        yield "optimizer.nesterov", "optimizer.momentum = 0"
+    if data.name == "digits" and data.path is None:
+        for key in _HUB_ONLY:
+            if key in data.model_fields_set:
+                yield f"data.{key}", "data.name = 'digits'"

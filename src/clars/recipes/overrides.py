@@ -1,0 +1,45 @@
+"""Changes to a recipe from the command line: `optimizer.weight_decay=0`."""
+
+import copy
+from collections.abc import Sequence
+
+from clars.errors import RecipeError
+from clars.recipes.reading import parse
+
+
+def read(overrides: Sequence[str]) -> dict[str, object]:
+    """Return the value of each dotted key, in the order given.
+
+    Raises:
+        RecipeError: an override without `=` or key, a value that is not YAML, or the same key twice.
+    """
+    values: dict[str, object] = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not all(key.split(".")):
+            raise RecipeError(f"override {override!r}: write key=value, such as optimizer.momentum=0.8.")
+        if key in values:
+            raise RecipeError(f"override {override!r}: {key} is given twice; keep one.")
+        values[key] = parse(value, f"override {override!r}")
+    return values
+
+
+def apply(data: dict, values: dict[str, object]) -> dict:
+    """Return a copy of `data`, a recipe file's content, in which each dotted key of `values` has its value.
+
+    Sections that the file leaves out are added. Whether keys and values are allowed is for the schema to say.
+
+    Raises:
+        RecipeError: a key goes into something that is not a section.
+    """
+    data = copy.deepcopy(data)
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        section = data
+        for depth, name in enumerate(sections, start=1):
+            section = section.setdefault(name, {})
+            if not isinstance(section, dict):
+                above = ".".join(sections[:depth])
+                raise RecipeError(f"override '{key}={value}': {above} is a value, not a section.")
+        section[last] = value
+    return data

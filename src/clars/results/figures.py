@@ -1,0 +1,96 @@
+"""Accuracy over epochs, a curve a row: the mean over the seeds and the range from the worst to the best of them."""
+
+import statistics
+import textwrap
+from collections import defaultdict
+from itertools import chain, cycle
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from clars.recipes.load import Resolved
+from clars.recipes.tables import ResolvedTable
+from clars.results.files import replacing
+from clars.results.runs import Run
+from clars.results.table import counted
+
+# Okabe and Ito's colours, which people with any common kind of colour vision can tell apart; yellow is too faint.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+REFERENCE = "#222222"
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+}
+
+
+def figure(table: ResolvedTable, out: Path, path: Path) -> None:
+    """Draw the rows of `table` that have runs under `out` into the picture `path`, whole or not at all.
+
+    Rows at their base batch, which need no scaling of the rate, are dashed and the first of them is dark: they are
+    the reference. A cross ends a run that diverged.
+    """
+    with matplotlib.rc_context(STYLE), replacing(path) as temporary:
+        canvas = Figure(figsize=(7.5, 5.2), layout="constrained")
+        axes = canvas.add_subplot(xlabel="epoch", ylabel=_ylabel(table), title=textwrap.fill(table.table.title, 68))
+        dark, colours = chain([REFERENCE], cycle(PALETTE)), cycle(PALETTE)
+        for row, resolved in table.rows:
+            reference = _is_reference(resolved)
+            colour = next(dark if reference else colours)
+            _curve(axes, row.label, counted(resolved, out), colour, "--" if reference else "-")
+        axes.set_ylim(0, 101)
+        axes.margins(x=0.01)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if axes.get_legend_handles_labels()[0]:
+            canvas.legend(loc="outside lower left", ncols=2, columnspacing=3)
+        else:
+            axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", color="#888888", fontsize=16)
+        canvas.savefig(temporary, dpi=150)
+
+
+def by_epoch(runs: list[Run]) -> dict[int, list[float]]:
+    """Return the top-1 accuracies of all runs at each epoch, in order; runs that ended early lack the later ones."""
+    values = defaultdict(list)
+    for run in runs:
+        for line in run.metrics:
+            if line.get("top1") is not None:
+                values[line["epoch"]].append(line["top1"])
+    return dict(sorted(values.items()))
+
+
+def _curve(axes: Axes, label: str, runs: list[Run], colour: str, linestyle: str) -> None:
+    values = by_epoch(runs)
+    if not values:
+        return
+    epochs = list(values)
+    diverged = [run for run in runs if run.record.status == "diverged"]
+    seeds = f"{len(runs)} seeds" if len(runs) > 1 else "1 seed"
+    text = f"{label} ({seeds}{f', {len(diverged)} diverged' if diverged else ''})"
+    axes.plot(epochs, [statistics.fmean(v) for v in values.values()], color=colour, linestyle=linestyle, label=text)
+    low, high = [min(v) for v in values.values()], [max(v) for v in values.values()]
+    axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
+    for run in diverged:
+        if ends := by_epoch([run]):
+            last = max(ends)
+            axes.plot(last, ends[last][0], "x", color=colour, markersize=8, markeredgewidth=2)
+
+
+def _is_reference(resolved: Resolved) -> bool:
+    return resolved.recipe.batch_size == resolved.recipe.schedule.base_batch
+
+
+def _ylabel(table: ResolvedTable) -> str:
+    splits = sorted({resolved.recipe.evaluation.split for _, resolved in table.rows})
+    return f"top-1 accuracy, {' and '.join(splits)} split, %"

@@ -1,0 +1,107 @@
+"""What a table says, from records only: no number in it is typed by hand."""
+
+import math
+import statistics
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clars.recipes.load import Resolved
+from clars.recipes.tables import ResolvedTable
+from clars.results import runs
+from clars.results.runs import Run
+
+
+class SkippedRecord(UserWarning):
+    """A record lies among a row's runs but was made with other settings than the row's."""
+
+
+@dataclass(frozen=True)
+class RowSummary:
+    """One row: settings from its recipe, numbers from its records.
+
+    `mean`, `sd` (sample standard deviation, n - 1) and `half_width` (of the 95 % interval of the mean) are of the
+    final top-1 accuracy in percent over the `n` finished runs; None where n is too small to form them. `evidence`
+    holds the files the numbers come from.
+    """
+
+    label: str
+    recipe: str
+    batch: int
+    warmup_epochs: float
+    peak_rate: float
+    n: int
+    mean: float | None
+    sd: float | None
+    half_width: float | None
+    diverged: int
+    evidence: tuple[Path, ...]
+
+    @property
+    def status(self) -> str:
+        """Either "run", "diverged" where no run finished, or "not run" where there is none."""
+        return "run" if self.n else "diverged" if self.diverged else "not run"
+
+
+def summarise(table: ResolvedTable, out: Path) -> list[RowSummary]:
+    """Return a summary of each row of `table` from the records under `out`.
+
+    Warns:
+        SkippedRecord: a record does not belong to the row's recipe as it is now; it is not counted.
+    """
+    return [_summary(row.label, resolved, counted(resolved, out)) for row, resolved in table.rows]
+
+
+def counted(resolved: Resolved, out: Path) -> list[Run]:
+    """Return the finished and diverged runs of a recipe under `out`, by seed.
+
+    Warns:
+        SkippedRecord: as for `summarise`.
+    """
+    found = []
+    for run in runs.read(out, resolved.short_name):
+        if reason := mismatch(run, resolved):
+            warnings.warn(f"{run.path} is not counted: {reason}.", SkippedRecord, stacklevel=2)
+        elif run.record.status != "interrupted":
+            found.append(run)
+    return found
+
+
+def mismatch(run: Run, resolved: Resolved) -> str | None:
+    """Say why a run is none of `resolved`: another recipe, another content of its file, other overrides."""
+    record = run.record
+    if (record.recipe, record.version) != (resolved.name, resolved.version):
+        return f"it is a run of {record.recipe}@{record.version}"
+    if record.recipe_sha256 != resolved.sha256:
+        return f"{resolved.path} has changed since"
+    if sorted(record.overrides) != sorted(resolved.overrides):
+        return f"it was run with the overrides {' '.join(record.overrides) or '(none)'}"
+    return None
+
+
+def interval(values: Sequence[float], confidence: float = 0.95) -> float | None:
+    """Return the half-width of the interval of the mean by Student's t; None for fewer than two values."""
+    from scipy import stats
+
+    n = len(values)
+    if n < 2:
+        return None
+    return float(stats.t.ppf((1 + confidence) / 2, n - 1) * statistics.stdev(values) / math.sqrt(n))
+
+
+def _summary(label: str, resolved: Resolved, found: list[Run]) -> RowSummary:
+    finished = [run.record.final.top1 for run in found if run.record.status == "finished"]
+    return RowSummary(
+        label=label,
+        recipe=resolved.full_name,
+        batch=resolved.recipe.batch_size,
+        warmup_epochs=resolved.recipe.schedule.warmup_epochs,
+        peak_rate=resolved.peak_rate,
+        n=len(finished),
+        mean=statistics.fmean(finished) if finished else None,
+        sd=statistics.stdev(finished) if len(finished) > 1 else None,
+        half_width=interval(finished),
+        diverged=len(found) - len(finished),
+        evidence=tuple(run.path for run in found),
+    )

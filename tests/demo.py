@@ -1,0 +1,103 @@
+"""A small recipe folder and runs of it, for tests of what reads recipes and records."""
+
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from clars.recipes.load import Resolved, load
+from clars.results import runs
+from clars.results.metrics import Metrics
+from clars.results.record import Record
+
+SMALL = """\
+description: Nesterov SGD at the base batch
+model: {name: resnet8, arguments: {width: 4}}
+data: {name: digits, image_size: 8, channels: 1}
+optimizer: {name: sgd, weight_decay: 5e-4}
+schedule: {base_rate: 0.05, base_batch: 64}
+batch_size: 64
+epochs: 3
+"""
+LARGE = """\
+description: CLARS at eight times the base batch
+model: {name: resnet8, arguments: {width: 4}}
+data: {name: digits, image_size: 8, channels: 1}
+optimizer: {name: clars, weight_decay: 5e-4}
+schedule: {base_rate: 2, base_batch: 64, warmup_epochs: 1}
+batch_size: 512
+epochs: 3
+"""
+TABLE = """\
+title: Digits
+claim: A claim.
+rows:
+  - {label: "Nesterov SGD, batch 64", recipe: small}
+  - {label: CLARS, recipe: demo/large}
+seeds: [0, 1, 2]
+search:
+  grid: {small: [0.1, 0.05], large: [2, 4]}
+  seeds: [0, 1]
+"""
+
+
+def write(root: Path, **files: str) -> Path:
+    """Write `<name>.yaml` of each keyword into demo/v1 below `root`."""
+    for name, text in files.items():
+        path = root / "demo" / "v1" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+    return root
+
+
+def make_repository(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make `root` a repository with the recipe folder `demo`, and the current directory; return it."""
+    monkeypatch.delenv("CLARS_RECIPES", raising=False)
+    write(root / "recipes", small=SMALL, large=LARGE, table=TABLE)
+    monkeypatch.chdir(root)
+    return root
+
+
+def make_record(resolved: Resolved, seed: int = 0, top1: float | None = 90.0, **changes) -> Record:
+    """Return a record as a run of `resolved` would leave it."""
+    values = {
+        "recipe": resolved.name,
+        "version": resolved.version,
+        "recipe_sha256": resolved.sha256,
+        "overrides": list(resolved.overrides),
+        "seed": seed,
+        "command": "recipes/train.py",
+        "git": {"commit": None, "dirty": None},
+        "versions": {"python": "3.11"},
+        "device": "cpu: test",
+        "threads": 1,
+        "strategy": "single",
+        "world_size": 1,
+        "global_batch_size": resolved.recipe.batch_size,
+        "micro_batch_size": 64,
+        "accumulation": 1,
+        "steps": 9,
+        "epochs": resolved.recipe.epochs,
+        "optimizer": resolved.recipe.optimizer.model_dump(),
+        "schedule": resolved.recipe.schedule.model_dump() | {"peak_rate": resolved.peak_rate},
+        "final": {"top1": top1, "top5": 99.0, "loss": 0.1},
+        "best": {"top1": 95.0, "epoch": 2},
+        "wall_seconds": 2.0,
+        "examples_per_second": 100.0,
+        "status": "finished",
+    }
+    return Record.model_validate(values | changes)
+
+
+def write_run(out: Path, name: str, seed: int = 0, top1: float = 90.0, **changes) -> Path:
+    """Write a run of demo/`name` as training leaves it, three epochs that end at `top1`; return its folder."""
+    folder = runs.folder(out, name, seed)
+    return write_run_into(folder, load(f"demo/{name}"), seed, top1, **changes)
+
+
+def write_run_into(folder: Path, resolved: Resolved, seed: int = 0, top1: float = 90.0, **changes) -> Path:
+    """Write a run of `resolved` into `folder`."""
+    metrics = Metrics(folder / "metrics.jsonl")
+    metrics.append(*({"epoch": epoch, "step": 3 * epoch, "top1": top1 - 10 * (3 - epoch)} for epoch in (1, 2, 3)))
+    make_record(resolved, seed, top1, **changes).write(folder / "run.json")
+    return folder

@@ -1,0 +1,133 @@
+import hashlib
+import warnings
+from dataclasses import FrozenInstanceError
+
+import pytest
+from demo import SMALL, write
+
+from clars.errors import RecipeError
+from clars.recipes.load import load
+
+
+def test_a_recipe_with_its_origin(demo):
+    resolved = load("demo/large", ["optimizer.weight_decay=0", "schedule.base_rate=5e-1"])
+    content = (demo / "recipes/demo/v1/large.yaml").read_bytes()
+    assert (resolved.name, resolved.version) == ("demo/large", "v1")
+    assert resolved.sha256 == hashlib.sha256(content).hexdigest()
+    assert resolved.overrides == ("optimizer.weight_decay=0", "schedule.base_rate=5e-1")
+    assert resolved.recipe.optimizer.weight_decay == 0
+    assert resolved.recipe.schedule.base_rate == 0.5
+    assert resolved.peak_rate == 0.5 * 512 / 64
+    assert load(resolved.full_name).sha256 == resolved.sha256
+    with pytest.raises(FrozenInstanceError):
+        resolved.name = "other"
+
+
+def test_a_file_is_loaded_by_its_path(demo):
+    (demo / "mine.yaml").write_text(SMALL)
+    resolved = load("mine.yaml", ["epochs=7"])
+    assert resolved.recipe.epochs == 7
+    assert load(resolved.full_name).name == "mine"
+
+
+def test_arguments_keep_the_type_that_is_written(demo):
+    values = "{a: true, b: 1, c: 1e-1, d: gelu, e: '1'}"
+    arguments = load("demo/small", [f"model.arguments={values}"]).recipe.model.arguments
+    assert arguments == {"a": True, "b": 1, "c": 0.1, "d": "gelu", "e": "1"}
+    assert [type(value) for value in arguments.values()] == [bool, int, float, str, str]
+
+
+def test_layer_overrides_keep_truth_values_apart_from_numbers(demo):
+    changed = load("demo/large", ["optimizer.overrides={'*.bias': {adapt: false, weight_decay: 0}}"])
+    options = changed.recipe.optimizer.overrides["*.bias"]
+    assert options["adapt"] is False
+    assert options["weight_decay"] == 0.0
+    assert type(options["weight_decay"]) is float
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("optimizer.nme=x", "optimizer.nme is not a known key. Did you mean 'optimizer.name'"),
+        ("weight_decay=0", "weight_decay is not a known key. Did you mean 'optimizer.weight_decay'?"),
+        ("evalution.split=validation", "evalution is not a known key. Did you mean 'evaluation'"),
+        ("optimizer.zzzz=0", "optimizer.zzzz is not a known key. Known here: optimizer.name, optimizer.momentum"),
+        ("optimizer.name=clarz", "optimizer.name = 'clarz' must be 'clars', 'lars' or 'sgd'. Did you mean 'clars'"),
+        ("optimizer.momentum=1.5", "optimizer.momentum = 1.5 must be less than 1."),
+        ("optimizer.weight_decay=-1", "optimizer.weight_decay = -1 must be greater than or equal to 0."),
+        ("schedule.base_rate=.inf", "schedule.base_rate = inf must be a finite number."),
+        ("schedule.base_rate='1'", "schedule.base_rate = '1' must be a valid number."),
+        ("epochs=1.5", "epochs = 1.5 must be a valid integer."),
+        ("epochs=true", "epochs = True must be a valid integer."),
+        ("optimizer=3", "optimizer = 3 must be a section of keys and values."),
+        ("optimizer={}", "optimizer.name is missing."),
+        ("data.channels=2", "data.channels = 2 must be 1 or 3."),
+        ("data.mean=[x]", "data.mean.0 = 'x' must be a valid number."),
+        (
+            "model.arguments.x=[1]",
+            "model.arguments.x = [1] must be a valid boolean or a valid integer or a valid number or a valid string.",
+        ),
+    ],
+)
+def test_a_wrong_override_is_named_with_what_is_allowed(demo, override, message):
+    with pytest.raises(RecipeError) as error:
+        load("demo/small", [override])
+    assert str(error.value).startswith(f"override {override!r}: {message}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_wrong_file_is_named(demo):
+    file = write(demo / "recipes", bad=SMALL.replace("epochs: 3", "epoch: 3"))
+    with pytest.raises(RecipeError) as error:
+        load("demo/bad")
+    path = file / "demo/v1/bad.yaml"
+    assert f"{path}: epoch is not a known key. Did you mean 'epochs'?" in str(error.value).splitlines()
+    assert f"{path}: epochs is missing." in str(error.value).splitlines()
+
+
+@pytest.mark.parametrize("content, message", [("", "holds no keys"), ("- 1\n", "holds no keys"), ("a: {\n", "line 2")])
+def test_a_file_without_settings_is_named(demo, content, message):
+    write(demo / "recipes", bad=content)
+    with pytest.raises(RecipeError, match=f"bad.yaml.*{message}"):
+        load("demo/bad")
+
+
+def test_keys_that_are_no_text_are_refused(demo):
+    write(demo / "recipes", bad=SMALL + "1: 2\n")
+    with pytest.raises(RecipeError, match=r"bad.yaml: 1 "):
+        load("demo/bad")
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["schedule.warmup_epochs=3"], "schedule.warmup_epochs = 3 leaves nothing of epochs = 3"),
+        (["data.mean=[0.1, 0.2]"], r"data.mean = \[0.1, 0.2\] must have a value for each of data.channels = 1"),
+    ],
+)
+def test_settings_that_exclude_each_other(demo, overrides, message):
+    with pytest.raises(RecipeError, match=f"small.yaml with .*{message}"):
+        load("demo/small", overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides, key, cause",
+    [
+        (["schedule.name=cosine", "schedule.power=3"], "schedule.power", "schedule.name = 'cosine'"),
+        (["optimizer.trust_coefficient=1e-2"], "optimizer.trust_coefficient", "optimizer.name = 'sgd'"),
+        (["optimizer.layers=parameter"], "optimizer.layers", "optimizer.name = 'sgd'"),
+        (["optimizer.overrides={}"], "optimizer.overrides", "optimizer.name = 'sgd'"),
+        (["optimizer.momentum=0", "optimizer.nesterov=true"], "optimizer.nesterov", "optimizer.momentum = 0"),
+        (["data.image_column=img"], "data.image_column", "data.name = 'digits'"),
+    ],
+)
+def test_a_setting_without_effect_warns(demo, overrides, key, cause):
+    with pytest.warns(UserWarning, match=f"{key} has no effect with {cause}"):
+        load("demo/small", overrides)
+
+
+def test_defaults_do_not_warn(demo):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load("demo/small", ["schedule.name=constant"])
+        load("demo/large", ["optimizer.trust_coefficient=1e-2", "optimizer.layers=parameter"])

@@ -1,0 +1,40 @@
+import pytest
+
+from clars.errors import RecipeError
+from clars.recipes.overrides import apply, read
+
+
+def test_values_are_yaml():
+    given = ["a=1", "b.c=5e-4", "b.d={x: [1, 2]}", "e=", "f=a=b", "g='1'"]
+    assert read(given) == {"a": 1, "b.c": 5e-4, "b.d": {"x": [1, 2]}, "e": None, "f": "a=b", "g": "1"}
+
+
+@pytest.mark.parametrize("override", ["epochs", "=1", "a..b=1", ".a=1"])
+def test_what_is_no_override_is_shown_the_form(override):
+    with pytest.raises(RecipeError, match="write key=value"):
+        read([override])
+
+
+def test_the_same_key_twice_is_an_error():
+    with pytest.raises(RecipeError, match=r"override 'a.b=2': a.b is given twice"):
+        read(["a.b=1", "c=1", "a.b=2"])
+
+
+def test_a_value_that_is_no_yaml_is_an_error():
+    with pytest.raises(RecipeError, match=r"override 'a=\[1'.*cannot be read as YAML"):
+        read(["a=[1"])
+
+
+def test_apply_changes_a_copy_and_adds_sections():
+    data = {"a": {"b": 1, "c": 2}}
+    assert apply(data, {"a.b": 3, "new.section.key": 4, "d": 5}) == {
+        "a": {"b": 3, "c": 2},
+        "new": {"section": {"key": 4}},
+        "d": 5,
+    }
+    assert data == {"a": {"b": 1, "c": 2}}
+
+
+def test_a_key_inside_a_value_is_an_error():
+    with pytest.raises(RecipeError, match=r"override 'epochs.x=3': epochs is a value, not a section"):
+        apply({"epochs": 2}, {"epochs.x": 3})

@@ -1,0 +1,56 @@
+import pytest
+from demo import SMALL, TABLE, write
+
+from clars.errors import RecipeError
+from clars.recipes.tables import load_table
+
+
+def test_a_table_with_its_recipes(demo):
+    table = load_table("demo")
+    assert (table.folder, table.version) == ("demo", "v1")
+    assert [(row.label, resolved.name) for row, resolved in table.rows] == [
+        ("Nesterov SGD, batch 64", "demo/small"),
+        ("CLARS", "demo/large"),
+    ]
+    assert table.recipes["large"].sha256 == table.recipes["demo/large"].sha256
+    assert table.results == demo / "recipes" / "demo" / "results"
+
+
+def test_rows_come_from_the_version_of_their_table(demo):
+    folder = demo / "recipes" / "demo" / "v2"
+    folder.mkdir()
+    (folder / "small.yaml").write_text(SMALL.replace("epochs: 3", "epochs: 9"))
+    table = load_table("demo")
+    assert table.version == "v1"
+    assert table.recipes["small"].recipe.epochs == 3
+
+
+@pytest.mark.parametrize(
+    "folder, version, message",
+    [("dem", None, "Did you mean 'demo'"), ("demo", "v2", "no version 'v2'"), ("demo@v3", None, "no version 'v3'")],
+)
+def test_an_unknown_table(demo, folder, version, message):
+    with pytest.raises(RecipeError, match=message):
+        load_table(folder, version)
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("recipe: small", "recipe: smal", "table.yaml names 'smal': .*Did you mean 'demo/small'"),
+        ("recipe: small", "recipe: other/small", "'other/small' lies elsewhere"),
+        ("recipe: small", "recip: small", "rows.0.recip is not a known key. Did you mean 'rows.recipe'"),
+        ("label: CLARS", 'label: "Nesterov SGD, batch 64"', "the label Nesterov SGD, batch 64 stands twice"),
+        ("demo/large", "small", "the recipe small stands twice"),
+        ("[2, 4]", "[2, 4, 8]", "equally many different rates, not small 2, large 3"),
+        ("[2, 4]", "[2, 2]", "equally many different rates, not small 2, large 1"),
+        ("[2, 4]", "[2, -4]", "search.grid.large.1 = -4 must be greater than 0"),
+        ("seeds: [0, 1, 2]", "seeds: []", "seeds = .* should have at least 1 item"),
+    ],
+)
+def test_a_wrong_table_is_named(demo, old, new, message):
+    assert old in TABLE
+    write(demo / "recipes", table=TABLE.replace(old, new))
+    with pytest.raises(RecipeError, match=message) as error:
+        load_table("demo")
+    assert "table.yaml" in str(error.value)

@@ -1,0 +1,31 @@
+import pytest
+from demo import LARGE, write, write_run
+
+from clars.recipes.tables import load_table
+from clars.results.publish import generate, publish
+from clars.results.table import SkippedRecord
+
+
+def test_published_results_tell_the_same_as_the_runs(demo):
+    table, out = load_table("demo"), demo / "runs" / "demo"
+    for seed, top1 in enumerate((90.0, 91.0, 95.0)):
+        write_run(out, "large", seed, top1)
+    rows, files = generate(table, out)
+    published = publish(table, out, table.results)
+    assert [path.name for path in files] == ["table.md", "table.csv", "figure.png"]
+    assert [path.parent for path in published] == [table.results] * 3
+    assert "[0](large/seed0.json)" in published[0].read_text()
+    again, _ = generate(table, table.results, demo / "again")
+    assert [row.mean for row in again] == [row.mean for row in rows] == [None, 92.0]
+    assert sorted(path.name for path in (table.results / "large").iterdir()) == [
+        f"seed{seed}.json" for seed in range(3)
+    ]
+
+
+def test_runs_that_do_not_count_are_not_published(demo):
+    out = demo / "runs" / "demo"
+    write_run(out, "large", 0)
+    write(demo / "recipes", large=LARGE + "# changed\n")
+    with pytest.warns(SkippedRecord):
+        publish(load_table("demo"), out, demo / "results")
+    assert not (demo / "results" / "large").exists()

@@ -1,0 +1,54 @@
+"""What the documentation shows is run: Python blocks here, commands here or by continuous integration."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BY_CI = {"make quickstart", "make test", "make lint", "make test-all"}
+NOT_RUN = {"make bench", "git clone"}  # takes many minutes, or the network
+
+
+def blocks(language):
+    for page in PAGES:
+        for index, text in enumerate(re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.S)):
+            yield pytest.param(text, id=f"{page.name}-{index}")
+
+
+def commands():
+    lines = [line for block in blocks("bash") for line in block.values[0].splitlines() if line.strip()]
+    return [line.partition("#")[0].strip() for line in lines]
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_blocks(block, tmp_path):
+    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", sorted(set(commands())))
+def test_commands(command, tmp_path):
+    if command in BY_CI:
+        called = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+        assert command in called or command == "make test" and "make test-all" in called
+        return
+    if any(command.startswith(known) for known in NOT_RUN) or command.startswith("cd "):
+        return
+    words = shlex.split(command)
+    binary = Path(sys.executable).parent / Path(words[0]).name
+    assert binary.exists(), f"{words[0]} is no command of this package"
+    changed = ["--out", str(tmp_path)] if {"run", "table", "recipes/train.py"} & set(words) else []
+    done = subprocess.run([str(binary), *words[1:], *changed], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -1,0 +1,67 @@
+import signal
+
+import pytest
+
+from clars import exits
+from clars.errors import DataError
+
+
+def fail(error):
+    raise error
+
+
+@pytest.fixture(autouse=True)
+def outside_of_a_launch(monkeypatch):
+    monkeypatch.delenv(exits.FILE, raising=False)
+
+
+@pytest.mark.parametrize("value, code", [(None, 0), (0, 0), (3, 3)])
+def test_the_code_of_the_function(value, code):
+    assert exits.guard(lambda: value) == code
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (DataError("no such data"), "error: no such data\n"),
+        (PermissionError(13, "Permission denied", "/a/b"), "error: /a/b: Permission denied.\n"),
+        (OSError("odd"), "error: odd.\n"),
+    ],
+)
+def test_mistakes_are_one_message(capsys, error, message):
+    assert exits.guard(lambda: fail(error)) == 2
+    assert capsys.readouterr().err == message
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        exits.guard(lambda: 1 / 0)
+
+
+def test_ctrl_c(capsys):
+    assert exits.guard(lambda: fail(KeyboardInterrupt())) == 130
+
+
+def test_ctrl_c_works_again_below_our_launcher(monkeypatch, tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    monkeypatch.setenv(exits.FILE, str(tmp_path / "code"))
+    try:
+        assert exits.guard(lambda: signal.raise_signal(signal.SIGINT)) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("code", [0, 2, 3, 130])
+def test_without_our_launcher_the_code_is_the_process_code(code):
+    assert exits.report(code) == code
+
+
+@pytest.mark.parametrize("code, own", [(0, 0), (2, 2), (3, 0), (130, 130)])
+def test_our_launcher_learns_the_code(monkeypatch, tmp_path, code, own):
+    monkeypatch.setenv(exits.FILE, str(tmp_path / "code"))
+    assert exits.report(code) == own
+    assert exits.reported(tmp_path / "code", otherwise=9) == code
+
+
+def test_a_process_that_died_has_the_launchers_code(tmp_path):
+    assert exits.reported(tmp_path / "code", otherwise=9) == 9
