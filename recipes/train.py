@@ -1,12 +1,12 @@
-"""Train one or more recipes.
+"""Train one or more recipes:
 
-    accelerate launch --config_file configs/accelerate/cpu.yaml recipes/train.py quickstart/clars-512 --seed 0
+accelerate launch --config_file configs/accelerate/cpu.yaml recipes/train.py quickstart/clars-512 --seed 0
 """
 
 import sys
 
 from clars import exits
-from clars.training.launch import main
+from clars.training.script import main
 
 if __name__ == "__main__":
     sys.exit(exits.report(main()))

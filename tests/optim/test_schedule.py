@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -27,7 +28,7 @@ def test_constant():
 def test_warmup_rises_from_the_base_rate_to_the_peak(name):
     got = factors(name=name, warmup_epochs=5)
     assert got[0] == 1 / 8 and got[20] == 1.0
-    rises = [b - a for a, b in zip(got[:20], got[1:21])]
+    rises = [b - a for a, b in pairwise(got[:21])]
     assert rises == pytest.approx([(1 - 1 / 8) / 20] * 20)
     assert got[20:] == pytest.approx(factors(name=name, steps=20))
 

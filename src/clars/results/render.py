@@ -58,10 +58,11 @@ def as_rich(rows: Sequence[RowSummary], title: str) -> Group:
 def search_as_rich(summary: dict, title: str) -> Group:
     """Return what search.json says for the terminal."""
     lines = []
-    for name, method in summary["methods"].items():
+    for full_name, method in summary["methods"].items():
+        name = full_name.rpartition("/")[2]
         for entry in method["rates"]:
             won = entry["rate"] == method["winner"]
-            note = ("best, edge of grid" if method["at_edge"] else "best") if won else ""
+            note = ("best, at edge" if method["at_edge"] else "best") if won else ""
             mean = "not run" if entry["mean"] is None else f"{entry['mean']:.2f}"
             lines.append([name, f"{entry['rate']:g}", mean, str(entry["diverged"]), note])
             name = ""

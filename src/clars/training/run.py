@@ -55,7 +55,8 @@ class Run:
         self.resolved: Resolved = job.resolved
         self.recipe = job.resolved.recipe
         self.started = time.perf_counter()
-        _claim(job.folder, options.overwrite, accelerator)
+        if not options.overwrite:
+            _refuse_finished(job.folder)
         recipe = self.recipe
         self.splits = data.load(recipe.data, evaluation=recipe.evaluation.split)
         self.division: Division = divide(recipe.batch_size, accelerator.num_processes, options.micro_batch)
@@ -68,7 +69,10 @@ class Run:
         self.optimizer: Optimizer
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.inner = self.optimizer.optimizer
-        self.inner.grad_scaler = accelerator.scaler
+        if hasattr(self.inner, "grad_scaler"):
+            self.inner.grad_scaler = accelerator.scaler
+        if options.overwrite:
+            self._clear()
         self.progress = self.resumed = self._resume()
         self.schedule: LambdaLR = build_schedule(self.resolved, self.inner, self.batches.steps, self.progress.step)
 
@@ -89,6 +93,8 @@ class Run:
                 loss = self._train_epoch(epoch)
                 scores = self._evaluate()
                 self._close_epoch(epoch, loss, scores)
+            if scores.top1 is None:  # the run was killed between its last epoch and its record
+                scores = self._evaluate()
         except Diverged:
             status, scores = "diverged", self._evaluate()
         except KeyboardInterrupt:
@@ -218,6 +224,13 @@ class Run:
         """The file of layer statistics, likewise."""
         return metrics.Metrics(self.job.folder / LAYERS, "step", resume_at=self.resumed.step or None)
 
+    def _clear(self) -> None:
+        """Take away the run that is replaced."""
+        if self.accelerator.is_main_process:
+            for name in (record.FILE, metrics.FILE, LAYERS, WEIGHTS, resume.FILE):
+                (self.job.folder / name).unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
+
     def _write_record(self, status: str, scores: Scores) -> Record:
         resolved, recipe, now, cut = self.resolved, self.recipe, self.progress, self.division
         best = None if now.best_top1 is None else {"top1": now.best_top1, "epoch": now.best_epoch}
@@ -264,13 +277,7 @@ def strategy(accelerator: Accelerator) -> str:
     raise UserError(f"{name} shards parameters, which is not supported. Use configs/accelerate/cpu.yaml or ddp.yaml.")
 
 
-def _claim(folder: Path, overwrite: bool, accelerator: Accelerator) -> None:
-    """Make the folder ready: refuse a run that is over, unless it is to be replaced."""
-    taken = (folder / record.FILE).exists() and Record.read(folder / record.FILE).status != "interrupted"
-    if taken and not overwrite:
+def _refuse_finished(folder: Path) -> None:
+    path = folder / record.FILE
+    if path.exists() and Record.read(path).status != "interrupted":
         raise UserError(f"{folder} holds a run that is over. Choose another --out, or replace it by --overwrite.")
-    accelerator.wait_for_everyone()  # all have looked before the first one clears
-    if overwrite and accelerator.is_main_process:
-        for name in (record.FILE, metrics.FILE, LAYERS, WEIGHTS, resume.FILE):
-            (folder / name).unlink(missing_ok=True)
-    accelerator.wait_for_everyone()

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,9 +81,16 @@ def _run(job: Job, accelerator: Accelerator, options: argparse.Namespace, displa
 
 def _accelerator(log_with: str | None) -> Accelerator:
     try:
-        return Accelerator(cpu=not torch.cuda.is_available(), log_with=log_with, project_dir=".")
+        accelerator = Accelerator(cpu=not torch.cuda.is_available(), log_with=log_with, project_dir=".")
     except (ValueError, ImportError) as error:
         raise UserError(f"accelerate cannot start here: {error}") from error
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != accelerator.num_processes:
+        raise UserError(
+            f"{launched} processes were launched, and accelerate made {accelerator.num_processes} of them one run. "
+            "Use a configuration of configs/accelerate."
+        )
+    return accelerator
 
 
 def _jobs(options: argparse.Namespace) -> list[Job]:

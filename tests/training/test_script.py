@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
 from safetensors.torch import load_file
 
 from clars.results.record import Record
-from clars.training import launch, run
+from clars.training import run, script
 
 
 def train(*words):
-    return launch.main([str(word) for word in words])
+    return script.main([str(word) for word in words])
 
 
 def read(folder="runs/small/seed0"):
@@ -91,6 +93,23 @@ def test_resuming_another_run_is_refused(recipe, monkeypatch, capsys):
     assert "with overrides '', not 'optimizer.weight_decay=0'" in capsys.readouterr().err
 
 
+def test_killed_between_the_last_epoch_and_the_record(recipe, monkeypatch):
+    path = recipe()
+    monkeypatch.setattr(run.Run, "_finish", lambda self, status, scores: _interrupt())
+    train(path)
+    monkeypatch.undo()
+    monkeypatch.chdir(path.parents[3])
+    assert train(path) == 0
+    assert read().status == "finished" and read().final.top1 == lines("metrics.jsonl")[-1]["top1"]
+
+
+def test_a_mistake_with_overwrite_loses_nothing(recipe):
+    assert train(recipe(epochs=1)) == 0
+    before = Path("runs/small/seed0/run.json").read_bytes()
+    assert train(recipe(batch_size=5000), "--overwrite") == 2
+    assert Path("runs/small/seed0/run.json").read_bytes() == before
+
+
 def _interrupt():
     raise KeyboardInterrupt
 
@@ -162,6 +181,46 @@ def test_tracking_by_accelerate(recipe):
     path = recipe(epochs=1)
     assert train(path, "--log-with", "tensorboard") == 0
     assert list(Path("runs/small/seed0").rglob("events.out*"))
+
+
+def image_folder(root, classes=3, each=12):
+    """A local data set in the schema of an image folder: split/class/file."""
+    for split in ("train", "test"):
+        for label in range(classes):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for index in range(each):
+                colour = (80 * label, 255 - 80 * label, 10 * index)
+                Image.new("RGB", (20, 20), colour).save(folder / f"{index}.png")
+    return root
+
+
+def test_a_local_folder_of_images(recipe, tmp_path):
+    folder = image_folder(tmp_path / "pictures")
+    data = {"name": "pictures", "path": str(folder), "image_size": 16, "augmentation": "crop"}
+    path = recipe(data=data, batch_size=12, schedule={"base_rate": 16.0, "base_batch": 12}, epochs=3)
+    assert train(path) == 0
+    assert read().steps == 9 and read().final.top5 is None
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_image_is_named(recipe, tmp_path, capsys, workers):
+    folder = image_folder(tmp_path / "pictures")
+    (folder / "train" / "class1" / "3.png").write_bytes(b"no picture")
+    data = {"name": "pictures", "path": str(folder), "image_size": 16, "workers": workers}
+    assert train(recipe(data=data, batch_size=36)) == 2
+    error = capsys.readouterr().err
+    assert "3.png" in error and "Traceback" not in error
+
+
+def test_mixed_precision_of_accelerate(recipe, monkeypatch):
+    """accelerate wraps the model's own forward, which for a transformer is one that is tracked."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    path = recipe(model={"name": "test_vit"}, data={"name": "digits", "image_size": 32, "channels": 1}, epochs=1)
+    assert train(path) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert read().final.top1 > 5
 
 
 def test_a_jobs_file(recipe):
