@@ -74,10 +74,21 @@ def test_batch_norm(batch, channels, dimensions, training, running):
     assert_exact(model, squared_loss, 3 + 2 * x, atol=1e-12)
 
 
-def test_batch_norm_far_from_zero():
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True)])
+@pytest.mark.parametrize("side", [3, 4, 5])
+@pytest.mark.parametrize("training", [True, False])
+def test_channels_with_few_and_many_positions(norm, side, training):
+    """Where a channel has 16 positions or more, the sums come from batch normalisation's own backward."""
+    model = nn.Sequential(norm).double().train(training)
+    nn.init.normal_(norm.weight)
+    assert_exact(model, squared_loss, inputs(3, 4, side, side), atol=1e-12, loss_rtol=1e-14)
+
+
+@pytest.mark.parametrize("side", [3, 4])
+def test_batch_norm_far_from_zero(side):
     """Sums of gradient times input minus mean times sum of gradients lose every digit where |mean| >> std."""
     model = nn.Sequential(nn.BatchNorm2d(2)).double()
-    assert_exact(model, squared_loss, 1e6 + inputs(4, 2, 3, 3))
+    assert_exact(model, squared_loss, 1e6 + inputs(4, 2, side, side))
 
 
 @given(

@@ -24,13 +24,37 @@ def affine_squares(
     scale, shift = [], []
     accumulate = wide(gy.dtype)
     for piece in chunks(len(x), 3 * x.element_size() * x[0].numel(), x.device):
-        here = [value if len(value) == 1 else value[piece] for value in (mean, rstd)]
+        centre, factor = (value if len(value) == 1 else value[piece] for value in (mean, rstd))
         if needs[0]:
-            normalised = (x[piece] - here[0]).mul_(here[1])
-            scale.append(squared_norms((normalised * gy[piece]).sum(dim, dtype=accumulate)))
+            terms = (x[piece] - centre).mul_(gy[piece])
+            if factor.shape[dim] == 1:  # the same at all positions that are summed
+                sums = terms.sum(dim, dtype=accumulate).mul_(factor.squeeze(dim))
+            else:
+                sums = terms.mul_(factor).sum(dim, dtype=accumulate)
+            scale.append(squared_norms(sums))
         if needs[1]:
             shift.append(squared_norms(gy[piece].sum(dim, dtype=accumulate)))
     return torch.cat(scale) if needs[0] else None, torch.cat(shift) if needs[1] else None
+
+
+def channel_squares(
+    gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, needs: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """As `affine_squares` for gy and x [B, C, T], with statistics [B, C, 1] or [1, C, 1], in one pass over both.
+
+    Batch normalisation's own backward forms exactly these sums, per channel, and each example's channels may pass
+    for channels of their own. It works a channel at a time, which pays where a channel has some positions.
+    """
+    examples, channels, positions = x.shape
+    if positions < 16 or x.dtype not in (torch.float32, torch.float64) or x.dtype != gy.dtype:
+        return affine_squares(gy, x, mean, rstd, 2, needs)
+    each = [value.expand(examples, channels, 1).reshape(-1) for value in (mean, rstd)]
+    flat = (1, examples * channels, positions)
+    _, scale, shift = aten.native_batch_norm_backward(
+        gy.reshape(flat), x.reshape(flat), None, None, None, *each, True, 0.0, (False, True, True)
+    )
+    squares = [squared_norms(value.view(examples, channels)) for value in (scale, shift)]
+    return squares[0] if needs[0] else None, squares[1] if needs[1] else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +94,11 @@ class BatchNorm:
         gx, gw, gb = aten._batch_norm_impl_index_backward(
             kernel, x, gy, weight, *running, *batch, self.training, self.eps, needs, reserve
         )
-        squares = affine_squares(
+        squares = channel_squares(
             gy.reshape(*gy.shape[:2], -1),
             x.reshape(*x.shape[:2], -1),
             mean.view(1, -1, 1),
             rstd.view(1, -1, 1),
-            2,
             needs[1:],
         )
         return _gradients(gx, gw, gb, squares, needs)
@@ -132,9 +155,8 @@ class GroupNorm:
             gy, x, mean, rstd, weight, examples, channels, size, self.groups, needs
         )
         per_channel = [value.repeat_interleave(channels // self.groups, 1).unsqueeze(2) for value in saved]
-        squares = affine_squares(
-            gy.reshape(examples, channels, -1), x.reshape(examples, channels, -1), *per_channel, 2, needs[1:]
-        )
+        by_channel = (examples, channels, -1)
+        squares = channel_squares(gy.reshape(by_channel), x.reshape(by_channel), *per_channel, needs[1:])
         return _gradients(gx, gw, gb, squares, needs)
 
 

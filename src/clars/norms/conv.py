@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clars.norms.product import bias_contribution, gram_squares
+from clars.norms.product import add_examples, bias_contribution, gram_squares
 from clars.norms.rule import Contribution, Gradients
-from clars.norms.strategy import chunks, prefers_gram, squared_norms, wide
+from clars.norms.strategy import chunks, prefers_gram, squared_norms
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,12 @@ class Conv:
         positions, inputs, outputs = prod(gy.shape[2:]), prod(weight.shape[1:]), weight.shape[0]
         if self.groups == 1 and len(self.stride) == 2 and prefers_gram(positions, inputs, outputs):
             return self._by_gram(gy, x, weight)
-        gradient = torch.zeros_like(weight, dtype=wide(weight.dtype))
-        squares = []
+        gradient, squares = None, []
         per_example = gy.element_size() * (gy[0].numel() + x[0].numel() + weight.numel())
         for piece in chunks(len(x), per_example, gy.device):
             products = self._products(gy[piece], x[piece], weight)
             squares.append(squared_norms(products))
-            gradient += products[0] if len(products) == 1 else products.sum(0, dtype=gradient.dtype)
+            gradient = add_examples(gradient, products)
         return Contribution(gradient.to(weight.dtype), torch.cat(squares))
 
     def _products(self, gy: Tensor, x: Tensor, weight: Tensor) -> Tensor:

@@ -14,14 +14,20 @@ def matrix_contribution(gy: Tensor, x: Tensor) -> Contribution:
     if positions == 1 or prefers_gram(positions, inputs, outputs):
         gradient = gy.flatten(0, 1).T @ x.flatten(0, 1)
         return Contribution(gradient, gram_squares(gy, x))
-    gradient = torch.zeros(outputs, inputs, dtype=wide(gy.dtype), device=gy.device)
-    squares = []
+    gradient, squares = None, []
     per_example = gy.element_size() * (positions * (inputs + outputs) + inputs * outputs)
     for piece in chunks(examples, per_example, gy.device):
         products = torch.bmm(gy[piece].transpose(1, 2), x[piece])
         squares.append(squared_norms(products))
-        gradient += products.sum(0, dtype=gradient.dtype)
+        gradient = add_examples(gradient, products)
     return Contribution(gradient.to(gy.dtype), torch.cat(squares))
+
+
+def add_examples(total: Tensor | None, products: Tensor) -> Tensor:
+    """Add products [b, ...] over their examples to `total`, in float32 at least; None is an empty sum."""
+    dtype = wide(products.dtype)
+    part = products.sum(0, dtype=dtype) if len(products) > 1 else products[0].to(dtype)
+    return part if total is None else total.add_(part)
 
 
 def gram_squares(gy: Tensor, x: Tensor) -> Tensor:

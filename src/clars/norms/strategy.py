@@ -9,11 +9,13 @@ A weight gradient is a sum over examples of products of an output gradient (P ou
   It wins where there are few positions and many weights (the last stages of a residual network).
 """
 
+from math import ceil
+
 import torch
 
 # Bytes of inputs, output gradients and products handled at once: small enough for a processor's cache, large enough
 # to keep an accelerator busy. Set it lower to bound the transient memory, higher to launch fewer kernels.
-WORKING_SET = {"cpu": 2 * 2**20, "cuda": 256 * 2**20}
+WORKING_SET = {"cpu": 3 * 2**20, "cuda": 256 * 2**20}
 
 # Measured on processors: the Gram form is cheaper as long as it adds no more than this share of the weight gradient's
 # operations, since convolutions of few positions are slow when each example is one of their groups.
@@ -26,9 +28,10 @@ def prefers_gram(positions: int, inputs: int, outputs: int) -> bool:
 
 
 def chunks(examples: int, bytes_per_example: int, device: torch.device) -> list[slice]:
-    """Cut `examples` into consecutive slices whose working set stays within the device's bound."""
+    """Cut `examples` into consecutive slices of about equal length whose working set stays within the bound."""
     bound = WORKING_SET.get(device.type, WORKING_SET["cpu"])
-    size = min(examples, max(1, bound // max(1, bytes_per_example)))
+    most = min(examples, max(1, bound // max(1, bytes_per_example)))
+    size = ceil(examples / ceil(examples / most))
     return [slice(start, min(start + size, examples)) for start in range(0, examples, size)]
 
 
