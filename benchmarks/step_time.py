@@ -3,9 +3,10 @@
     python benchmarks/step_time.py
 
 A step is zero_grad, forward, cross entropy, backward and optimizer step, on one batch of random images. The methods
-take turns within one process, each with its own copy of the network, and the median over the rounds counts. Peak
-memory is that of a process of its own per method, beyond what importing and the batch take. Writes step_time.json and
-step_time.md beside this file; on another device, or with other arguments, to the folder given by --out.
+take turns within one process, each with its own copy of the network, and the median over the rounds counts. This is
+repeated in several fresh processes, because where the memory of one happens to lie moves a ratio by a tenth and more.
+Peak memory is that of a process of its own per method, beyond what importing takes. Writes step_time.json and
+step_time.md beside this file, or to the folder given by --out.
 """
 
 import argparse
@@ -94,29 +95,36 @@ def _resident(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def measure_peak(name: str, method: str, batch: int) -> int:
-    """Return `peak_bytes` of a fresh process."""
-    command = [sys.executable, __file__, "--batch", str(batch), "--peak", name, method]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+def in_fresh_process(*arguments: object) -> dict | int:
+    """Return what this script prints as JSON in a process of its own."""
+    command = [sys.executable, __file__, *map(str, arguments)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def ratios(row: dict, method: str) -> list[float]:
+    """Return the method's time over SGD's, a number per process."""
+    return sorted(taken[method] / taken["sgd"] for taken in row["seconds"])
 
 
 def markdown(result: dict) -> str:
     """Return the table of a result as Markdown."""
     rows = [
-        "| network | threads | SGD, s | LARS / SGD | CLARS / SGD | peak memory, CLARS / SGD |",
-        "|---|---|---|---|---|---|",
+        "| network | threads | SGD, s | LARS / SGD | CLARS / SGD | range | peak memory, CLARS / SGD |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
-        taken, peak = row["seconds"], row["peak_bytes"]
+        sgd = statistics.median(taken["sgd"] for taken in row["seconds"])
+        lars, ours = ratios(row, "lars"), ratios(row, "clars")
         rows.append(
-            f"| {row['model']}, {row['pixels']} px | {row['threads']} | {taken['sgd']:.3f} | "
-            f"{taken['lars'] / taken['sgd']:.2f} | {taken['clars'] / taken['sgd']:.2f} | "
-            f"{peak['clars'] / peak['sgd']:.2f} |"
+            f"| {row['model']}, {row['pixels']} px | {row['threads']} | {sgd:.2f} | {statistics.median(lars):.2f} | "
+            f"{statistics.median(ours):.2f} | {ours[0]:.2f} to {ours[-1]:.2f} | "
+            f"{row['peak_bytes']['clars'] / row['peak_bytes']['sgd']:.2f} |"
         )
     made = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     head = (
-        f"Seconds of a training step at batch {result['batch']}, median of {result['rounds']} interleaved rounds, on "
-        f"{result['device']} ({result['cores']} cores). {made}.\n\n"
+        f"Seconds of a training step at batch {result['batch']}: in each process the median of {result['rounds']} "
+        f"interleaved rounds, of {result['processes']} processes the median and, for CLARS, the range. Measured on "
+        f"{result['device']}, {result['cores']} cores. {made}.\n\n"
         f"Regenerate with `{result['command']}`.\n\n"
     )
     return head + "\n".join(rows) + "\n"
@@ -127,32 +135,40 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--time", nargs=2, metavar=("MODEL", "THREADS"), help=argparse.SUPPRESS)
     parser.add_argument("--peak", nargs=2, metavar=("MODEL", "METHOD"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.peak:
         print(peak_bytes(*options.peak, options.batch, device))
         return
+    if options.time:
+        torch.set_num_threads(int(options.time[1]))
+        print(json.dumps(seconds(options.time[0], options.batch, options.rounds, device)))
+        return
+    size = ("--batch", options.batch, "--rounds", options.rounds)
+    peaks = {
+        name: {method: in_fresh_process(*size, "--peak", name, method) for method in METHODS}
+        for name in track(options.models, "memory")
+    }
     rows = []
-    for name in track(options.models, "networks"):
-        peak = {method: measure_peak(name, method, options.batch) for method in METHODS}
-        for threads in options.threads:
-            torch.set_num_threads(threads)
-            taken = seconds(name, options.batch, options.rounds, device)
-            rows.append(
-                {"model": name, "pixels": MODELS[name], "threads": threads, "seconds": taken, "peak_bytes": peak}
-            )
-            print(json.dumps(rows[-1]))
+    for name, threads in track([(name, threads) for name in options.models for threads in options.threads], "time"):
+        taken = [in_fresh_process(*size, "--time", name, threads) for _ in range(options.processes)]
+        rows.append(
+            {"model": name, "pixels": MODELS[name], "threads": threads, "seconds": taken, "peak_bytes": peaks[name]}
+        )
     result = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", "benchmarks/step_time.py", *sys.argv[1:]]),
         "device": device_name(device),
         "cores": torch.multiprocessing.cpu_count(),
         "system": platform.platform(),
         "versions": versions(),
         "batch": options.batch,
         "rounds": options.rounds,
+        "processes": options.processes,
         "rows": rows,
     }
     write_json(options.out / "step_time.json", result)

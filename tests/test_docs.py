@@ -51,3 +51,19 @@ def test_links_lead_somewhere():
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_shows_the_generated_table():
+    """Each row stands in the README as in table.md, without its links to the evidence."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    generated = (ROOT / "recipes/quickstart/results/table.md").read_text(encoding="utf-8")
+    rows = [line for line in generated.splitlines() if line.startswith("|")]
+    assert len(rows) == 10
+    for row in rows:
+        assert row.rsplit("|", 2)[0] + "|" in readme
+
+
+def test_the_readme_shows_the_generated_costs():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    generated = (ROOT / "benchmarks/step_time.md").read_text(encoding="utf-8")
+    assert all(line in readme for line in generated.splitlines() if line.startswith("|"))

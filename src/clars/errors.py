@@ -17,7 +17,12 @@ class DataError(UserError):
 
 
 class UnsupportedLayerError(UserError):
-    """A parameter is used in a way for which no exact per-example norm is known."""
+    """A parameter of a layer is used in a way for which no exact per-example norm is known."""
+
+    def __init__(self, problem: str, layer: str) -> None:
+        remedy = f"Leave it out of the adaptation with overrides={{{layer!r}: {{'adapt': False}}}}"
+        super().__init__(f"Layer {layer!r} {problem} {remedy}.")
+        self.layer = layer
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -213,6 +213,20 @@ def test_copies_and_pickles_are_not_tracked():
     assert norms.totals() == {}
 
 
+def test_a_later_tracker_takes_over_and_the_earlier_one_says_so():
+    model, x = network(group_norm), images()
+    expected, _ = backward_sums(model, squared_loss, x)
+    earlier = clars.ExampleNorms(model)
+    optimizer = clars.CLARS(model, lr=1.0)
+    model.zero_grad()
+    squared_loss(model, x).backward()
+    torch.testing.assert_close(optimizer.norms.sums(), expected, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="later ExampleNorms"):
+        earlier.sums()
+    optimizer.norms.remove()
+    assert "forward" not in model[0].__dict__
+
+
 def test_channels_last():
     model, x = network().to(memory_format=torch.channels_last), images()
     assert_exact(model, squared_loss, x.contiguous(memory_format=torch.channels_last))

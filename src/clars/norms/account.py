@@ -25,9 +25,9 @@ class BackwardPass:
             self.number, self.examples, self.first = number, examples, layer
         elif examples != self.examples:
             raise UnsupportedLayerError(
-                f"Layers {self.first!r} and {layer!r} see {self.examples} and {examples} rows in one backward pass. "
-                "Dimension 0 of every layer's input must be the batch. Leave out the layer that sees something else "
-                f"there, with overrides={{{layer!r}: {{'adapt': False}}}} for example."
+                f"sees {examples} rows where layer {self.first!r} sees {self.examples} in the same backward pass. "
+                "Dimension 0 of every layer's input must be the batch.",
+                layer,
             )
 
 
@@ -54,9 +54,9 @@ class Account:
         """Note that this layer's backward runs; refuse a second time in one pass: norms of parts do not add."""
         if number == self.last_pass:
             raise UnsupportedLayerError(
-                f"The parameters of layer {self.layer!r} are used more than once in one forward pass. Each example's "
-                "contributions must be summed before the norm is taken, which is not done for such layers. Leave it "
-                f"out with overrides={{{self.layer!r}: {{'adapt': False}}}}, or give each use parameters of its own."
+                "is used more than once in one forward pass: each example's contributions must be summed before the "
+                "norm is taken, for which there is no rule.",
+                self.layer,
             )
         self.current.enter(number, examples, self.layer)
         self.last_pass = number

@@ -29,17 +29,14 @@ def _accounts(find: Lookup, weight: Tensor | None, bias: Tensor | None) -> tuple
 
 def _need_batch(find: Lookup, parameter: Tensor, x: Tensor, at_least: int) -> None:
     if x.dim() < at_least:
-        raise UnsupportedLayerError(
-            f"Layer {find(parameter).layer!r} got an input of shape {tuple(x.shape)} without a batch dimension. "
-            "Give it one with x.unsqueeze(0)."
-        )
+        problem = f"got an input of shape {tuple(x.shape)} without a batch dimension. Give it one with x.unsqueeze(0)."
+        raise UnsupportedLayerError(problem, find(parameter).layer)
 
 
 def _need_weight(find: Lookup, weight: Tensor | None, bias: Tensor | None) -> None:
     if weight is None:
         raise UnsupportedLayerError(
-            f"Layer {find(bias).layer!r} normalises with a bias but no weight, for which there is no rule. "
-            f"Leave it out with overrides={{{find(bias).layer!r}: {{'adapt': False}}}}."
+            "normalises with a bias and no weight, for which there is no rule.", find(bias).layer
         )
 
 
@@ -162,12 +159,9 @@ def embedding(
     scale_grad_by_freq=False,
     sparse=False,
 ):
-    name = find(weight).layer
     if scale_grad_by_freq or sparse:
-        raise UnsupportedLayerError(
-            f"Embedding {name!r} uses {'sparse' if sparse else 'scale_grad_by_freq'}=True, for which there is no "
-            "rule. Set it to False."
-        )
+        option = "sparse" if sparse else "scale_grad_by_freq"
+        raise UnsupportedLayerError(f"uses {option}=True, for which there is no rule.", find(weight).layer)
     if padding_idx is not None and padding_idx < 0:
         padding_idx += len(weight)
     rule = Embedding(-1 if padding_idx is None else padding_idx, max_norm, norm_type)

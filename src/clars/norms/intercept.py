@@ -19,9 +19,10 @@ class TrackedForward:
     and pickles of the module get the module's plain forward back: a copy is not tracked.
     """
 
-    def __init__(self, module: nn.Module, accounts: dict[str, Account]) -> None:
+    def __init__(self, module: nn.Module, accounts: dict[str, Account], tracker: object) -> None:
         self.module = module
         self.accounts = accounts
+        self.tracker = tracker
         self.previous = module.__dict__.get("forward")
         self.active = True
 
@@ -73,40 +74,30 @@ class Interception(TorchFunctionMode):
             return RULES[func](self.account, *args, **kwargs)
         if func in EXPANSIONS:
             return self._expanded(used[0], func(*args, **kwargs).shape)
-        if func in ELEMENTWISE and len(used) == 1:
+        if func in ELEMENTWISE and len(used) == 1 and any(value is used[0] for value in args):
             return self._broadcast(used[0], func, args, kwargs)
         result = func(*args, **kwargs)
         if func in VIEWS and result.numel() == used[0].numel():
             self.accounts[id(result)] = self.accounts[id(used[0])]
             self.followed.append(result)
         elif any(tensor.requires_grad for tensor in _tensors((result,))):
-            raise UnsupportedLayerError(
-                f"Layer {self.accounts[id(used[0])].layer!r} uses its parameter of shape {tuple(used[0].shape)} in "
-                f"{resolve_name(func) or func.__name__}, for which no exact per-example norm is known. Leave it out "
-                f"with overrides={{{self.accounts[id(used[0])].layer!r}: {{'adapt': False}}}}."
-            )
+            function = resolve_name(func) or func.__name__
+            self._refuse(used[0], f"in {function}, for which no exact per-example norm is known.")
         return result
 
     def _broadcast(self, parameter: Tensor, func, args, kwargs):
         shape = torch.broadcast_shapes(*(tensor.shape for tensor in _tensors(args)))
-        if shape == parameter.shape and len(shape) and shape[0] != 1:
-            raise UnsupportedLayerError(
-                f"Layer {self.accounts[id(parameter)].layer!r} combines its parameter of shape {tuple(shape)} with "
-                "nothing that has a batch dimension, so the examples' shares in it cannot be told apart. Leave it out "
-                f"with overrides={{{self.accounts[id(parameter)].layer!r}: {{'adapt': False}}}}."
-            )
         expanded = self._expanded(parameter, shape)
         return func(*(expanded if value is parameter else value for value in args), **kwargs)
 
     def _expanded(self, parameter: Tensor, shape: torch.Size) -> Tensor:
-        account = self.accounts[id(parameter)]
-        if len(parameter.shape) == len(shape) and parameter.shape[0] != 1:
-            raise UnsupportedLayerError(
-                f"Layer {account.layer!r} has a parameter of shape {tuple(parameter.shape)} that varies along the "
-                f"batch dimension of {tuple(shape)}. Leave it out with "
-                f"overrides={{{account.layer!r}: {{'adapt': False}}}}."
-            )
-        return spread(shape, [parameter], [account])[0]
+        if len(parameter.shape) == len(shape) and shape and parameter.shape[0] != 1:
+            self._refuse(parameter, f"where dimension 0 of {tuple(shape)} should be the batch.")
+        return spread(shape, [parameter], [self.accounts[id(parameter)]])[0]
+
+    def _refuse(self, parameter: Tensor, where: str) -> None:
+        layer = self.accounts[id(parameter)].layer
+        raise UnsupportedLayerError(f"uses its parameter of shape {tuple(parameter.shape)} {where}", layer)
 
 
 def _first(args, kwargs):

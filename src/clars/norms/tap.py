@@ -40,8 +40,9 @@ def _book(ctx, squares: Sequence[Tensor | None], leaves: Sequence[Tensor], examp
     """Return the gradient of each account's leaf: the squares of its parameters joined, then the norms summed."""
     if ctx.spent:
         raise UnsupportedLayerError(
-            f"A second backward pass runs through layer {ctx.accounts[0].layer!r} and the same forward pass "
-            "(retain_graph=True). Add the losses up and call backward once."
+            "is reached by a second backward pass through the same forward pass (retain_graph=True). Add the losses up "
+            "and call backward once.",
+            _distinct(ctx.accounts)[0].layer,
         )
     ctx.spent = True
     number = ctx.outer_pass if ctx.outer_pass != -1 else torch._C._current_graph_task_id()

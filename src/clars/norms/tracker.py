@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from clars.errors import UnsupportedLayerError
+from clars.errors import UnsupportedLayerError, UserError
 from clars.layers import Layer, layers
 from clars.norms.account import Account, BackwardPass
 from clars.norms.intercept import TrackedForward
@@ -21,7 +21,8 @@ class ExampleNorms:
     contribution is what stays defined.
 
     S_k has the unit of the gradient: loss reduction, accumulation over micro-batches and loss scaling scale both
-    alike. The model computes the same values as before; neither `state_dict` nor `parameters` show the tracking.
+    alike. The model computes the same values as before; neither `state_dict` nor `parameters` show the tracking. A
+    model has one tracker: a later one takes the place of an earlier one, which then refuses to be read.
 
     Args:
         model: the model; move it and wrap it as you like afterwards.
@@ -42,6 +43,7 @@ class ExampleNorms:
         _refuse_shared(model, self.layers)
         current = BackwardPass()
         self._accounts = {layer.name: Account(layer.name, current) for layer in self.layers}
+        self.replaced = False
         self._forwards = self._install()
 
     def _install(self) -> list[TrackedForward]:
@@ -49,7 +51,12 @@ class ExampleNorms:
         for layer in self.layers:
             own = by_module.setdefault(layer.module, {})
             own.update(dict.fromkeys(layer.parameters, self._accounts[layer.name]))
-        forwards = [TrackedForward(module, accounts) for module, accounts in by_module.items()]
+        for module in by_module:
+            present = module.__dict__.get("forward")
+            if isinstance(present, TrackedForward):
+                present.tracker.remove()
+                present.tracker.replaced = True
+        forwards = [TrackedForward(module, accounts, self) for module, accounts in by_module.items()]
         for forward in forwards:
             forward.module.forward = forward
         return forwards
@@ -58,18 +65,27 @@ class ExampleNorms:
         """Return, for each layer that a backward pass reached since the last reset, a tensor [3]:
 
         sum of norms, sum of squared norms, number of examples.
+
+        Raises:
+            ValueError: a later tracker took this one's place in the model.
         """
+        if self.replaced:
+            raise UserError(
+                "A later ExampleNorms, or a later CLARS, tracks this model; this one sees nothing any more. Keep one, "
+                "and give it to the optimizer as norms=."
+            )
         return {name: account.total for name, account in self._accounts.items() if account.total is not None}
 
     def sums(self) -> dict[str, Tensor]:
         """Return S_k, a scalar tensor in the unit of the gradient, per layer name since the last reset.
 
         A layer that no backward pass reached has the sum zero.
+
+        Raises:
+            ValueError: as for `totals`.
         """
-        return {
-            name: torch.zeros(()) if account.total is None else account.total[0].clone()
-            for name, account in self._accounts.items()
-        }
+        totals = self.totals()
+        return {name: totals[name][0].clone() if name in totals else torch.zeros(()) for name in self._accounts}
 
     def reset(self) -> None:
         """Forget the sums; the next backward pass starts anew."""
@@ -96,10 +112,10 @@ def _refuse_shared(model: nn.Module, tracked: Sequence[Layer]) -> None:
     wanted = {id(parameter): layer.name for layer in tracked for parameter in layer.parameters.values()}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if id(parameter) in owners and id(parameter) in wanted:
-            layer = wanted[id(parameter)]
             raise UnsupportedLayerError(
-                f"{owners[id(parameter)]!r} and {name!r} are one parameter. Each example's contributions through both "
-                "would have to be summed before the norm is taken, which is not done. Leave the layer out with "
-                f"overrides={{{layer!r}: {{'adapt': False}}}}, or untie the weights."
+                f"has one parameter under the names {owners[id(parameter)]!r} and {name!r}: each example's "
+                "contributions through both must be summed before the norm is taken, for which there is no rule. "
+                "Untie the weights.",
+                wanted[id(parameter)],
             )
         owners[id(parameter)] = name

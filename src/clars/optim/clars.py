@@ -102,7 +102,7 @@ def _explain_absence(layer: str, *, nothing_arrived: bool) -> None:
     if nothing_arrived:
         raise UserError("step() without a backward pass since the last step: no per-example norms have arrived.")
     raise UnsupportedLayerError(
-        f"Layer {layer!r} has a gradient but no per-example norms: its parameters were used outside of its module's "
-        f"own forward (as torch.nn.MultiheadAttention does with out_proj). Leave it out with "
-        f"overrides={{{layer!r}: {{'adapt': False}}}}."
+        "has a gradient but no per-example norms: its parameters were used outside of its module's own forward, as "
+        "torch.nn.MultiheadAttention does with out_proj.",
+        layer,
     )
