@@ -217,7 +217,7 @@ def test_tune_searches_and_tells_the_winners(clars, launched):
         "demo/large@v1": 4.0,
     }
     assert json.loads(Path("recipes/demo/results/search.json").read_text()) == summary
-    assert "best, edge of grid" in out
+    assert "best, at edge" in out
 
 
 def test_tune_needs_a_search(clars, launched, repository):
