@@ -63,12 +63,12 @@ class CLARS(LayerwiseOptimizer):
         super().__init__(
             model,
             lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            trust_coefficient=trust_coefficient,
-            nesterov=nesterov,
-            layers=layers,
-            overrides=overrides,
+            momentum,
+            weight_decay,
+            trust_coefficient,
+            nesterov,
+            layers,
+            overrides,
             eps=eps,
             norm_floor=norm_floor,
         )

@@ -46,15 +46,15 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         self,
         model: nn.Module,
         lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        trust_coefficient: float = 1e-3,
+        nesterov: bool = True,
+        layers: LayerUnit = "module",
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
         *,
-        momentum: float,
-        weight_decay: float,
-        trust_coefficient: float,
-        nesterov: bool,
-        layers: LayerUnit,
-        overrides: Mapping[str, Mapping[str, Any]] | None,
-        eps: float,
-        norm_floor: float,
+        eps: float = 1e-8,
+        norm_floor: float = 1e-3,
     ) -> None:
         if eps < 0 or norm_floor < 0:
             raise ValueError(f"eps={eps!r} and norm_floor={norm_floor!r} must not be negative.")
