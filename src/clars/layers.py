@@ -36,7 +36,8 @@ def layers(model: nn.Module, by: LayerUnit = "module") -> list[Layer]:
     With `by="module"` the trainable weight and bias of one linear, convolution, normalisation or embedding module
     (subclasses included) are one layer, named as the module. Every other parameter (a class token, a position
     embedding, a layer scale) is a layer by itself, named as the parameter. With `by="parameter"` every parameter is.
-    Frozen parameters belong to no layer; a parameter reached by two names belongs to the first.
+    A model that is one such module itself is the layer "(model)". Frozen parameters belong to no layer; a parameter
+    reached by two names belongs to the first.
 
     Raises:
         ValueError: `by` is neither "module" nor "parameter".
@@ -54,7 +55,7 @@ def layers(model: nn.Module, by: LayerUnit = "module") -> list[Layer]:
         seen.update(id(parameter) for parameter in own.values())
         if by == "module" and isinstance(module, JOINT):
             if own:
-                found.append(Layer(module_name or type(module).__name__.lower(), module, own))
+                found.append(Layer(module_name or "(model)", module, own))
         else:
             prefix = f"{module_name}." if module_name else ""
             found += [Layer(prefix + name, module, {name: parameter}) for name, parameter in own.items()]

@@ -47,6 +47,20 @@ def test_each_use(use, batch):
     assert_exact(model, squared_loss, torch.randn(batch, 4, 3, dtype=torch.double))
 
 
+@pytest.mark.parametrize(
+    "use", [lambda p, x: x.type_as(p), lambda p, x: x.to(p), lambda p, x: x.expand_as(p.view(1, 4, 3))]
+)
+def test_type_and_shape_taken_from_a_parameter(use):
+    """The parameter's values are not used; what comes out is not the parameter."""
+
+    class Borrows(Loose):
+        def forward(self, x):
+            return use(self.loose, self.inner(x)) * self.loose
+
+    model = Borrows((4, 3), None).double()
+    assert_exact(model, squared_loss, torch.randn(1, 4, 3, dtype=torch.double))
+
+
 def test_shape_and_other_attributes_are_harmless():
     class Asks(Loose):
         def forward(self, x):

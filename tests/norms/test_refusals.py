@@ -41,11 +41,12 @@ def test_module_used_twice_in_checkpointed_parts(reentrant):
 
 def test_two_backward_passes_through_one_forward():
     model = nn.Linear(3, 3)
-    clars.ExampleNorms(model)
+    norms = clars.ExampleNorms(model)
     y = model(torch.randn(2, 3))
     y[:, 0].sum().backward(retain_graph=True)
     with pytest.raises(UnsupportedLayerError, match="retain_graph"):
         y[:, 1].sum().backward()
+    assert norms.active
 
 
 def test_tied_weights():
@@ -85,7 +86,7 @@ def test_batch_folded_into_another_size():
             y = self.embed(x)
             return self.mix(y.reshape(-1, 2, 4)).reshape(len(x), -1)
 
-    refused(Windows(), torch.randn(3, 4, 3), "sees 3 rows where layer 'mix' sees 6")
+    refused(Windows(), torch.randn(3, 4, 3), "'mix' sees 6 rows where the model's input has 3")
 
 
 def test_positions_shared_by_all_examples():
@@ -139,6 +140,56 @@ def test_input_without_a_batch_dimension(model, x):
 @pytest.mark.parametrize("option", ["sparse", "scale_grad_by_freq"])
 def test_embedding_options_without_a_rule(option):
     refused(nn.Embedding(3, 2, **{option: True}), torch.tensor([[0, 1]]), option)
+
+
+def test_rows_that_differ_where_the_models_forward_is_not_run():
+    """Called by parts, the model's own batch is not known; then the layers of one backward pass must agree."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4))
+    norms = clars.ExampleNorms(model)
+    y = model[1](model[0](torch.randn(3, 4, 3)).reshape(-1, 2, 4))
+    with pytest.raises(UnsupportedLayerError, match="'0' sees 3 rows where layer '1' sees 6"):
+        y.sum().backward()
+    norms.remove()
+
+
+class TiedByUse(nn.Module):
+    """The output layer borrows the embedding's weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.mix = nn.Embedding(11, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return nn.functional.linear(torch.tanh(self.mix(self.embed(x).mean(1))), self.embed.weight)
+
+
+def test_weight_borrowed_by_another_function():
+    refused(TiedByUse(), torch.randint(11, (4, 5)), "'embed'.*outside of its module's own forward, in .*linear")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_weights_that_a_hook_computes_before_the_forward(wrap):
+    """The parameters are then used outside of the forward that is watched: only the bias would be measured."""
+    model = nn.Sequential(nn.Linear(6, 4), wrap(nn.Linear(4, 3)))
+    optimizer = clars.CLARS(model, lr=1.0)
+    with pytest.raises(UnsupportedLayerError, match=r"weight_|outside of its module's own forward"):
+        model(torch.randn(5, 6)).square().sum().backward()
+        optimizer.step()
+
+
+def test_indexing_that_repeats_rows():
+    """As many elements come out as went in, and not the same ones."""
+
+    class Indexed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(3, 6))
+
+        def forward(self, x):
+            return nn.functional.linear(x, self.table[torch.tensor([0, 0, 1])])
+
+    refused(Indexed(), torch.randn(4, 6), "'table'.*__getitem__")
 
 
 def test_unknown_estimator():

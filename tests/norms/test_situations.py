@@ -1,10 +1,15 @@
 """What happens around the layers: accumulation, recomputation, precision, freezing, copies."""
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
+import timm
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from conftest import assert_exact, backward_sums, gradient_norms, squared_loss
 from torch import nn
 from torch.nn import functional as F
@@ -171,8 +176,9 @@ def test_no_grad_and_evaluation_leave_no_trace():
 def test_state_dict_and_parameters_do_not_show_the_tracking():
     model = network()
     keys, names = list(model.state_dict()), [name for name, _ in model.named_parameters()]
-    clars.ExampleNorms(model)
+    norms = clars.ExampleNorms(model)
     squared_loss(model, images()).backward()
+    assert norms.sums()["0"] > 0
     assert list(model.state_dict()) == keys
     assert [name for name, _ in model.named_parameters()] == names
 
@@ -225,6 +231,90 @@ def test_a_later_tracker_takes_over_and_the_earlier_one_says_so():
         earlier.sums()
     optimizer.norms.remove()
     assert "forward" not in model[0].__dict__
+
+
+def test_a_wrapped_forward_is_tracked_by_a_later_tracker_too():
+    model, x = network(group_norm), images()
+    expected, _ = backward_sums(model, squared_loss, x)
+    earlier = clars.ExampleNorms(model)
+    inner = model[0].forward
+    model[0].forward = lambda x: inner(x)
+    later = clars.ExampleNorms(model)
+    squared_loss(model, x).backward()
+    torch.testing.assert_close(later.sums(), expected, rtol=0, atol=0)
+    assert earlier.replaced
+
+
+def test_a_copy_under_mixed_precision_of_accelerate():
+    """accelerate rebinds the model's forward as a method; a copy must run with its own parameters."""
+    model = timm.create_model("test_vit", num_classes=3, img_size=32)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    optimizer = clars.CLARS(model, lr=0.1)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    x = torch.randn(2, 3, 32, 32)
+    assert not twin(x).any()
+    assert model(x).any() and accelerator.unwrap_model(model, keep_fp32_wrapper=False)(x).any()
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_gradients_cleared_by_the_model_take_the_sums_along():
+    """A bad batch that a training loop drops with model.zero_grad() must not stay in the sums."""
+    model, x = network(group_norm), images()
+    expected, _ = backward_sums(model, squared_loss, x)
+    model.zero_grad()
+    norms = clars.ExampleNorms(model)
+    (squared_loss(model, x) * float("nan")).backward()
+    model.zero_grad()
+    squared_loss(model, x).backward()
+    torch.testing.assert_close(norms.sums(), expected, rtol=0, atol=0)
+
+
+def test_the_oracles_run_on_a_tracked_model():
+    model, x = network(group_norm), images()
+    norms = clars.ExampleNorms(model)
+    squared_loss(model, x).backward()
+    torch.testing.assert_close(norms.sums(), clars.oracle.mask_norms(model, squared_loss, x), rtol=1e-9, atol=0)
+    clars.oracle.vmap_norms(model, lambda output, target: output.sum(1).mean(), x, torch.zeros(4))
+    assert norms.active
+
+
+def test_a_model_is_not_kept_alive_by_its_tracking():
+    model = network()
+    norms = clars.ExampleNorms(model)
+    squared_loss(model, images()).backward()
+    alive = weakref.ref(model)
+    del model, norms
+    gc.collect()
+    assert alive() is None
+
+
+def test_trackers_are_not_copied():
+    norms = clars.ExampleNorms(network())
+    with pytest.raises(ValueError, match="cannot be copied or pickled"):
+        copy.deepcopy(norms)
+
+
+def test_gradients_enabled_inside_a_forward_without():
+    class Enables(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x):
+            with torch.enable_grad():
+                return self.linear(x)
+
+    model = Enables()
+    norms = clars.ExampleNorms(model)
+    with torch.no_grad():
+        y = model(torch.randn(1, 3))
+    y.sum().backward()
+    torch.testing.assert_close(norms.sums()["linear"], gradient_norms(model)["linear"])
 
 
 def test_channels_last():

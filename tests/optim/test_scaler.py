@@ -64,3 +64,4 @@ def test_an_overflowed_step_is_skipped_and_leaves_no_norms_behind():
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before))
     assert scaler.get_scale() == 1.0
     assert optimizer.norms.totals() == {}
+    assert optimizer.layer_stats() == {}

@@ -145,6 +145,14 @@ def test_divergence_is_recorded(recipe):
     assert record.final.top1 == 0.0 and record.final.loss is None
 
 
+def test_divergence_in_the_very_last_step(recipe):
+    """With one step in all, no loss comes after it that could tell."""
+    schedule = {"name": "constant", "base_rate": 1e30, "base_batch": 1024}
+    path = recipe(optimizer={"name": "sgd"}, schedule=schedule, batch_size=1024, epochs=1)
+    assert train(path) == 3
+    assert (read().status, read().steps) == ("diverged", 1)
+
+
 def test_micro_batches_and_accumulation_change_the_cut_and_not_the_rates(recipe):
     path = recipe()
     train(path, "--out", "whole")

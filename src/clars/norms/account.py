@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from clars.errors import UnsupportedLayerError
+from clars.layers import Layer
 from clars.norms.strategy import wide
 
 
@@ -11,13 +12,24 @@ class BackwardPass:
     """The backward pass under way: which one it is, and how many examples its layers see.
 
     A pass is named by autograd's number for it; a part that is recomputed inside a pass (activation checkpointing)
-    belongs to that pass.
+    belongs to that pass. `batch_sizes` are those of the inputs of the model's forward while that runs.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
         self.examples = 0
         self.first = ""
+        self.batch_sizes: tuple[int, ...] = ()
+
+    def check_rows(self, rows: int, layer: str) -> None:
+        """Refuse a layer whose input has not as many rows as the input of the model."""
+        if rows == 0 or (self.batch_sizes and rows not in self.batch_sizes):
+            sizes = " or ".join(map(str, self.batch_sizes)) or "some"
+            raise UnsupportedLayerError(
+                f"sees {rows} rows where the model's input has {sizes}. Dimension 0 of every layer's input must be the "
+                "batch.",
+                layer,
+            )
 
     def enter(self, number: int, examples: int, layer: str) -> None:
         """Refuse a layer that sees another number of examples than the first layer of the same pass."""
@@ -38,10 +50,12 @@ class Account:
     gradient's own units. The leaf belongs to nobody: neither parameter nor buffer of the model.
     """
 
-    def __init__(self, layer: str, current: BackwardPass) -> None:
-        self.layer = layer
+    def __init__(self, layer: Layer, current: BackwardPass) -> None:
+        self.layer = layer.name
         self.current = current
         self.last_pass: int | None = None
+        self.measured: set[str] = set()  # local names of the parameters that ever entered a rule
+        self._owner, self._names = layer.module, tuple(layer.parameters)
         self._leaf: Tensor | None = None
 
     def leaf(self, like: Tensor) -> Tensor:
@@ -60,6 +74,8 @@ class Account:
             )
         self.current.enter(number, examples, self.layer)
         self.last_pass = number
+        if all(getattr(self._owner, name).grad is None for name in self._names):
+            self.reset()  # the gradients were cleared behind our back: what was summed beside them is over too
 
     @staticmethod
     def entry(squares: Tensor, leaf: Tensor) -> Tensor:

@@ -27,10 +27,14 @@ def _accounts(find: Lookup, weight: Tensor | None, bias: Tensor | None) -> tuple
     return find(weight), find(bias)
 
 
-def _need_batch(find: Lookup, parameter: Tensor, x: Tensor, at_least: int) -> None:
+def _layer(find: Lookup, weight: Tensor | None, bias: Tensor | None) -> str:
+    return (find(weight) or find(bias)).layer
+
+
+def _need_batch(find: Lookup, weight: Tensor | None, bias: Tensor | None, x: Tensor, at_least: int) -> None:
     if x.dim() < at_least:
         problem = f"got an input of shape {tuple(x.shape)} without a batch dimension. Give it one with x.unsqueeze(0)."
-        raise UnsupportedLayerError(problem, find(parameter).layer)
+        raise UnsupportedLayerError(problem, _layer(find, weight, bias))
 
 
 def _need_weight(find: Lookup, weight: Tensor | None, bias: Tensor | None) -> None:
@@ -65,14 +69,14 @@ def _autocast_to_float32(x: Tensor, *others: Tensor | None) -> tuple[Tensor | No
 
 
 def linear(find: Lookup, input, weight, bias=None):
-    _need_batch(find, weight if find(weight) else bias, input, 2)
+    _need_batch(find, weight, bias, input, 2)
     accounts = _accounts(find, weight, bias)
     return tapped(Linear(), *_autocast(input, weight, bias), accounts)
 
 
 def _conv(dimensions: int):
     def conv(find: Lookup, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-        _need_batch(find, weight if find(weight) else bias, input, dimensions + 2)
+        _need_batch(find, weight, bias, input, dimensions + 2)
         accounts = _accounts(find, weight, bias)
         each = _ntuple(dimensions)
         dilation = each(dilation)
@@ -104,7 +108,7 @@ def batch_norm(
 
 def layer_norm(find: Lookup, input, normalized_shape, weight=None, bias=None, eps=1e-5):
     _need_weight(find, weight, bias)
-    _need_batch(find, weight, input, len(normalized_shape) + 1)
+    _need_batch(find, weight, bias, input, len(normalized_shape) + 1)
     accounts = _accounts(find, weight, bias)
     return tapped(LayerNorm(tuple(normalized_shape), eps), *_autocast_to_float32(input, weight, bias), accounts)
 
@@ -159,6 +163,7 @@ def embedding(
     scale_grad_by_freq=False,
     sparse=False,
 ):
+    _need_batch(find, weight, None, input, 1)
     if scale_grad_by_freq or sparse:
         option = "sparse" if sparse else "scale_grad_by_freq"
         raise UnsupportedLayerError(f"uses {option}=True, for which there is no rule.", find(weight).layer)
@@ -233,3 +238,6 @@ ELEMENTWISE = {
 }
 
 EXPANSIONS = {Tensor.expand, Tensor.expand_as, torch.broadcast_to}
+
+# These take only type, device or shape from a second operand.
+LOOKS_AT_SECOND = {Tensor.expand_as, Tensor.type_as, Tensor.to, Tensor.view_as, Tensor.reshape_as}

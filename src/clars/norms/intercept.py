@@ -1,6 +1,11 @@
-"""Watches a module's forward and replaces each use of a tracked parameter by one that books its norms."""
+"""Watches a model's forward and replaces each use of a tracked parameter by one that books its norms."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import MethodType
+from typing import TYPE_CHECKING, NamedTuple
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -8,105 +13,177 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from clars.errors import UnsupportedLayerError
 from clars.norms.account import Account
-from clars.norms.functions import ELEMENTWISE, EXPANSIONS, RULES, VIEWS
+from clars.norms.functions import ELEMENTWISE, EXPANSIONS, LOOKS_AT_SECOND, RULES, VIEWS
 from clars.norms.tap import spread
 
+if TYPE_CHECKING:
+    from clars.norms.tracker import ExampleNorms
 
-class TrackedForward:
-    """Stands in for `module.forward`: the same values, watched while gradients are enabled.
 
-    Parameters are looked up anew at each call, because sharding and parametrisation swap parameter objects. Copies
-    and pickles of the module get the module's plain forward back: a copy is not tracked.
+class Part(NamedTuple):
+    """A parameter of a layer: the layer's account, and the parameter's local name."""
+
+    account: Account
+    name: str
+
+
+# Who tracks a module. Neither side is kept alive by it: without its tracker, a module runs its plain forward.
+TRACKERS: "WeakKeyDictionary[nn.Module, ReferenceType[ExampleNorms]]" = WeakKeyDictionary()
+PLAIN = "_forward_before_tracking"
+
+
+def tracker_of(module: nn.Module) -> "ExampleNorms | None":
+    """Return the tracker at work in `module`."""
+    tracker = TRACKERS[module]() if module in TRACKERS else None
+    return tracker if tracker is not None and tracker.active else None
+
+
+def install(module: nn.Module, tracker: "ExampleNorms") -> None:
+    """Put the watched forward in place of the module's own.
+
+    It is a bound method: wrappers that rebind methods, and copies and pickles of the module, treat it as any other.
+    A copy is in nobody's register, so it runs its plain forward, with its own parameters.
     """
-
-    def __init__(self, module: nn.Module, accounts: dict[str, Account], tracker: object) -> None:
-        self.module = module
-        self.accounts = accounts
-        self.tracker = tracker
-        self.previous = module.__dict__.get("forward")
-        self.active = True
-
-    @property
-    def plain(self):
-        """The forward that stood here before."""
-        return self.previous or type(self.module).forward.__get__(self.module)
-
-    def __call__(self, *args, **kwargs):
-        if not (self.active and torch.is_grad_enabled()):
-            return self.plain(*args, **kwargs)
-        found = {}
-        for name, account in self.accounts.items():
-            parameter = getattr(self.module, name)
-            if parameter.requires_grad:
-                found[id(parameter)] = account
-        with Interception(found):
-            return self.plain(*args, **kwargs)
-
-    def __deepcopy__(self, memo):
-        copied = memo.get(id(self.module))
-        return type(self.module).forward.__get__(copied)
-
-    def __reduce__(self):
-        return _plain_forward, (self.module,)
+    present = module.__dict__.get("forward")
+    if module not in TRACKERS and getattr(present, "__func__", None) is not forward:
+        if present is not None:
+            module.__dict__[PLAIN] = present
+        module.forward = MethodType(forward, module)
+    TRACKERS[module] = ref(tracker)
 
 
-def _plain_forward(module: nn.Module):
-    return type(module).forward.__get__(module)
+def uninstall(module: nn.Module) -> None:
+    """Give the module its own forward back. A wrapper put around ours meanwhile stays, and passes through."""
+    present = module.__dict__.get("forward")
+    if getattr(present, "__func__", None) is forward:
+        del TRACKERS[module]
+        del module.forward
+        if PLAIN in module.__dict__:
+            module.forward = module.__dict__.pop(PLAIN)
+
+
+@contextmanager
+def paused(model: nn.Module) -> Iterator[None]:
+    """Run without tracking."""
+    trackers = {tracker_of(module) for module in model.modules()} - {None}
+    for tracker in trackers:
+        tracker.active = False
+    try:
+        yield
+    finally:
+        for tracker in trackers:
+            tracker.active = True
+
+
+def forward(module: nn.Module, *args, **kwargs):
+    """Stand in for `module.forward`. Parameters are looked up anew at each call, as some strategies swap them."""
+    plain = module.__dict__.get(PLAIN) or partial(type(module).forward, module)
+    tracker = tracker_of(module)
+    if tracker is None:
+        return plain(*args, **kwargs)
+    if module is not tracker.model:
+        with Interception(tracker.parts(module), {}):
+            return plain(*args, **kwargs)
+    with Interception(tracker.parts(module), tracker.parts_elsewhere()), tracker.batch_of((*args, *kwargs.values())):
+        return plain(*args, **kwargs)
 
 
 class Interception(TorchFunctionMode):
-    """While it is entered, every use of the given parameters is a known rule, harmless, or refused by name."""
+    """While it is entered, every use of the module's own parameters is a known rule, harmless, or refused by name.
 
-    def __init__(self, accounts: dict[int, Account]) -> None:
+    Args:
+        parts: the module's own parameters, by id.
+        others: parameters that must not be used here, by id.
+    """
+
+    def __init__(self, parts: dict[int, Part], others: dict[int, Part]) -> None:
         super().__init__()
-        self.accounts = accounts
+        self.parts, self.others = parts, others
         self.followed: list[Tensor] = []  # keeps views of parameters alive, so that no other tensor takes their id
 
     def account(self, tensor: Tensor | None) -> Account | None:
-        return self.accounts.get(id(tensor)) if tensor is not None else None
+        """Return the account of a parameter that a rule is about to measure; None for other tensors."""
+        part = self.parts.get(id(tensor))
+        if part is None:
+            return None
+        part.account.measured.add(part.name)
+        return part.account
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        used = [tensor for tensor in _tensors((*args, *kwargs.values())) if id(tensor) in self.accounts]
-        if not used:
+        if not torch.is_grad_enabled():
             return func(*args, **kwargs)
-        if func in RULES and id(_first(args, kwargs)) not in self.accounts:
+        tensors = list(tensors_in((*args, *kwargs.values())))
+        used = next((tensor for tensor in tensors if id(tensor) in self.parts), None)
+        if used is None:
+            result = func(*args, **kwargs)
+            self._refuse_others(tensors, result, func)
+            return result
+        with torch._C.DisableTorchFunction():  # what a rule does with the parameter is no use by an outer module
+            return self._use(used, func, args, kwargs)
+
+    def _use(self, used: Tensor, func, args, kwargs):
+        first = args[0] if args else kwargs.get("input")
+        if func in RULES and id(first) not in self.parts:
             return RULES[func](self.account, *args, **kwargs)
+        if func in LOOKS_AT_SECOND and first is not used:
+            return func(*args, **kwargs)
         if func in EXPANSIONS:
-            return self._expanded(used[0], func(*args, **kwargs).shape)
-        if func in ELEMENTWISE and len(used) == 1 and any(value is used[0] for value in args):
-            return self._broadcast(used[0], func, args, kwargs)
+            return self._expanded(used, func(*args, **kwargs).shape)
+        if func in ELEMENTWISE and sum(id(value) in self.parts for value in args) == 1:
+            return self._broadcast(used, func, args, kwargs)
         result = func(*args, **kwargs)
-        if func in VIEWS and result.numel() == used[0].numel():
-            self.accounts[id(result)] = self.accounts[id(used[0])]
+        if func in VIEWS and result.numel() == used.numel() and _keeps_every_element(func, args):
+            self.parts[id(result)] = self.parts[id(used)]
             self.followed.append(result)
-        elif any(tensor.requires_grad for tensor in _tensors((result,))):
-            function = resolve_name(func) or func.__name__
-            self._refuse(used[0], f"in {function}, for which no exact per-example norm is known.")
+        elif _differentiable(result):
+            self._refuse(used, f"in {_name(func)}, for which no exact per-example norm is known.")
         return result
 
+    def _refuse_others(self, tensors: list[Tensor], result, func) -> None:
+        foreign = next((self.others[id(tensor)] for tensor in tensors if id(tensor) in self.others), None)
+        if foreign is not None and _differentiable(result):
+            raise UnsupportedLayerError(
+                f"has a parameter that is used outside of its module's own forward, in {_name(func)}, where it is not "
+                "measured.",
+                foreign.account.layer,
+            )
+
     def _broadcast(self, parameter: Tensor, func, args, kwargs):
-        shape = torch.broadcast_shapes(*(tensor.shape for tensor in _tensors(args)))
+        shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors_in(args)))
         expanded = self._expanded(parameter, shape)
         return func(*(expanded if value is parameter else value for value in args), **kwargs)
 
     def _expanded(self, parameter: Tensor, shape: torch.Size) -> Tensor:
         if len(parameter.shape) == len(shape) and shape and parameter.shape[0] != 1:
             self._refuse(parameter, f"where dimension 0 of {tuple(shape)} should be the batch.")
-        return spread(shape, [parameter], [self.accounts[id(parameter)]])[0]
+        return spread(shape, [parameter], [self.account(parameter)])[0]
 
     def _refuse(self, parameter: Tensor, where: str) -> None:
-        layer = self.accounts[id(parameter)].layer
+        layer = self.parts[id(parameter)].account.layer
         raise UnsupportedLayerError(f"uses its parameter of shape {tuple(parameter.shape)} {where}", layer)
 
 
-def _first(args, kwargs):
-    return args[0] if args else kwargs.get("input")
+def _keeps_every_element(func, args) -> bool:
+    """Indexing by tensors or lists may repeat and drop elements, whatever their number."""
+    if func is not Tensor.__getitem__:
+        return True
+    index = args[1] if isinstance(args[1], tuple) else (args[1],)
+    return all(value is None or value is Ellipsis or isinstance(value, (int, slice)) for value in index)
 
 
-def _tensors(values) -> Iterator[Tensor]:
+def _name(func) -> str:
+    return resolve_name(func) or func.__name__
+
+
+def _differentiable(result) -> bool:
+    return any(tensor.requires_grad for tensor in tensors_in((result,)))
+
+
+def tensors_in(values) -> Iterator[Tensor]:
+    """Yield the tensors among `values`, those in tuples and lists included."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, (tuple, list)):
-            yield from _tensors(value)
+            yield from tensors_in(value)

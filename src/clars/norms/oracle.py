@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from clars.layers import Layer, LayerUnit, layers
+from clars.norms.intercept import paused
 
 
 def mask_norms(
@@ -28,7 +29,11 @@ def mask_norms(
         ValueError: a layer is used twice; a layer's module returns no single tensor; a loose parameter's module
             holds batch statistics, so that masking the module's output is not masking the layer.
     """
-    found = layers(model, by)
+    with paused(model):
+        return _mask_norms(model, layers(model, by), loss_fn, *batch)
+
+
+def _mask_norms(model: nn.Module, found: list[Layer], loss_fn: Callable[..., Tensor], *batch) -> dict[str, Tensor]:
     outputs: dict[nn.Module, Tensor] = {}
 
     def keep(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
@@ -93,7 +98,9 @@ def vmap_norms(
         output = torch.func.functional_call(model, values | frozen, (xi.unsqueeze(0),))
         return loss_fn(output, yi.unsqueeze(0))
 
-    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0), randomness="different")(parameters, x, y)
+    with paused(model):
+        each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0), randomness="different")
+        gradients = each(parameters, x, y)
     names = {id(value): name for name, value in model.named_parameters()}
     return {
         layer.name: torch.cat([gradients[names[id(value)]].flatten(1) for value in layer.parameters.values()], 1)

@@ -14,12 +14,19 @@ from clars.norms.strategy import squared_norms
 
 def tapped(rule: Rule, x: Tensor, weight: Tensor, bias: Tensor | None, accounts: Sequence[Account | None]) -> Tensor:
     """Apply `rule` so that its backward pass books the norms of weight and bias to their two accounts."""
+    _check_rows(accounts, len(x))
     return _Tap.apply(rule, tuple(accounts), x, weight, bias, *_leaves(accounts, weight))
 
 
 def spread(shape: torch.Size, parameters: Sequence[Tensor], accounts: Sequence[Account]) -> tuple[Tensor, ...]:
     """Expand each parameter to `shape` [B, ...], so that each example's own gradient arrives and can be measured."""
+    _check_rows(accounts, shape[0] if shape else 1)
     return _Spread.apply(shape, tuple(accounts), len(parameters), *parameters, *_leaves(accounts, parameters[0]))
+
+
+def _check_rows(accounts: Sequence[Account | None], rows: int) -> None:
+    for account in _distinct(accounts):
+        account.current.check_rows(rows, account.layer)
 
 
 def _distinct(accounts: Sequence[Account | None]) -> list[Account]:

@@ -1,6 +1,7 @@
 """Installs the tracking of per-example gradient norms in a model, and reads it out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from clars.errors import UnsupportedLayerError, UserError
 from clars.layers import Layer, layers
 from clars.norms.account import Account, BackwardPass
-from clars.norms.intercept import TrackedForward
+from clars.norms.intercept import Part, install, tensors_in, tracker_of, uninstall
 
 
 class ExampleNorms:
@@ -25,7 +26,7 @@ class ExampleNorms:
     model has one tracker: a later one takes the place of an earlier one, which then refuses to be read.
 
     Args:
-        model: the model; move it and wrap it as you like afterwards.
+        model: the model; move it and wrap it as you like afterwards. Dimension 0 of its input is the batch.
         estimator: "exact" forms the norm of every example.
         layers: the layers to track; by default all of `clars.layers(model)`.
 
@@ -41,25 +42,42 @@ class ExampleNorms:
         self.model = model
         self.layers = list(layers) if layers is not None else _default(model)
         _refuse_shared(model, self.layers)
-        current = BackwardPass()
-        self._accounts = {layer.name: Account(layer.name, current) for layer in self.layers}
-        self.replaced = False
-        self._forwards = self._install()
-
-    def _install(self) -> list[TrackedForward]:
-        by_module: dict[nn.Module, dict[str, Account]] = {}
+        self.active, self.replaced = True, False
+        self._pass = BackwardPass()
+        self._accounts = {layer.name: Account(layer, self._pass) for layer in self.layers}
+        self._names: dict[nn.Module, dict[str, Account]] = {model: {}}
         for layer in self.layers:
-            own = by_module.setdefault(layer.module, {})
+            own = self._names.setdefault(layer.module, {})
             own.update(dict.fromkeys(layer.parameters, self._accounts[layer.name]))
-        for module in by_module:
-            present = module.__dict__.get("forward")
-            if isinstance(present, TrackedForward):
-                present.tracker.remove()
-                present.tracker.replaced = True
-        forwards = [TrackedForward(module, accounts, self) for module, accounts in by_module.items()]
-        for forward in forwards:
-            forward.module.forward = forward
-        return forwards
+        self._install()
+
+    def _install(self) -> None:
+        for module in self._names:
+            earlier = tracker_of(module)
+            if earlier is not None and earlier is not self:
+                earlier.remove()
+                earlier.replaced = True
+            install(module, self)
+
+    def parts(self, module: nn.Module) -> dict[int, Part]:
+        """Return the tracked parameters of a module that require a gradient now, by id."""
+        present = ((getattr(module, name), name, account) for name, account in self._names[module].items())
+        return {id(value): Part(account, name) for value, name, account in present if value.requires_grad}
+
+    def parts_elsewhere(self) -> dict[int, Part]:
+        """Return the tracked parameters of all modules below the model itself, by id."""
+        inner = (self.parts(module) for module in self._names if module is not self.model)
+        return {key: part for parts in inner for key, part in parts.items()}
+
+    @contextmanager
+    def batch_of(self, inputs: Iterable) -> Iterator[None]:
+        """While the model's own forward runs, every layer must see as many rows as one of the model's inputs has."""
+        before = self._pass.batch_sizes
+        self._pass.batch_sizes = tuple(len(tensor) for tensor in tensors_in(inputs) if tensor.dim())
+        try:
+            yield
+        finally:
+            self._pass.batch_sizes = before
 
     def totals(self) -> dict[str, Tensor]:
         """Return, for each layer that a backward pass reached since the last reset, a tensor [3]:
@@ -92,15 +110,21 @@ class ExampleNorms:
         for account in self._accounts.values():
             account.reset()
 
+    def measured(self, layer: str) -> set[str]:
+        """Return the local names of the layer's parameters that were ever measured."""
+        return self._accounts[layer].measured if layer in self._accounts else set()
+
     def remove(self) -> None:
         """Give every module its own forward back. A wrapper put around ours meanwhile stays, and passes through."""
-        for tracked in self._forwards:
-            tracked.active = False
-            if tracked.module.__dict__.get("forward") is tracked:
-                del tracked.module.forward
-                if tracked.previous is not None:
-                    tracked.module.forward = tracked.previous
-        self._forwards = []
+        if self.active:
+            self.active = False
+            for module in self._names:
+                uninstall(module)
+
+    def __getstate__(self):
+        raise UserError(
+            "A tracker belongs to its model and cannot be copied or pickled; make one for the copied model."
+        )
 
 
 _default = layers  # the class's own argument has the name of the function

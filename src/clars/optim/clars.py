@@ -25,8 +25,12 @@ class CLARS(LayerwiseOptimizer):
     because S_k is formed in the model's backward pass. With several processes it assumes that gradients are averaged
     over all of them, as DistributedDataParallel does, and averages S_k alike, by one all-reduce per step.
 
+    S_k is that of the gradient as the backward pass forms it: what is done to `.grad` afterwards, such as clipping,
+    changes the step and not the ratio.
+
     Args:
-        model: its trainable parameters are optimised.
+        model: the parameters that are trainable now are optimised; those unfrozen later are not. Dimension 0 of its
+            input is the batch.
         lr: the global rate; layer k moves with lr * ratio_k.
         momentum, nesterov: as in torch.optim.SGD; without Nesterov, heavy-ball momentum.
         weight_decay: added to the gradient and part of the ratio's denominator.
@@ -75,34 +79,47 @@ class CLARS(LayerwiseOptimizer):
         adapted = {group["layer"] for group in self.param_groups if group["adapt"]}
         tracked = [layer for layer in self.layers if layer.name in adapted]
         self.norms = norms if norms is not None else ExampleNorms(model, layers=tracked)
-        missing = adapted - {layer.name for layer in self.norms.layers}
+        self._tracked = {layer.name for layer in self.norms.layers}
+        missing = adapted - self._tracked
         if missing:
             raise ValueError(f"norms does not track {sorted(missing)[:3]}; make it with the same model and layers.")
 
     def denominators(self, active: list[dict], gradient_norms: Tensor, unscale) -> tuple[Tensor, Tensor]:
         totals = self.norms.totals()
-        for group in active:
-            if group["adapt"] and group["layer"] not in totals:
-                _explain_absence(group["layer"], nothing_arrived=not totals)
+        if not totals and any(group["adapt"] for group in active):
+            raise UserError("step() without a backward pass since the last step: no per-example norms have arrived.")
+        self._refuse_unmeasured(active)
         none = gradient_norms.new_zeros(3)
         rows = average([totals.get(layer.name, none).to(none.dtype) for layer in self.layers])
-        if len(active) < len(rows):  # every process averages all layers, whichever of them have gradients here
-            row_of = dict(zip((layer.name for layer in self.layers), rows.unbind()))
-            rows = torch.stack([row_of[group["layer"]] for group in active])
+        row_of = dict(zip((layer.name for layer in self.layers), rows.unbind()))
+        rows = torch.stack([row_of[group["layer"]] for group in active])
         sums = rows[:, 0] * unscale
-        return sums, torch.stack([sums, rows[:, 1] * unscale * unscale, rows[:, 2]], 1)
+        # S >= ||g|| by the triangle inequality. Where a part of the gradient came by another way than the layers'
+        # forward (a penalty in the loss), this holds the rate to that of LARS, and `layer_stats` warns.
+        bottom = torch.maximum(sums, gradient_norms)
+        return bottom, torch.stack([sums, rows[:, 1] * unscale * unscale, rows[:, 2]], 1)
+
+    def _refuse_unmeasured(self, active: list[dict]) -> None:
+        """Refuse a parameter that has a gradient but was never measured: it came there by another way."""
+        own = {layer.name: layer.parameters for layer in self.layers}
+        for group in active:
+            name = group["layer"]
+            if not group["adapt"]:
+                continue
+            if name not in self._tracked:
+                raise UserError(
+                    f"Layer {name!r} was made with adapt=False and is not tracked; make the optimizer anew."
+                )
+            measured = self.norms.measured(name)
+            for local, parameter in own[name].items():
+                if parameter.grad is not None and local not in measured:
+                    raise UnsupportedLayerError(
+                        f"has a gradient for {local!r} but no per-example norms: the parameter was used outside of its "
+                        "module's own forward, as torch.nn.MultiheadAttention does with out_proj.",
+                        name,
+                    )
 
     def forget(self) -> None:
         norms = getattr(self, "norms", None)  # torch's constructor may call zero_grad before ours is done
         if norms is not None:
             norms.reset()
-
-
-def _explain_absence(layer: str, *, nothing_arrived: bool) -> None:
-    if nothing_arrived:
-        raise UserError("step() without a backward pass since the last step: no per-example norms have arrived.")
-    raise UnsupportedLayerError(
-        "has a gradient but no per-example norms: its parameters were used outside of its module's own forward, as "
-        "torch.nn.MultiheadAttention does with out_proj.",
-        layer,
-    )

@@ -1,5 +1,6 @@
 """The step that CLARS, LARS and plain Nesterov share; they differ in the denominator of the layer's ratio."""
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,6 +76,22 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         }
         super().__init__(groups(self.layers, defaults, overrides), defaults)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuse groups that are no layer of the model.
+
+        Raises:
+            ValueError: always, for a group that a user adds.
+        """
+        if len(self.param_groups) == len(self.layers):
+            raise UserError("The layers are those of the model; make the optimizer anew to train more of them.")
+        super().add_param_group(param_group)
+
+    def __getstate__(self):
+        raise UserError(
+            "A layer-wise optimizer belongs to its model and cannot be copied or pickled. Make one for the copied "
+            "model, and load_state_dict() the state."
+        )
+
     @abstractmethod
     def denominators(self, active: list[dict], gradient_norms: Tensor, unscale: Tensor | float) -> tuple[Tensor, Any]:
         """Return the ratios' denominators [K] of the active groups, and their example totals [K, 3] or None.
@@ -99,7 +116,9 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         if not active:
             raise UserError("step() without gradients: call loss.backward() first.")
         unscale = self._unscale(active)
-        if unscale is not None:
+        if unscale is None:
+            self._last = ([], *[torch.zeros(0)] * 3, None)  # a skipped step has no statistics
+        else:
             self._update(active, unscale)
         self.forget()
         return loss
@@ -166,13 +185,12 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         self._apply(active, members, ratios)
 
     def _vectors(self, active: list[dict], members: list[list[Tensor]]) -> _Constants:
-        key = [
-            (group["layer"], len(own), group["weight_decay"], group["trust_coefficient"], group["adapt"])
-            for group, own in zip(active, members)
-        ]
+        first = members[0][0]
+        wanted = {wide(p.dtype) for own in members for p in own}
+        like = {"dtype": torch.float64 if torch.float64 in wanted else torch.float32, "device": first.device}
+        options = ("weight_decay", "trust_coefficient", "adapt")
+        key = like, [([id(p) for p in own], *(group[name] for name in options)) for group, own in zip(active, members)]
         if self._constants is None or self._constants[0] != key:
-            first = members[0][0]
-            like = {"dtype": wide(first.dtype), "device": first.device}
             sizes = torch.tensor([sum(p.numel() for p in own) for own in members], **like)
             constants = _Constants(
                 layer_of=torch.tensor([k for k, own in enumerate(members) for _ in own], device=first.device),
@@ -218,17 +236,30 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
     def layer_stats(self) -> dict[str, LayerStats]:
         """Return the statistics of the last step by layer name, without the layers that had no gradient in it.
 
-        Reads them from the device; call it when they are wanted, not at every step.
+        Reads them from the device; call it when they are wanted, not at every step. Empty after a step that a
+        GradScaler skipped. After clipping, gradient_norm is of the clipped gradient, and variance_factor and
+        noise_scale, which compare it with the examples' own norms, mean nothing.
 
         Raises:
             ValueError: no step was taken yet.
+
+        Warns:
+            UserWarning: a layer's S_k is below ||g_k||, so that a part of its gradient was not measured.
         """
         if self._last is None:
             raise UserError("layer_stats() before the first step: there is nothing to tell yet.")
         names, *vectors, totals = self._last
         rows = zip(*(vector.tolist() for vector in vectors))
         per_example = totals.tolist() if totals is not None else [None] * len(names)
-        return {name: LayerStats.of(*row, total) for name, row, total in zip(names, rows, per_example)}
+        stats = {name: LayerStats.of(*row, total) for name, row, total in zip(names, rows, per_example)}
+        short = [name for name, row in stats.items() if row.unmeasured]
+        if short:
+            warnings.warn(
+                f"A part of the gradient of {', '.join(short[:3])} did not come through the layer's own forward (a "
+                "penalty in the loss?), so its per-example norms are too small; the ratio is that of LARS there.",
+                stacklevel=2,
+            )
+        return stats
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state saved from an optimizer over the same layers in the same order.

@@ -46,7 +46,7 @@ def groups(
     check(defaults, "optimizer")
     for pattern, options in overrides.items():
         check(options, f"overrides[{pattern!r}]")
-        if not any(fnmatchcase(layer.name, pattern) for layer in layers):
+        if not any(_matches(layer.name, pattern) for layer in layers):
             names = [layer.name for layer in layers]
             raise ValueError(
                 f"overrides: pattern {pattern!r} matches no layer.{nearest(pattern, names)} "
@@ -56,7 +56,12 @@ def groups(
     for layer in layers:
         group = {"params": list(layer.parameters.values()), "layer": layer.name, **defaults}
         for pattern, options in overrides.items():
-            if fnmatchcase(layer.name, pattern):
+            if _matches(layer.name, pattern):
                 group.update(options)
         result.append(group)
     return result
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """A name matches itself, whatever characters it holds, and any pattern of fnmatch."""
+    return name == pattern or fnmatchcase(name, pattern)

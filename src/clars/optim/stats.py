@@ -18,6 +18,11 @@ class LayerStats(NamedTuple):
     variance_factor: float | None = None
     noise_scale: float | None = None
 
+    @property
+    def unmeasured(self) -> bool:
+        """Tell whether S_k is below ||g_k|| by more than rounding, which the triangle inequality forbids."""
+        return self.example_norm_sum is not None and self.example_norm_sum < 0.98 * self.gradient_norm
+
     @classmethod
     def of(cls, weight: float, gradient: float, ratio: float, total: list[float] | None) -> "LayerStats":
         """Form the statistics from norms and the layer's [sum of norms, sum of squares, number of examples]."""

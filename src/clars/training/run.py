@@ -92,6 +92,8 @@ class Run:
             for epoch in range(self.progress.epoch, self.recipe.epochs):
                 loss = self._train_epoch(epoch)
                 scores = self._evaluate()
+                if not math.isfinite(scores.loss):  # the last step may be the one that went astray
+                    raise Diverged
                 self._close_epoch(epoch, loss, scores)
             if scores.top1 is None:  # the run was killed between its last epoch and its record
                 scores = self._evaluate()
@@ -137,12 +139,11 @@ class Run:
             step += 1
             self._log_layers(step)
             self.display.step(step, self.batches.steps * self.recipe.epochs)
+            seconds = self.progress.train_seconds + time.perf_counter() - began
+            self.progress, began = replace(self.progress, step=step, train_seconds=seconds), time.perf_counter()
             if step % CHECK_EVERY == 0:
                 self._mean(losses)
-        mean = self._mean(losses)
-        seconds = self.progress.train_seconds + time.perf_counter() - began
-        self.progress = replace(self.progress, step=step, train_seconds=seconds)
-        return mean
+        return self._mean(losses)
 
     def _forward_backward(self, x: Tensor, y: Tensor) -> Tensor:
         device = self.accelerator.device
