@@ -10,7 +10,7 @@ from clars.errors import UnsupportedLayerError, UserError
 from clars.layers import LayerUnit
 from clars.norms import ExampleNorms
 from clars.optim.layerwise import LayerwiseOptimizer
-from clars.sharding.replicas import average
+from clars.sharding.replicas import average, replicas
 
 
 class CLARS(LayerwiseOptimizer):
@@ -88,7 +88,8 @@ class CLARS(LayerwiseOptimizer):
         totals = self.norms.totals()
         if not totals and any(group["adapt"] for group in active):
             raise UserError("step() without a backward pass since the last step: no per-example norms have arrived.")
-        self._refuse_unmeasured(active)
+        if replicas() == 1:  # else another process may have measured what this one has only the gradient of
+            self._refuse_unmeasured(active)
         none = gradient_norms.new_zeros(3)
         rows = average([totals.get(layer.name, none).to(none.dtype) for layer in self.layers])
         row_of = dict(zip((layer.name for layer in self.layers), rows.unbind()))

@@ -3,7 +3,7 @@
 import statistics
 import textwrap
 from collections import defaultdict
-from itertools import chain, cycle
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -18,7 +18,7 @@ from clars.results.table import counted
 
 # Okabe and Ito's colours, which people with any common kind of colour vision can tell apart; yellow is too faint.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-REFERENCE = "#222222"
+REFERENCES = ("#222222", "#777777", "#b0b0b0")
 STYLE = {
     "font.size": 10,
     "axes.titlesize": 12,
@@ -39,16 +39,16 @@ STYLE = {
 def figure(table: ResolvedTable, out: Path, path: Path) -> None:
     """Draw the rows of `table` that have runs under `out` into the picture `path`, whole or not at all.
 
-    Rows at their base batch, which need no scaling of the rate, are dashed and the first of them is dark: they are
-    the reference. A cross ends a run that diverged.
+    Rows at their base batch, which need no scaling of the rate, are dashed and grey: they are the reference. A
+    cross ends a run that diverged.
     """
     with matplotlib.rc_context(STYLE), replacing(path) as temporary:
         canvas = Figure(figsize=(7.5, 5.2), layout="constrained")
         axes = canvas.add_subplot(xlabel="epoch", ylabel=_ylabel(table), title=textwrap.fill(table.table.title, 68))
-        dark, colours = chain([REFERENCE], cycle(PALETTE)), cycle(PALETTE)
+        greys, colours = cycle(REFERENCES), cycle(PALETTE)
         for row, resolved in table.rows:
             reference = _is_reference(resolved)
-            colour = next(dark if reference else colours)
+            colour = next(greys if reference else colours)
             _curve(axes, row.label, counted(resolved, out), colour, "--" if reference else "-")
         axes.set_ylim(0, 101)
         axes.margins(x=0.01)

@@ -4,6 +4,11 @@ import torch
 from torch import Tensor, distributed
 
 
+def replicas() -> int:
+    """Return the number of processes."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
 def average(rows: list[Tensor]) -> Tensor:
     """Stack the layers' totals [3] to [K, 3] and make them those of the global batch, by one all-reduce.
 
@@ -11,8 +16,8 @@ def average(rows: list[Tensor]) -> Tensor:
     of norms are averaged, sums of squared norms divided twice, examples counted together.
     """
     totals = torch.stack(rows)
-    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+    world = replicas()
+    if world == 1:
         return totals
     distributed.all_reduce(totals)
-    world = distributed.get_world_size()
     return totals / totals.new_tensor([world, world**2, 1.0])
