@@ -33,7 +33,9 @@ def test_a_missing_package_says_what_to_do(monkeypatch):
     monkeypatch.setattr(doctor, "version", missing)
     deepspeed = by_subject(doctor.machine())["deepspeed"]
     assert not deepspeed.ok
-    assert "pip install deepspeed transformers" in deepspeed.text
+    assert "not supported yet" in deepspeed.text
+    accelerate = by_subject(doctor.machine())["accelerate"]
+    assert "pip install accelerate" in accelerate.text
 
 
 def test_what_each_recipe_needs():

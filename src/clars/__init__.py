@@ -1,9 +1,13 @@
 """CLARS: complete layer-wise adaptive rate scaling, for large-batch training without warmup."""
 
+from importlib.metadata import version
+
 from clars.errors import UnsupportedLayerError, UserError
 from clars.layers import Layer, layers
 from clars.norms import ExampleNorms, oracle
 from clars.optim import CLARS, LARS, LayerStats
+
+__version__ = version("clars")
 
 __all__ = [
     "CLARS",

@@ -61,7 +61,9 @@ def run(
     recipe: Recipe,
     overrides: Overrides = None,
     seed: Annotated[list[int] | None, typer.Option(help="may be given several times; 0 by default")] = None,
-    out: Annotated[Path | None, typer.Option(help="folder of the runs; runs/FOLDER by default")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the runs; runs/FOLDER by default, runs/changed/FOLDER with changes")
+    ] = None,
     launch: Launch = "cpu",
     overwrite: Overwrite = False,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="examples per process and pass")] = None,

@@ -20,8 +20,12 @@ class UnsupportedLayerError(UserError):
     """A parameter of a layer is used in a way for which no exact per-example norm is known."""
 
     def __init__(self, problem: str, layer: str) -> None:
-        remedy = f"Leave it out of the adaptation with overrides={{{layer!r}: {{'adapt': False}}}}"
-        super().__init__(f"Layer {layer!r} {problem} {remedy}.")
+        remedy = (
+            "Leave it out of the adaptation, at a rate of its own, with "
+            f"overrides={{{layer!r}: {{'adapt': False, 'lr': 0.1}}}} (in a recipe: optimizer.overrides); a pattern "
+            "such as 'name.*' leaves several out."
+        )
+        super().__init__(f"Layer {layer!r} {problem} {remedy}")
         self.layer = layer
 
 

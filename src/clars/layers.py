@@ -40,8 +40,13 @@ def layers(model: nn.Module, by: LayerUnit = "module") -> list[Layer]:
     reached by two names belongs to the first.
 
     Raises:
-        ValueError: `by` is neither "module" nor "parameter".
+        ValueError: `model` is no module, or `by` is neither "module" nor "parameter".
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"A model is needed here, not {type(model).__name__}: its layers give the parameter groups. Options per "
+            "layer go into overrides={pattern: options}."
+        )
     if by not in ("module", "parameter"):
         raise ValueError(f"layers={by!r} is not known: use 'module' or 'parameter'.")
     found: list[Layer] = []

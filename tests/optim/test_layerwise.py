@@ -462,3 +462,8 @@ def test_statistics_by_definition():
 def test_statistics_before_the_first_step():
     with pytest.raises(ValueError, match="before the first step"):
         clars.CLARS(network(), lr=1.0).layer_stats()
+
+
+def test_parameters_in_place_of_the_model():
+    with pytest.raises(ValueError, match="A model is needed here, not generator"):
+        clars.CLARS(network().parameters(), lr=1.0)

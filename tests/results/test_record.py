@@ -8,7 +8,7 @@ from clars.recipes.load import load
 from clars.results.record import Record
 
 KEYS = """recipe version recipe_sha256 overrides seed command git versions device threads strategy world_size
-global_batch_size micro_batch_size accumulation steps epochs optimizer schedule final best wall_seconds
+global_batch_size micro_batch_size accumulation steps epochs settings optimizer schedule final best wall_seconds
 examples_per_second status"""
 
 

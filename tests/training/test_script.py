@@ -38,6 +38,7 @@ def test_a_run_and_its_record(recipe):
     assert (record.strategy, record.world_size, record.accumulation, record.micro_batch_size) == ("single", 1, 1, 256)
     assert (record.steps, record.epochs, record.global_batch_size) == (10, 2, 256)
     assert record.schedule["peak_rate"] == 16.0
+    assert record.settings["model"]["arguments"] == {"width": 4} and record.settings["data"]["name"] == "digits"
     epochs = lines("metrics.jsonl", "runs/small/seed3")
     assert [line["epoch"] for line in epochs] == [1, 2] and epochs[-1]["top1"] == record.final.top1
     layers = lines("layers.jsonl", "runs/small/seed3")

@@ -54,7 +54,8 @@ def figure(table: ResolvedTable, out: Path, path: Path) -> None:
         axes.margins(x=0.01)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if axes.get_legend_handles_labels()[0]:
-            canvas.legend(loc="outside lower left", ncols=2, columnspacing=3)
+            title = "line: mean over the seeds; band: from the worst to the best of them"
+            canvas.legend(loc="outside lower left", ncols=2, columnspacing=3, title=title, alignment="left")
         else:
             axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", color="#888888", fontsize=16)
         canvas.savefig(temporary, dpi=150)

@@ -49,8 +49,9 @@ class Best(_Part):
 class Record(_Part):
     """What `run.json` holds. The names are part of the public format.
 
-    `optimizer` and `schedule` are the resolved settings, `schedule` with `peak_rate`. A loss that is not finite is
-    stored as null. `wall_seconds` is the time of the whole run, `examples_per_second` that of training alone.
+    `settings` is the whole recipe as it was run, defaults and overrides included. `optimizer` and `schedule` repeat its
+    sections, `schedule` with `peak_rate`. A loss that is not finite is stored as null. `wall_seconds` is the time of
+    the whole run, `examples_per_second` that of training alone.
     """
 
     recipe: str
@@ -70,6 +71,7 @@ class Record(_Part):
     accumulation: int
     steps: int
     epochs: int
+    settings: dict[str, object] | None = None
     optimizer: dict[str, object]
     schedule: dict[str, object]
     final: Final

@@ -3,7 +3,7 @@
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class Display:
@@ -18,9 +18,8 @@ class Display:
         self.console = Console(stderr=True, quiet=not shown)
         self.bars = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=self.console,
@@ -53,4 +52,8 @@ class Display:
         """Print one line about a run that is over."""
         self.done += 1
         self.bars.update(self.all, completed=self.done)
-        self.console.print(f"[{self.done}/{self.runs}] {title}: {outcome}", markup=False, highlight=False)
+        self.tell(f"[{self.done}/{self.runs}] {title}: {outcome}")
+
+    def tell(self, text: str) -> None:
+        """Print a line above the bars."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)

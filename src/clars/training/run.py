@@ -101,6 +101,7 @@ class Run:
             status, scores = "diverged", self._evaluate()
         except KeyboardInterrupt:
             self._write_record("interrupted", scores)
+            self.display.tell(f"{self.job.folder}: the same command goes on after epoch {self.progress.epoch}")
             raise
         return self._finish(status, scores)
 
@@ -211,6 +212,7 @@ class Run:
         if not path.exists():
             return resume.Progress()
         progress = resume.load(path, self.plain, self.inner, resume.identity(self.resolved, self.job.seed))
+        self.display.tell(f"{self.job.folder}: going on after epoch {progress.epoch}")
         if self.accelerator.scaler and progress.loss_scale:
             self.accelerator.scaler.update(progress.loss_scale)
         return progress
@@ -251,6 +253,7 @@ class Run:
             accumulation=cut.accumulation,
             steps=now.step,
             epochs=now.epoch,
+            settings=recipe.model_dump(mode="json"),
             optimizer=recipe.optimizer.model_dump(mode="json"),
             schedule={**recipe.schedule.model_dump(mode="json"), "peak_rate": resolved.peak_rate},
             final=scores._asdict(),
