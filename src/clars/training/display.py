@@ -18,7 +18,7 @@ class Display:
         self.console = Console(stderr=True, quiet=not shown)
         self.bars = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=16),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
@@ -44,9 +44,9 @@ class Display:
         """Show how many optimizer steps are done."""
         self.bars.update(self.one, completed=step, total=steps)
 
-    def epoch(self, epoch: int, loss: float, top1: float) -> None:
+    def epoch(self, loss: float, top1: float) -> None:
         """Show the numbers of the last evaluation."""
-        self.bars.update(self.one, note=f"epoch {epoch}  loss {loss:.3f}  top-1 {top1:.2f} %")
+        self.bars.update(self.one, note=f"loss {loss:.3f}  top-1 {top1:.2f} %")
 
     def end(self, title: str, outcome: str) -> None:
         """Print one line about a run that is over."""

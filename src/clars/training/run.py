@@ -188,7 +188,7 @@ class Run:
             "seconds": self.progress.wall_seconds,
         }
         self.accelerator.log({key: value for key, value in line.items() if value is not None}, step=now.step)
-        self.display.epoch(epoch + 1, train_loss, scores.top1)
+        self.display.epoch(train_loss, scores.top1)
         if self.accelerator.is_main_process:
             self._epoch_lines.append(line)
             path = self.job.folder / resume.FILE

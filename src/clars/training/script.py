@@ -64,7 +64,7 @@ def _run_all(options: argparse.Namespace) -> int:
 
 def _run(job: Job, accelerator: Accelerator, options: argparse.Namespace, display: Display) -> str:
     title = f"{job.resolved.full_name} seed {job.seed}"
-    display.begin(title)
+    display.begin(f"{job.resolved.short_name} seed {job.seed}")
     run = Run(job, accelerator, Options(options.micro_batch, options.overwrite), display)
     if options.log_with:
         settings = {"recipe": job.resolved.full_name, "seed": job.seed, "sha256": job.resolved.sha256}
