@@ -7,19 +7,23 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
-from clars.norms import strategy
+from clars.norms import conv, linear, strategy
 
 sizes = st.integers(1, 6)
 
 
-@pytest.fixture(params=["one piece", "many pieces", "gram"], scope="module", autouse=True)
+@pytest.fixture(params=["matrix", "grouped", "gram", "an example at a time"], scope="module", autouse=True)
 def method(request):
-    """Each exact method in turn, whatever the cost model would choose."""
+    """Each exact method in turn, whatever the estimate of its cost, and the smallest pieces."""
+
+    def choose(problem, methods, tensors, measure):
+        return methods.get(request.param) or next(iter(methods.values()))
+
     patch = pytest.MonkeyPatch()
-    if request.param == "many pieces":
+    patch.setattr(conv, "choose", choose)
+    patch.setattr(linear, "choose", choose)
+    if request.param == "an example at a time":
         patch.setitem(strategy.WORKING_SET, "cpu", 1)
-    if request.param == "gram":
-        patch.setattr(strategy, "GRAM_SHARE", float("inf"))
     yield
     patch.undo()
 

@@ -164,16 +164,16 @@ class TiedByUse(nn.Module):
 
 
 def test_weight_borrowed_by_another_function():
-    refused(TiedByUse(), torch.randint(11, (4, 5)), "'embed'.*outside of its module's own forward, in .*linear")
+    refused(TiedByUse(), torch.randint(11, (4, 5)), "'embed'.*more than once in one forward pass")
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.spectral_norm])
 def test_weights_that_a_hook_computes_before_the_forward(wrap):
-    """The parameters are then used outside of the forward that is watched: only the bias would be measured."""
+    """Functions of the parameters come between, for which there is no rule."""
     model = nn.Sequential(nn.Linear(6, 4), wrap(nn.Linear(4, 3)))
     optimizer = clars.CLARS(model, lr=1.0)
-    with pytest.raises(UnsupportedLayerError, match=r"weight_|outside of its module's own forward"):
+    with pytest.raises(UnsupportedLayerError, match=r"weight_|in torch\.mv"):
         model(torch.randn(5, 6)).square().sum().backward()
         optimizer.step()
 

@@ -5,21 +5,25 @@ from torch import Tensor
 
 from clars.errors import UnsupportedLayerError
 from clars.layers import Layer
-from clars.norms.strategy import wide
+from clars.norms.estimator import Estimator
+from clars.norms.product import wide
+from clars.norms.rule import Measure
 
 
 class BackwardPass:
-    """The backward pass under way: which one it is, and how many examples its layers see.
+    """The backward pass under way: which one it is, how many examples its layers see, and which are measured.
 
     A pass is named by autograd's number for it; a part that is recomputed inside a pass (activation checkpointing)
     belongs to that pass. `batch_sizes` are those of the inputs of the model's forward while that runs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, estimator: Estimator) -> None:
+        self.estimator = estimator
         self.number: int | None = None
         self.examples = 0
         self.first = ""
         self.batch_sizes: tuple[int, ...] = ()
+        self.measure, self.blocks = Measure(), 1
 
     def check_rows(self, rows: int, layer: str) -> None:
         """Refuse a layer whose input has not as many rows as the input of the model."""
@@ -32,9 +36,10 @@ class BackwardPass:
             )
 
     def enter(self, number: int, examples: int, layer: str) -> None:
-        """Refuse a layer that sees another number of examples than the first layer of the same pass."""
+        """Begin a pass, or refuse a layer that sees another number of examples than the first layer of the pass."""
         if number != self.number:
             self.number, self.examples, self.first = number, examples, layer
+            self.measure, self.blocks = self.estimator.draw(examples)
         elif examples != self.examples:
             raise UnsupportedLayerError(
                 f"sees {examples} rows where layer {self.first!r} sees {self.examples} in the same backward pass. "
@@ -56,12 +61,12 @@ class Account:
         self.last_pass: int | None = None
         self.measured: set[str] = set()  # local names of the parameters that ever entered a rule
         self._owner, self._names = layer.module, tuple(layer.parameters)
-        self._leaf: Tensor | None = None
+        self._leaf = _new_leaf(next(iter(layer.parameters.values())))
 
     def leaf(self, like: Tensor) -> Tensor:
         """Return the leaf, [3], on the device of `like`."""
-        if self._leaf is None or self._leaf.device != like.device:
-            self._leaf = torch.zeros(3, dtype=wide(like.dtype), device=like.device, requires_grad=True)
+        if self._leaf.device != like.device:
+            self._leaf = _new_leaf(like)
         return self._leaf
 
     def enter(self, number: int, examples: int) -> None:
@@ -78,17 +83,23 @@ class Account:
             self.reset()  # the gradients were cleared behind our back: what was summed beside them is over too
 
     @staticmethod
-    def entry(squares: Tensor, leaf: Tensor) -> Tensor:
-        """Return [sum of norms, sum of squared norms, number of examples] of the squared norms [B]."""
-        count = squares.new_full((), len(squares))
-        return torch.stack([squares.sqrt().sum(), squares.sum(), count]).to(leaf.dtype)
+    def entry(squares: Tensor, leaf: Tensor, blocks: int) -> Tensor:
+        """Return [sum of norms, sum of squared norms, number of examples], of the squared norms [b] of one block.
+
+        Each of the batch's blocks is as likely to be measured, so its sums times the number of blocks are unbiased.
+        """
+        sums = torch.stack((squares.sqrt(), squares, torch.ones_like(squares))).sum(1)
+        return (sums if blocks == 1 else sums * blocks).to(leaf.dtype)
 
     @property
     def total(self) -> Tensor | None:
         """The sums [3] since the last reset; None where no backward pass reached the layer."""
-        return None if self._leaf is None else self._leaf.grad
+        return self._leaf.grad
 
     def reset(self) -> None:
         """Forget the sums."""
-        if self._leaf is not None:
-            self._leaf.grad = None
+        self._leaf.grad = None
+
+
+def _new_leaf(like: Tensor) -> Tensor:
+    return torch.zeros(3, dtype=wide(like.dtype), device=like.device, requires_grad=True)

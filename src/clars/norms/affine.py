@@ -5,56 +5,53 @@ from math import prod
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from clars.norms.rule import Contribution, Gradients
-from clars.norms.strategy import chunks, squared_norms, wide
+from clars.norms.product import squared_norms, wide
+from clars.norms.rule import Contribution, Gradients, Measure
+from clars.norms.strategy import WORKING_SET, slices
 
 aten = torch.ops.aten
 
+# Below so many numbers, the calls of a pass of our own take longer than the pass that they save.
+SMALL_INPUT = 2**17
 
-def affine_squares(
-    gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, dim: int, needs: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return the squared norms [B] of the examples' contributions to a scale and to a shift.
 
-    gy and x are [B, ..., ...]; positions along `dim` are summed. mean and rstd broadcast against a piece of x
-    (leading dimension 1) or have the batch dimension themselves. Their contributions to the scale and shift are the
-    sums over positions of gy * (x - mean) * rstd and of gy. Centring first keeps the sums exact where |mean| >> std.
+def position_sums(gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Return the examples' contributions to a scale and to a shift: sums of gy * (x - mean) * rstd, and of gy.
+
+    gy and x are [b, ..., ...]; positions along `dim` are summed. mean and rstd broadcast against x. Centring first
+    keeps the sums exact where |mean| >> std.
     """
     scale, shift = [], []
     accumulate = wide(gy.dtype)
-    for piece in chunks(len(x), 3 * x.element_size() * x[0].numel(), x.device):
+    memory = WORKING_SET.get(x.device.type, WORKING_SET["cpu"])
+    for piece in slices(len(x), 3 * x.element_size() * x[0].numel(), memory):
         centre, factor = (value if len(value) == 1 else value[piece] for value in (mean, rstd))
-        if needs[0]:
-            terms = (x[piece] - centre).mul_(gy[piece])
-            if factor.shape[dim] == 1:  # the same at all positions that are summed
-                sums = terms.sum(dim, dtype=accumulate).mul_(factor.squeeze(dim))
-            else:
-                sums = terms.mul_(factor).sum(dim, dtype=accumulate)
-            scale.append(squared_norms(sums))
-        if needs[1]:
-            shift.append(squared_norms(gy[piece].sum(dim, dtype=accumulate)))
-    return torch.cat(scale) if needs[0] else None, torch.cat(shift) if needs[1] else None
+        terms = (x[piece] - centre).mul_(gy[piece])
+        if factor.shape[dim] == 1:  # the same at all positions that are summed
+            scale.append(terms.sum(dim, dtype=accumulate).mul_(factor.squeeze(dim)))
+        else:
+            scale.append(terms.mul_(factor).sum(dim, dtype=accumulate))
+        shift.append(gy[piece].sum(dim, dtype=accumulate))
+    return torch.cat(scale), torch.cat(shift)
 
 
-def channel_squares(
-    gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, needs: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """As `affine_squares` for gy and x [B, C, T], with statistics [B, C, 1] or [1, C, 1], in one pass over both.
+def channel_sums(gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """As `position_sums` for gy and x [b, C, T] and statistics [b, C, 1] or [1, C, 1], in one pass over both.
 
     Batch normalisation's own backward forms exactly these sums, per channel, and each example's channels may pass
     for channels of their own. It works a channel at a time, which pays where a channel has some positions.
     """
     examples, channels, positions = x.shape
     if positions < 16 or x.dtype not in (torch.float32, torch.float64) or x.dtype != gy.dtype:
-        return affine_squares(gy, x, mean, rstd, 2, needs)
+        return position_sums(gy, x, mean, rstd, 2)
     each = [value.expand(examples, channels, 1).reshape(-1) for value in (mean, rstd)]
     flat = (1, examples * channels, positions)
     _, scale, shift = aten.native_batch_norm_backward(
         gy.reshape(flat), x.reshape(flat), None, None, None, *each, True, 0.0, (False, True, True)
     )
-    squares = [squared_norms(value.view(examples, channels)) for value in (scale, shift)]
-    return squares[0] if needs[0] else None, squares[1] if needs[1] else None
+    return scale.view(examples, channels), shift.view(examples, channels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,20 +85,44 @@ class BatchNorm:
             mean, rstd = self.running_mean.clone(), (self.running_var + self.eps).rsqrt()
         return y, (mean, rstd, None if self.training else self.running_var.clone(), reserve, kernel)
 
-    def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs) -> Gradients:
+    def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         mean, rstd, variance, reserve, kernel = saved
+        if measure.whole and self._in_one_pass(gy, x):
+            return self._backward_in_one_pass(gy, x, weight, mean, rstd, needs)
         batch, running = ((mean, rstd), (None, None)) if self.training else ((None, None), (mean, variance))
         gx, gw, gb = aten._batch_norm_impl_index_backward(
             kernel, x, gy, weight, *running, *batch, self.training, self.eps, needs, reserve
         )
-        squares = channel_squares(
-            gy.reshape(*gy.shape[:2], -1),
-            x.reshape(*x.shape[:2], -1),
-            mean.view(1, -1, 1),
-            rstd.view(1, -1, 1),
-            needs[1:],
-        )
-        return _gradients(gx, gw, gb, squares, needs)
+        sums = self._sums(gy[measure.rows], x[measure.rows], mean, rstd)
+        return _gradients(gx, gw, gb, sums, needs)
+
+    @staticmethod
+    def _sums(gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+        by_channel = (*x.shape[:2], -1)
+        return channel_sums(gy.reshape(by_channel), x.reshape(by_channel), mean.view(1, -1, 1), rstd.view(1, -1, 1))
+
+    def _in_one_pass(self, gy: Tensor, x: Tensor) -> bool:
+        plain = x.device.type == "cpu" and x.dtype == gy.dtype == torch.float32
+        return plain and self.training and x.numel() >= SMALL_INPUT and x.is_contiguous() and gy.is_contiguous()
+
+    def _backward_in_one_pass(self, gy, x, weight, mean, rstd, needs) -> Gradients:
+        """Batch norm's backward pass from the examples' sums, so that they cost no pass over x and gy of their own.
+
+        gradient of x = weight * rstd * (gy - shift / N - (x - mean) * rstd * scale / N), with scale and shift the
+        parameters' gradients and N values per channel: an affine map of x and of gy, by channel.
+        """
+        sums = self._sums(gy, x, mean, rstd)
+        scale, shift = (each.sum(0) for each in sums)
+        gx = None
+        if needs[0]:
+            values = x.numel() // x.shape[1]
+            of_gy = weight * rstd
+            of_x = (of_gy * rstd * scale).div_(-values)
+            constant = (of_gy * shift).div_(-values).addcmul_(of_x, mean, value=-1)
+            zero = torch.zeros_like(of_x)
+            gx = F.batch_norm(x, zero, torch.ones_like(of_x), of_x, constant, False, 0.0, 0.0)
+            gx.addcmul_(gy, of_gy.view(1, -1, *(1,) * (x.dim() - 2)))
+        return _gradients(gx, scale, shift, sums, needs)
 
 
 @dataclass(frozen=True)
@@ -115,20 +136,14 @@ class LayerNorm:
         y, mean, rstd = aten.native_layer_norm(x, self.shape, weight, bias, self.eps)
         return y, (mean, rstd)
 
-    def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs) -> Gradients:
+    def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         mean, rstd = saved
         x, gy = x.contiguous(), gy.contiguous()
         gx, gw, gb = aten.native_layer_norm_backward(gy, x, self.shape, mean, rstd, weight, weight, needs)
         by_position = (len(x), -1, prod(self.shape))
-        squares = affine_squares(
-            gy.reshape(by_position),
-            x.reshape(by_position),
-            mean.reshape(len(x), -1, 1),
-            rstd.reshape(len(x), -1, 1),
-            1,
-            needs[1:],
-        )
-        return _gradients(gx, gw, gb, squares, needs)
+        pieces = (gy.reshape(by_position), x.reshape(by_position), *(v.reshape(len(x), -1, 1) for v in saved))
+        sums = position_sums(*(value[measure.rows] for value in pieces), 1)
+        return _gradients(gx, gw, gb, sums, needs)
 
 
 @dataclass(frozen=True)
@@ -146,7 +161,7 @@ class GroupNorm:
         )
         return y, (mean, rstd)
 
-    def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs) -> Gradients:
+    def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         mean, rstd = saved
         x, gy = x.contiguous(), gy.contiguous()
         examples, channels = x.shape[:2]
@@ -155,14 +170,14 @@ class GroupNorm:
             gy, x, mean, rstd, weight, examples, channels, size, self.groups, needs
         )
         per_channel = [value.repeat_interleave(channels // self.groups, 1).unsqueeze(2) for value in saved]
-        by_channel = (examples, channels, -1)
-        squares = channel_squares(gy.reshape(by_channel), x.reshape(by_channel), *per_channel, needs[1:])
-        return _gradients(gx, gw, gb, squares, needs)
+        pieces = (gy.reshape(examples, channels, -1), x.reshape(examples, channels, -1), *per_channel)
+        sums = channel_sums(*(value[measure.rows] for value in pieces))
+        return _gradients(gx, gw, gb, sums, needs)
 
 
-def _gradients(gx, gw, gb, squares, needs) -> Gradients:
+def _gradients(gx, gw, gb, sums: tuple[Tensor, Tensor], needs) -> Gradients:
     return Gradients(
         gx if needs[0] else None,
-        Contribution(gw, squares[0]) if needs[1] else Contribution(),
-        Contribution(gb, squares[1]) if needs[2] else Contribution(),
+        Contribution(gw, squared_norms(sums[0])) if needs[1] else Contribution(),
+        Contribution(gb, squared_norms(sums[1])) if needs[2] else Contribution(),
     )

@@ -1,5 +1,6 @@
 """Convolutions of one to three dimensions: stride, dilation, padding, groups, depthwise."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
@@ -7,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clars.norms.product import add_examples, bias_contribution, gram_squares
-from clars.norms.rule import Contribution, Gradients
-from clars.norms.strategy import chunks, prefers_gram, squared_norms
+from clars.norms import fused
+from clars.norms.gram import gram, gram_squares, inner, window_gram
+from clars.norms.product import bias_contribution, matrix_products, sum_of_products
+from clars.norms.rule import Contribution, Gradients, Measure
+from clars.norms.strategy import Problem, choose, chunks
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,52 @@ class Conv:
         y = torch.convolution(x, weight, bias, self.stride, self.padding, self.dilation, False, none, self.groups)
         return y, ()
 
-    def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs) -> Gradients:
+    def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         for_input, for_weight, for_bias = needs
         return Gradients(
             self._gradient(gy, x, weight, self.groups, wrt_input=True) if for_input else None,
-            self._weight_contribution(gy, x, weight) if for_weight else Contribution(),
-            bias_contribution(gy, tuple(range(2, gy.dim()))) if for_bias else Contribution(),
+            self.weight_contribution(gy, x, weight, measure) if for_weight else Contribution(),
+            bias_contribution(gy, tuple(range(2, gy.dim())), measure.rows) if for_bias else Contribution(),
         )
+
+    def weight_contribution(self, gy: Tensor, x: Tensor, weight: Tensor, measure: Measure) -> Contribution:
+        """Return the weight's gradient and the measured examples' squared norms, by the cheapest exact method."""
+        some_gy, some_x = gy[measure.rows], x[measure.rows]
+        problem = self.problem(some_gy, some_x, weight)
+        method = choose(problem, self.methods(problem), (some_gy, some_x, weight), measure)
+        gradient, squares = method(some_gy, some_x, weight, problem, measure.memory)
+        if gradient is None or not measure.whole:
+            gradient = self._gradient(gy, x, weight, self.groups, wrt_input=False)
+        return Contribution(gradient.to(weight.dtype), squares)
+
+    def problem(self, gy: Tensor, x: Tensor, weight: Tensor) -> Problem:
+        """Return the sizes by which a method is chosen."""
+        return Problem(
+            examples=len(x),
+            positions=prod(gy.shape[2:]),
+            inputs=prod(weight.shape[1:]),
+            outputs=len(weight) // self.groups,
+            channels=x.shape[1] // self.groups,
+            input_positions=prod(x.shape[2:]),
+            groups=self.groups,
+            kernel=tuple(weight.shape[2:]),
+            stride=self.stride,
+            device=x.device.type,
+            dtype=x.dtype,
+            threads=torch.get_num_threads(),
+        )
+
+    def methods(self, problem: Problem) -> dict[str, Callable]:
+        """Return the exact methods that apply, by name."""
+        found: dict[str, Callable] = {"grouped": self._by_groups}
+        laid_out = self._is_matrix(problem.kernel) or len(problem.kernel) == 2
+        if self.groups == 1 and laid_out:
+            found["matrix"] = self._by_matrices
+        if self.groups == 1 and (laid_out or set(self.stride) == {1}):
+            found["gram"] = self._by_gram
+        if len(problem.kernel) == 2 and fused.available(torch.device(problem.device)):
+            found["fused"] = self._by_fused_kernel
+        return found
 
     def _gradient(self, gy: Tensor, x: Tensor, weight: Tensor, groups: int, *, wrt_input: bool) -> Tensor:
         mask = (wrt_input, not wrt_input, False)
@@ -42,46 +84,55 @@ class Conv:
         )
         return both[0] if wrt_input else both[1]
 
-    def _weight_contribution(self, gy: Tensor, x: Tensor, weight: Tensor) -> Contribution:
-        positions, inputs, outputs = prod(gy.shape[2:]), prod(weight.shape[1:]), weight.shape[0]
-        if self.groups == 1 and len(self.stride) == 2 and prefers_gram(positions, inputs, outputs):
-            return self._by_gram(gy, x, weight)
-        gradient, squares = None, []
-        per_example = gy.element_size() * (gy[0].numel() + x[0].numel() + weight.numel())
-        for piece in chunks(len(x), per_example, gy.device):
-            products = self._products(gy[piece], x[piece], weight)
-            squares.append(squared_norms(products))
-            gradient = add_examples(gradient, products)
-        return Contribution(gradient.to(weight.dtype), torch.cat(squares))
+    def _is_matrix(self, kernel: tuple[int, ...]) -> bool:
+        return prod(kernel) == 1 and not any(self.padding)
 
-    def _products(self, gy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """Return each example's weight gradient [b, P, C / groups, *kernel], by one call.
+    def _windows(self, x: Tensor, kernel: tuple[int, ...]) -> Tensor:
+        """Return what the kernel sees at each position of x [b, C, *size], as [b, D, T]."""
+        if self._is_matrix(kernel):
+            every = (slice(None), slice(None), *(slice(None, None, step) for step in self.stride))
+            return x[every].flatten(2)
+        return F.unfold(x, kernel, self.dilation, self.padding, self.stride)
 
-        A batch of b examples is one example with b times the groups: each example's channels meet only its own
-        output gradient.
+    def _by_matrices(self, gy, x, weight, problem: Problem, memory) -> Contribution:
+        """Each example's gradient is a product of matrices: output gradients by windows of the input."""
+
+        def products(gy: Tensor, x: Tensor) -> Tensor:
+            return matrix_products(gy.flatten(2), self._windows(x, problem.kernel)).view(len(x), *weight.shape)
+
+        return sum_of_products(products, gy, x, chunks(problem, "matrix", memory))
+
+    def _by_groups(self, gy, x, weight, problem: Problem, memory) -> Contribution:
+        """The gradients of b examples by one call: one example with b times the groups.
+
+        Each example's channels then meet only its own output gradient.
         """
-        examples = len(x)
-        if examples == 1:
-            return self._gradient(gy, x, weight, self.groups, wrt_input=False).unsqueeze(0)
-        shape_only = weight.new_empty(()).expand(examples * len(weight), *weight.shape[1:])
-        stacked = self._gradient(
-            gy.reshape(1, -1, *gy.shape[2:]),
-            x.reshape(1, -1, *x.shape[2:]),
-            shape_only,
-            examples * self.groups,
-            wrt_input=False,
-        )
-        return stacked.view(examples, *weight.shape)
 
-    def _by_gram(self, gy: Tensor, x: Tensor, weight: Tensor) -> Contribution:
-        gradient = self._gradient(gy, x, weight, self.groups, wrt_input=False)
+        def products(gy: Tensor, x: Tensor) -> Tensor:
+            if len(x) == 1:
+                return self._gradient(gy, x, weight, self.groups, wrt_input=False).unsqueeze(0)
+            shape_only = weight.new_empty(()).expand(len(x) * len(weight), *weight.shape[1:])
+            one_gy, one_x = (value.reshape(1, -1, *value.shape[2:]) for value in (gy, x))
+            stacked = self._gradient(one_gy, one_x, shape_only, len(x) * self.groups, wrt_input=False)
+            return stacked.view(len(x), *weight.shape)
+
+        return sum_of_products(products, gy, x, chunks(problem, "grouped", memory))
+
+    def _by_gram(self, gy, x, weight, problem: Problem, memory) -> Contribution:
         squares = []
-        positions, inputs = prod(gy.shape[2:]), prod(weight.shape[1:])
-        per_example = gy.element_size() * positions * (inputs + len(weight))
-        for piece in chunks(len(x), per_example, gy.device):
-            columns = F.unfold(x[piece], weight.shape[2:], self.dilation, self.padding, self.stride)
-            squares.append(gram_squares(gy[piece].flatten(2).transpose(1, 2), columns.transpose(1, 2)))
-        return Contribution(gradient, torch.cat(squares))
+        for piece in chunks(problem, "gram", memory):
+            outputs = gy[piece].flatten(2)
+            if prod(problem.kernel) == 1 or set(self.stride) != {1}:
+                squares.append(gram_squares(outputs, self._windows(x[piece], problem.kernel)))
+            else:
+                windows = window_gram(x[piece], problem.kernel, self.padding, self.dilation, gy.shape[2:])
+                squares.append(inner(gram(outputs), windows))
+        return Contribution(None, torch.cat(squares))
+
+    def _by_fused_kernel(self, gy, x, weight, problem: Problem, memory) -> Contribution:
+        return Contribution(
+            *fused.fused_products(gy, x, problem.kernel, self.stride, self.padding, self.dilation, self.groups)
+        )
 
 
 def resolve_padding(

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clars.norms.rule import Contribution, Gradients
-from clars.norms.strategy import chunks, wide
+from clars.norms.product import wide
+from clars.norms.rule import Contribution, Gradients, Measure
+from clars.norms.strategy import WORKING_SET, slices
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,9 @@ class Embedding:
         padding = self.padding_idx if self.padding_idx >= 0 else None
         return F.embedding(x, weight, padding, self.max_norm, self.norm_type), ()
 
-    def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs) -> Gradients:
+    def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         gradient = torch.ops.aten.embedding_dense_backward(gy, x, len(weight), self.padding_idx, False)
-        return Gradients(None, Contribution(gradient, self._squares(gy, x)), Contribution())
+        return Gradients(None, Contribution(gradient, self._squares(gy[measure.rows], x[measure.rows])), Contribution())
 
     def _squares(self, gy: Tensor, indices: Tensor) -> Tensor:
         """Rows of one example that look up the same entry add before the norm is taken: a Gram sum over equal rows."""
@@ -33,7 +34,8 @@ class Embedding:
         rows = rows.masked_fill((indices == self.padding_idx).unsqueeze(2), 0)
         squares = []
         per_example = rows.element_size() * (rows[0].numel() + 2 * indices.shape[1] ** 2)
-        for piece in chunks(len(indices), per_example, gy.device):
+        memory = WORKING_SET.get(gy.device.type, WORKING_SET["cpu"])
+        for piece in slices(len(indices), per_example, memory):
             same = indices[piece].unsqueeze(2) == indices[piece].unsqueeze(1)
             gram = torch.bmm(rows[piece], rows[piece].transpose(1, 2))
             squares.append(gram.masked_fill_(~same, 0).sum((1, 2)))

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import MethodType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
@@ -20,11 +20,18 @@ if TYPE_CHECKING:
     from clars.norms.tracker import ExampleNorms
 
 
-class Part(NamedTuple):
-    """A parameter of a layer: the layer's account, and the parameter's local name."""
+class Part:
+    """A parameter of a layer, as it is now: strategies may put another tensor in its place from call to call."""
 
-    account: Account
-    name: str
+    __slots__ = ("account", "module", "name", "parameter")
+
+    def __init__(self, account: Account, module: nn.Module, name: str) -> None:
+        self.account, self.module, self.name = account, module, name
+        self.parameter: Tensor | None = None
+
+    def present(self) -> Tensor:
+        value = self.module._parameters.get(self.name)
+        return getattr(self.module, self.name) if value is None else value
 
 
 # Who tracks a module. Neither side is kept alive by it: without its tracker, a module runs its plain forward.
@@ -81,29 +88,35 @@ def forward(module: nn.Module, *args, **kwargs):
     tracker = tracker_of(module)
     if tracker is None:
         return plain(*args, **kwargs)
-    if module is not tracker.model:
-        with Interception(tracker.parts(module), {}):
-            return plain(*args, **kwargs)
-    with Interception(tracker.parts(module), tracker.parts_elsewhere()), tracker.batch_of((*args, *kwargs.values())):
+    tracker.refresh(module)
+    if tracker.is_watching():
+        return plain(*args, **kwargs)
+    inputs = (*args, *kwargs.values()) if module is tracker.model else ()
+    with tracker.watching(inputs), Interception(tracker.parts):
         return plain(*args, **kwargs)
 
 
 class Interception(TorchFunctionMode):
-    """While it is entered, every use of the module's own parameters is a known rule, harmless, or refused by name.
+    """While it is entered, every use of a tracked parameter is a known rule, harmless, or refused by name.
 
     Args:
-        parts: the module's own parameters, by id.
-        others: parameters that must not be used here, by id.
+        parts: the tracked parameters, by id.
     """
 
-    def __init__(self, parts: dict[int, Part], others: dict[int, Part]) -> None:
+    def __init__(self, parts: dict[int, Part]) -> None:
         super().__init__()
-        self.parts, self.others = parts, others
-        self.followed: list[Tensor] = []  # keeps views of parameters alive, so that no other tensor takes their id
+        self.parts = parts
+        self.views: dict[int, Part] = {}  # of parameters
+        self.followed: list[Tensor] = []  # keeps these views alive, so that no other tensor takes their id
+
+    def part(self, value) -> Part | None:
+        """Return whose parameter `value` is, if it is one that requires a gradient now."""
+        part = self.parts.get(id(value)) or self.views.get(id(value))
+        return part if part is not None and part.parameter.requires_grad else None
 
     def account(self, tensor: Tensor | None) -> Account | None:
         """Return the account of a parameter that a rule is about to measure; None for other tensors."""
-        part = self.parts.get(id(tensor))
+        part = self.part(tensor)
         if part is None:
             return None
         part.account.measured.add(part.name)
@@ -111,43 +124,38 @@ class Interception(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if not torch.is_grad_enabled():
-            return func(*args, **kwargs)
-        tensors = list(tensors_in((*args, *kwargs.values())))
-        used = next((tensor for tensor in tensors if id(tensor) in self.parts), None)
-        if used is None:
-            result = func(*args, **kwargs)
-            self._refuse_others(tensors, result, func)
-            return result
-        with torch._C.DisableTorchFunction():  # what a rule does with the parameter is no use by an outer module
-            return self._use(used, func, args, kwargs)
+        if torch.is_grad_enabled():
+            used = self._first_part((*args, *kwargs.values()) if kwargs else args)
+            if used is not None:
+                return self._use(used, func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _first_part(self, values) -> Tensor | None:
+        """Return the first tracked parameter among `values`, those in lists and tuples included."""
+        for value in values:
+            if isinstance(value, (list, tuple)):
+                value = self._first_part(value)
+            if value is not None and self.part(value) is not None:
+                return value
+        return None
 
     def _use(self, used: Tensor, func, args, kwargs):
         first = args[0] if args else kwargs.get("input")
-        if func in RULES and id(first) not in self.parts:
+        if func in RULES and self.part(first) is None:
             return RULES[func](self.account, *args, **kwargs)
         if func in LOOKS_AT_SECOND and first is not used:
             return func(*args, **kwargs)
         if func in EXPANSIONS:
             return self._expanded(used, func(*args, **kwargs).shape)
-        if func in ELEMENTWISE and sum(id(value) in self.parts for value in args) == 1:
+        if func in ELEMENTWISE and sum(self.part(value) is not None for value in args) == 1:
             return self._broadcast(used, func, args, kwargs)
         result = func(*args, **kwargs)
         if func in VIEWS and result.numel() == used.numel() and _keeps_every_element(func, args):
-            self.parts[id(result)] = self.parts[id(used)]
+            self.views[id(result)] = self.part(used)
             self.followed.append(result)
         elif _differentiable(result):
             self._refuse(used, f"in {_name(func)}, for which no exact per-example norm is known.")
         return result
-
-    def _refuse_others(self, tensors: list[Tensor], result, func) -> None:
-        foreign = next((self.others[id(tensor)] for tensor in tensors if id(tensor) in self.others), None)
-        if foreign is not None and _differentiable(result):
-            raise UnsupportedLayerError(
-                f"has a parameter that is used outside of its module's own forward, in {_name(func)}, where it is not "
-                "measured.",
-                foreign.account.layer,
-            )
 
     def _broadcast(self, parameter: Tensor, func, args, kwargs):
         shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors_in(args)))
@@ -160,7 +168,7 @@ class Interception(TorchFunctionMode):
         return spread(shape, [parameter], [self.account(parameter)])[0]
 
     def _refuse(self, parameter: Tensor, where: str) -> None:
-        layer = self.parts[id(parameter)].account.layer
+        layer = self.part(parameter).account.layer
         raise UnsupportedLayerError(f"uses its parameter of shape {tuple(parameter.shape)} {where}", layer)
 
 

@@ -1,12 +1,16 @@
 """Linear layers with any number of positions between the batch and the feature dimension."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clars.norms.product import bias_contribution, matrix_contribution
-from clars.norms.rule import Contribution, Gradients
+from clars.norms.gram import gram_squares
+from clars.norms.product import bias_contribution, matrix_products, sum_of_products
+from clars.norms.rule import Contribution, Gradients, Measure
+from clars.norms.strategy import Problem, choose, chunks
 
 
 @dataclass(frozen=True)
@@ -16,11 +20,50 @@ class Linear:
     def forward(self, x, weight, bias):
         return F.linear(x, weight, bias), ()
 
-    def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs) -> Gradients:
+    def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         for_input, for_weight, for_bias = needs
-        by_position = (gy.reshape(len(gy), -1, gy.shape[-1]), x.reshape(len(x), -1, x.shape[-1]))
+        # [B, P, T] and [B, D, T], as for convolutions
+        by_feature = (gy.reshape(len(gy), -1, gy.shape[-1]).mT, x.reshape(len(x), -1, x.shape[-1]).mT)
         return Gradients(
             gy @ weight if for_input else None,
-            matrix_contribution(*by_position) if for_weight else Contribution(),
-            bias_contribution(by_position[0], (1,)) if for_bias else Contribution(),
+            self.weight_contribution(*by_feature, measure) if for_weight else Contribution(),
+            bias_contribution(by_feature[0], (2,), measure.rows) if for_bias else Contribution(),
         )
+
+    def weight_contribution(self, gy: Tensor, x: Tensor, measure: Measure) -> Contribution:
+        """Return gradient and squared norms for output gradients gy [B, P, T] and inputs x [B, D, T]."""
+        some_gy, some_x = gy[measure.rows], x[measure.rows]
+        problem = self.problem(some_gy, some_x)
+        method = choose(problem, self.methods(problem), (some_gy, some_x, None), measure)
+        gradient, squares = method(some_gy, some_x, None, problem, measure.memory)
+        if gradient is None or not measure.whole:
+            gradient = gy.mT.flatten(0, 1).T @ x.mT.flatten(0, 1)
+        return Contribution(gradient, squares)
+
+    def problem(self, gy: Tensor, x: Tensor) -> Problem:
+        """Return the sizes by which a method is chosen."""
+        (examples, inputs, positions), outputs = x.shape, gy.shape[1]
+        return Problem(
+            examples=examples,
+            positions=positions,
+            inputs=inputs,
+            outputs=outputs,
+            channels=inputs,
+            input_positions=positions,
+            device=x.device.type,
+            dtype=x.dtype,
+            threads=torch.get_num_threads(),
+        )
+
+    def methods(self, problem: Problem) -> dict[str, Callable]:
+        """Return the exact methods that apply, by name."""
+        if problem.positions == 1:
+            return {"gram": self._by_gram}
+        return {"matrix": self._by_matrices, "gram": self._by_gram}
+
+    def _by_matrices(self, gy, x, weight, problem: Problem, memory) -> Contribution:
+        return sum_of_products(matrix_products, gy, x, chunks(problem, "matrix", memory))
+
+    def _by_gram(self, gy, x, weight, problem: Problem, memory) -> Contribution:
+        squares = [gram_squares(gy[piece], x[piece]) for piece in chunks(problem, "gram", memory)]
+        return Contribution(None, torch.cat(squares))

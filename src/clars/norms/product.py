@@ -1,50 +1,82 @@
-"""Gradient and per-example squared norms of a matrix that multiplies every position of its input."""
+"""Per-example products of output gradients and inputs: their sum is the weight gradient, their norms are wanted."""
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from clars.norms.rule import Contribution
-from clars.norms.strategy import chunks, prefers_gram, squared_norms, wide
+
+# A product of fewer operations than this is faster in a batch of products than by a call of its own.
+SMALL_PRODUCT = 4e6
 
 
-def matrix_contribution(gy: Tensor, x: Tensor) -> Contribution:
-    """Return the gradient [P, D] of a matrix with output gradients gy [B, T, P] and inputs x [B, T, D]."""
-    examples, positions, outputs = gy.shape
-    inputs = x.shape[2]
-    if positions == 1 or prefers_gram(positions, inputs, outputs):
-        gradient = gy.flatten(0, 1).T @ x.flatten(0, 1)
-        return Contribution(gradient, gram_squares(gy, x))
+def sum_of_products(
+    products_of: Callable[[Tensor, Tensor], Tensor], gy: Tensor, x: Tensor, pieces: Sequence[slice]
+) -> Contribution:
+    """Form the examples' weight gradients a piece at a time; return their sum and their squared norms.
+
+    `products_of(gy, x)` returns the weight gradients [b, P, ...] of the b examples of a piece.
+    """
     gradient, squares = None, []
-    per_example = gy.element_size() * (positions * (inputs + outputs) + inputs * outputs)
-    for piece in chunks(examples, per_example, gy.device):
-        products = torch.bmm(gy[piece].transpose(1, 2), x[piece])
+    for piece in pieces:
+        products = products_of(gy[piece], x[piece])
         squares.append(squared_norms(products))
-        gradient = add_examples(gradient, products)
-    return Contribution(gradient.to(gy.dtype), torch.cat(squares))
+        gradient = _add_examples(gradient, products)
+    return Contribution(gradient.to(gy.dtype), squares[0] if len(squares) == 1 else torch.cat(squares))
 
 
-def add_examples(total: Tensor | None, products: Tensor) -> Tensor:
+def _add_examples(total: Tensor | None, products: Tensor) -> Tensor:
     """Add products [b, ...] over their examples to `total`, in float32 at least; None is an empty sum."""
     dtype = wide(products.dtype)
     part = products.sum(0, dtype=dtype) if len(products) > 1 else products[0].to(dtype)
     return part if total is None else total.add_(part)
 
 
-def gram_squares(gy: Tensor, x: Tensor) -> Tensor:
-    """Return ||gy_i^T x_i||^2 for each example i of gy [B, T, P] and x [B, T, D], without forming the products."""
-    examples, positions, outputs = gy.shape
-    if positions == 1:
-        return squared_norms(gy) * squared_norms(x)
-    gy, x = gy.to(wide(gy.dtype)), x.to(wide(x.dtype))
-    per_example = gy.element_size() * positions * (outputs + x.shape[2] + 2 * positions)
-    squares = [
-        (torch.bmm(gy[piece], gy[piece].transpose(1, 2)) * torch.bmm(x[piece], x[piece].transpose(1, 2))).sum((1, 2))
-        for piece in chunks(examples, per_example, gy.device)
+def matrix_products(gy: Tensor, x: Tensor) -> Tensor:
+    """Return gy_i x_i^T [b, P, D] for each example i of gy [b, P, T] and x [b, D, T].
+
+    On processors, the library behind torch's convolutions (oneDNN) multiplies float32 matrices up to twice as fast
+    as the one behind `torch.bmm`, a matrix at a time.
+    """
+    operations = 2 * gy.shape[1] * gy.shape[2] * x.shape[1]
+    if operations < SMALL_PRODUCT or not _has_onednn(gy):
+        return torch.bmm(gy, x.transpose(1, 2))
+    products = [
+        torch.ops.mkldnn._linear_pointwise(one_gy, one_x, None, "none", [], "")
+        for one_gy, one_x in zip(gy.unbind(), x.unbind())
     ]
-    return torch.cat(squares).clamp_min(0)
+    return torch.stack(products) if len(products) > 1 else products[0].unsqueeze(0)
 
 
-def bias_contribution(gy: Tensor, positions: tuple[int, ...]) -> Contribution:
+def _has_onednn(tensor: Tensor) -> bool:
+    return (
+        tensor.device.type == "cpu"
+        and tensor.dtype == torch.float32
+        and torch.backends.mkldnn.enabled
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def bias_contribution(gy: Tensor, positions: tuple[int, ...], rows: slice) -> Contribution:
     """Return the gradient of an added vector: gy [B, ...] summed over `positions` and examples."""
     per_example = gy.sum(positions, dtype=wide(gy.dtype)) if positions else gy
-    return Contribution(per_example.sum(0).to(gy.dtype), squared_norms(per_example))
+    return Contribution(per_example.sum(0).to(gy.dtype), squared_norms(per_example[rows]))
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the type in which norms of tensors of `dtype` are accumulated: float32 at least."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def squared_norms(tensor: Tensor) -> Tensor:
+    """Return the squared 2-norm of each example of `tensor` [B, ...] as [B], accumulated in float32 at least.
+
+    Norms of rows first and of the rows' norms then: a single long sum in float32 would lose two digits.
+    """
+    if tensor.dim() > 2:
+        rows = torch.linalg.vector_norm(tensor.flatten(2), dim=2, dtype=wide(tensor.dtype))
+    else:
+        rows = tensor.reshape(len(tensor), -1).to(wide(tensor.dtype))
+    return torch.linalg.vecdot(rows, rows)

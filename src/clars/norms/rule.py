@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Contribution(NamedTuple):
-    """One parameter's gradient and the squared norms [B] of the examples' contributions to it.
+    """One parameter's gradient and the squared norms [b] of the measured examples' contributions to it.
 
     The contribution of example i is the part of the gradient that flows through row i of the layer's output
     gradient. The contributions sum to the gradient, also where examples share batch statistics.
@@ -24,6 +24,24 @@ class Gradients(NamedTuple):
     bias: Contribution
 
 
+class Measure(NamedTuple):
+    """Which examples of a backward pass are measured, and by what means.
+
+    Attributes:
+        rows: the measured examples; all of them, or one of several blocks of the batch.
+        memory: bytes that one piece of work may take beside the gradient itself; None is the device's default.
+        timed: whether methods are timed once per shape instead of estimated; None leaves it to the device.
+    """
+
+    rows: slice = slice(None)
+    memory: int | None = None
+    timed: bool | None = None
+
+    @property
+    def whole(self) -> bool:
+        return self.rows == slice(None)
+
+
 class Rule(Protocol):
     """One call of one kind of layer: its hyper-parameters, its forward and its backward, on plain tensors."""
 
@@ -31,6 +49,6 @@ class Rule(Protocol):
         """Return the output and what the backward pass needs beside x and weight (tensors and plain values)."""
 
     def backward(
-        self, gy: Tensor, x: Tensor, weight: Tensor, saved: tuple, needs: tuple[bool, bool, bool]
+        self, gy: Tensor, x: Tensor, weight: Tensor, saved: tuple, needs: tuple[bool, bool, bool], measure: Measure
     ) -> Gradients:
         """Return gradients and squared norms; `needs` tells which of (x, weight, bias) require a gradient."""

@@ -1,46 +1,169 @@
-"""Which exact method forms the per-example norms of a matrix-shaped weight, and in pieces of what size.
+"""Which exact method forms the per-example norms of a weight, and in pieces of what size.
 
 A weight gradient is a sum over examples of products of an output gradient (P outputs at T positions) and an input
-(D inputs at T positions). Two exact methods are used:
+(D inputs at T positions). The methods are exact alike and differ in what they cost for which shape:
 
-- product: form each example's P x D product, take its norm, add it to the gradient. The products are the weight
-  gradient's own arithmetic, so nothing is computed twice; P x D numbers per example pass through the cache.
-- gram: ||G^T X||^2 = sum of the elements of (X X^T) * (G G^T), T^2 (D + P) operations beside the ordinary gradient.
-  It wins where there are few positions and many weights (the last stages of a residual network).
+- matrix: each example's product by a multiplication of matrices, its norm taken, then added to the gradient.
+- grouped: the products of several examples by one convolution call with as many times the groups.
+- gram: the ordinary weight gradient, and the norms from inner products between positions (see `gram`).
+- fused: one kernel forms, squares and adds each product without writing it to memory (accelerators only).
+
+The first two do the weight gradient's own arithmetic and nothing twice.
 """
 
-from math import ceil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import ceil, prod
 
 import torch
 
-# Bytes of inputs, output gradients and products handled at once: small enough for a processor's cache, large enough
-# to keep an accelerator busy. Set it lower to bound the transient memory, higher to launch fewer kernels.
+from clars.norms.rule import Measure
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The sizes of one call of a layer, by which the method for its weight gradient is chosen.
+
+    In each of `groups` groups, the gradient of an example is a sum over T positions of products of P outputs and
+    D inputs. D counts each channel once per tap of the kernel.
+    """
+
+    examples: int
+    positions: int
+    inputs: int
+    outputs: int
+    channels: int
+    input_positions: int
+    device: str
+    dtype: torch.dtype
+    threads: int
+    groups: int = 1
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+
+    @property
+    def operations(self) -> int:
+        """Operations of the weight gradient."""
+        return 2 * self.examples * self.groups * self.positions * self.inputs * self.outputs
+
+    @property
+    def shifted(self) -> bool:
+        """Whether windows overlap so that their inner products are sums of shifted ones (see `gram.window_gram`)."""
+        return prod(self.kernel) > 1 and set(self.stride) == {1}
+
+
+# Bytes that one piece of work may take, by default, per processor core and on an accelerator: small enough for a
+# core's cache, large enough to keep an accelerator busy.
 WORKING_SET = {"cpu": 3 * 2**20, "cuda": 256 * 2**20}
 
-# Measured on processors: the Gram form is cheaper as long as it adds no more than this share of the weight gradient's
-# operations, since convolutions of few positions are slow when each example is one of their groups.
-GRAM_SHARE = 0.3
+
+def transient(problem: Problem, method: str) -> int:
+    """Return the bytes that `method` needs per example beside input, output gradient and the gradient itself."""
+    weight = problem.groups * problem.inputs * problem.outputs
+    windows = problem.inputs * problem.positions if prod(problem.kernel) > 1 or set(problem.stride) > {1} else 0
+    numbers = {
+        "matrix": weight + windows,
+        "grouped": weight,
+        "gram": 2 * problem.positions**2 + (problem.input_positions**2 if problem.shifted else windows),
+        "fused": 1,
+    }[method]
+    return numbers * problem.dtype.itemsize
 
 
-def prefers_gram(positions: int, inputs: int, outputs: int) -> bool:
-    """Tell whether the Gram form is cheaper than the products for T positions, D inputs and P outputs."""
-    return positions * (inputs + outputs) < GRAM_SHARE * inputs * outputs
+def chunks(problem: Problem, method: str, memory: int | None) -> list[slice]:
+    """Cut the examples into consecutive slices of about equal length whose working set stays within the bound."""
+    per_example = transient(problem, method)
+    if memory is None:  # a cache is wanted, so count what is read too
+        read = problem.groups * (problem.outputs * problem.positions + problem.channels * problem.input_positions)
+        per_example += read * problem.dtype.itemsize
+        memory = WORKING_SET["cuda"] if problem.device != "cpu" else WORKING_SET["cpu"] * problem.threads
+    if method == "grouped" and problem.groups == 1 and problem.channels % 8:
+        return slices(problem.examples, 1, 1)  # few channels are fast only where they are not one group of many
+    return slices(problem.examples, per_example, memory)
 
 
-def chunks(examples: int, bytes_per_example: int, device: torch.device) -> list[slice]:
-    """Cut `examples` into consecutive slices of about equal length whose working set stays within the bound."""
-    bound = WORKING_SET.get(device.type, WORKING_SET["cpu"])
-    most = min(examples, max(1, bound // max(1, bytes_per_example)))
+def slices(examples: int, bytes_per_example: int, memory: int) -> list[slice]:
+    """Cut `examples` into consecutive slices of about equal length of at most `memory` bytes, one example at least."""
+    most = min(examples, max(1, memory // max(1, bytes_per_example)))
     size = ceil(examples / ceil(examples / most))
     return [slice(start, min(start + size, examples)) for start in range(0, examples, size)]
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """Return the type in which norms of tensors of `dtype` are accumulated: float32 at least."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def choose(problem: Problem, methods: dict[str, Callable], tensors: tuple, measure: Measure) -> Callable:
+    """Return the cheapest of `methods` for `problem`: timed on `tensors` once per shape, or estimated.
+
+    Each method is called as method(*tensors, problem, memory).
+    """
+    allowed = within(problem, methods, measure.memory)
+    if len(allowed) == 1:
+        return methods[allowed[0]]
+    timed = problem.device != "cpu" if measure.timed is None else measure.timed
+    if timed and problem not in _TIMED and _can_time(problem.device):
+        seconds = measured(problem, {name: methods[name] for name in allowed}, tensors, measure.memory)
+        _TIMED[problem] = tuple(sorted(seconds, key=seconds.__getitem__))
+    ranked = _TIMED.get(problem, ()) if timed else ()
+    return methods[next((name for name in ranked if name in allowed), None) or estimated(problem, allowed)]
 
 
-def squared_norms(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the squared 2-norm of each example of `tensor` [B, ...] as [B], accumulated in float32 at least."""
-    flat = tensor.flatten(1)
-    return torch.linalg.vector_norm(flat, dim=1, dtype=wide(tensor.dtype)).square()
+def within(problem: Problem, methods: Iterable[str], memory: int | None) -> tuple[str, ...]:
+    """Return the methods that need at most `memory` bytes for an example; where none does, the one that needs least."""
+    names = tuple(methods)
+    fit = tuple(name for name in names if memory is None or transient(problem, name) <= memory)
+    return fit or (min(names, key=lambda name: transient(problem, name)),)
+
+
+# The share of the weight gradient's operations that the Gram form may add and still be the cheapest, as measured on
+# processors: where the products are plain matrices, and where windows overlap and products cost more than the sum.
+GRAM_SHARE = {"matrix": 0.06, "windows": 0.25}
+
+
+def estimated(problem: Problem, methods: Sequence[str]) -> str:
+    """Return the method that is the cheapest by the number of its operations."""
+    plain = problem.groups == 1 and prod(problem.kernel) == 1
+    limit = GRAM_SHARE["matrix" if plain else "windows"]
+    order = ["matrix", "grouped"] if plain or problem.kernel == problem.stride else ["grouped", "matrix"]
+    if gram_operations(problem) < limit * problem.operations:
+        order.insert(0, "gram")
+    return next((name for name in order if name in methods), methods[0])
+
+
+def gram_operations(problem: Problem) -> int:
+    """Return the operations that the Gram form adds to the weight gradient's."""
+    shared = problem.input_positions**2 * problem.channels if problem.shifted else problem.positions**2 * problem.inputs
+    return 2 * problem.examples * (shared + problem.positions**2 * problem.outputs)
+
+
+_TIMED: dict[Problem, tuple[str, ...]] = {}  # the methods by time, the fastest first
+
+
+def measured(problem: Problem, methods: dict[str, Callable], tensors: tuple, memory: int | None) -> dict[str, float]:
+    """Return the seconds that each method takes for `tensors`: the best of three runs after one that warms up.
+
+    The weight gradient that "gram" leaves to be formed otherwise is not part of it and is added by its own time.
+    """
+    return {name: _seconds(partial(method, *tensors, problem, memory), problem) for name, method in methods.items()}
+
+
+def _seconds(work: Callable, problem: Problem) -> float:
+    taken = []
+    for _ in range(4):
+        _wait(problem.device)
+        began = time.perf_counter()
+        work()
+        _wait(problem.device)
+        taken.append(time.perf_counter() - began)
+    return min(taken[1:])
+
+
+def _wait(device: str) -> None:
+    if device != "cpu":
+        torch.accelerator.synchronize()
+
+
+def _can_time(device: str) -> bool:
+    """Tell whether work can be timed now: neither while a graph is captured nor while a model is compiled."""
+    if torch.compiler.is_compiling():
+        return False
+    return device != "cuda" or not torch.cuda.is_current_stream_capturing()

@@ -8,65 +8,77 @@ from torch.autograd.function import once_differentiable
 
 from clars.errors import UnsupportedLayerError
 from clars.norms.account import Account
-from clars.norms.rule import Rule
-from clars.norms.strategy import squared_norms
+from clars.norms.product import squared_norms
+from clars.norms.rule import Measure, Rule
 
 
 def tapped(rule: Rule, x: Tensor, weight: Tensor, bias: Tensor | None, accounts: Sequence[Account | None]) -> Tensor:
     """Apply `rule` so that its backward pass books the norms of weight and bias to their two accounts."""
-    _check_rows(accounts, len(x))
-    return _Tap.apply(rule, tuple(accounts), x, weight, bias, *_leaves(accounts, weight))
+    distinct = _distinct(accounts, len(x))
+    return _Tap.apply(rule, tuple(accounts), distinct, x, weight, bias, *(each.leaf(weight) for each in distinct))
 
 
 def spread(shape: torch.Size, parameters: Sequence[Tensor], accounts: Sequence[Account]) -> tuple[Tensor, ...]:
     """Expand each parameter to `shape` [B, ...], so that each example's own gradient arrives and can be measured."""
-    _check_rows(accounts, shape[0] if shape else 1)
-    return _Spread.apply(shape, tuple(accounts), len(parameters), *parameters, *_leaves(accounts, parameters[0]))
+    distinct = _distinct(accounts, shape[0] if shape else 1)
+    leaves = (each.leaf(parameters[0]) for each in distinct)
+    return _Spread.apply(shape, tuple(accounts), distinct, len(parameters), *parameters, *leaves)
 
 
-def _check_rows(accounts: Sequence[Account | None], rows: int) -> None:
-    for account in _distinct(accounts):
-        account.current.check_rows(rows, account.layer)
+def _distinct(accounts: Sequence[Account | None], rows: int) -> tuple[Account, ...]:
+    """Return the accounts concerned, each once, after a check that `rows` can be the batch."""
+    distinct: tuple[Account, ...] = ()
+    for account in accounts:
+        if account is not None and account not in distinct:
+            account.current.check_rows(rows, account.layer)
+            distinct += (account,)
+    return distinct
 
 
-def _distinct(accounts: Sequence[Account | None]) -> list[Account]:
-    return list(dict.fromkeys(account for account in accounts if account is not None))
-
-
-def _leaves(accounts: Sequence[Account | None], like: Tensor) -> list[Tensor]:
-    return [account.leaf(like) for account in _distinct(accounts)]
-
-
-def _start(ctx, accounts: tuple[Account | None, ...]) -> None:
-    ctx.accounts = accounts
-    ctx.outer_pass = torch._C._current_graph_task_id()  # not -1: recomputed inside a backward pass
+def _start(ctx, accounts: tuple[Account | None, ...], distinct: tuple[Account, ...]) -> None:
+    ctx.accounts, ctx.distinct = accounts, distinct
     ctx.spent = False
+    ctx.compiled = torch.compiler.is_compiling()
+    if ctx.compiled:
+        distinct[0].current.estimator.without_draw()
+    else:
+        ctx.outer_pass = torch._C._current_graph_task_id()  # not -1: recomputed inside a backward pass
 
 
-def _book(ctx, squares: Sequence[Tensor | None], leaves: Sequence[Tensor], examples: int) -> list[Tensor | None]:
-    """Return the gradient of each account's leaf: the squares of its parameters joined, then the norms summed."""
+def _enter(ctx, examples: int) -> tuple[Measure, int]:
+    """Return what to measure in this backward pass. A compiled one is traced once, so it can check nothing."""
+    if ctx.compiled:
+        return ctx.distinct[0].current.estimator.without_draw(), 1
     if ctx.spent:
         raise UnsupportedLayerError(
             "is reached by a second backward pass through the same forward pass (retain_graph=True). Add the losses up "
             "and call backward once.",
-            _distinct(ctx.accounts)[0].layer,
+            ctx.distinct[0].layer,
         )
     ctx.spent = True
     number = ctx.outer_pass if ctx.outer_pass != -1 else torch._C._current_graph_task_id()
+    for account in ctx.distinct:
+        account.enter(number, examples)
+    return ctx.distinct[0].current.measure, ctx.distinct[0].current.blocks
+
+
+def _entries(ctx, squares: Sequence[Tensor | None], blocks: int) -> list[Tensor | None]:
+    """Return the gradient of each account's leaf: the squares of its parameters joined, then the norms summed."""
     entries = []
-    for account, leaf in zip(_distinct(ctx.accounts), leaves):
-        own = [square for square, owner in zip(squares, ctx.accounts) if owner is account and square is not None]
-        if own:
-            account.enter(number, examples)
-        entries.append(account.entry(sum(own), leaf) if own else None)
+    for account, leaf in zip(ctx.distinct, ctx.leaves):
+        joint = None
+        for square, owner in zip(squares, ctx.accounts):
+            if owner is account and square is not None:
+                joint = square if joint is None else joint + square
+        entries.append(None if joint is None else account.entry(joint, leaf, blocks))
     return entries
 
 
 class _Tap(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rule, accounts, x, weight, bias, *leaves):
+    def forward(ctx, rule, accounts, distinct, x, weight, bias, *leaves):
         y, saved = rule.forward(x, weight, bias)
-        _start(ctx, accounts)
+        _start(ctx, accounts, distinct)
         ctx.rule, ctx.leaves = rule, leaves
         ctx.plain = [None if isinstance(value, Tensor) else value for value in saved]
         ctx.tensors = [isinstance(value, Tensor) for value in saved]
@@ -79,27 +91,28 @@ class _Tap(torch.autograd.Function):
         x, weight, *tensors = ctx.saved_tensors
         tensors = iter(tensors)
         saved = tuple(next(tensors) if is_tensor else value for value, is_tensor in zip(ctx.plain, ctx.tensors))
-        got = ctx.rule.backward(gy, x, weight, saved, ctx.needs_input_grad[2:5])
-        entries = _book(ctx, (got.weight.squares, got.bias.squares), ctx.leaves, len(x))
-        return None, None, got.input, got.weight.gradient, got.bias.gradient, *entries
+        measure, blocks = _enter(ctx, len(x))
+        got = ctx.rule.backward(gy, x, weight, saved, ctx.needs_input_grad[3:6], measure)
+        entries = _entries(ctx, (got.weight.squares, got.bias.squares), blocks)
+        return None, None, None, got.input, got.weight.gradient, got.bias.gradient, *entries
 
 
 class _Spread(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, shape, accounts, count, *parameters_and_leaves):
+    def forward(ctx, shape, accounts, distinct, count, *parameters_and_leaves):
         parameters, ctx.leaves = parameters_and_leaves[:count], parameters_and_leaves[count:]
-        _start(ctx, accounts)
+        _start(ctx, accounts, distinct)
         ctx.shapes = [parameter.shape for parameter in parameters]
         return tuple(parameter.expand(shape) for parameter in parameters)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *gradients):
+        measure, blocks = _enter(ctx, len(gradients[0]))
         per_example = []
         for gradient, shape in zip(gradients, ctx.shapes):
             aligned = (1,) * (gradient.dim() - len(shape)) + shape
             per_example.append(gradient.sum_to_size(len(gradient), *aligned[1:]))
         summed = [value.sum(0).reshape(shape) for value, shape in zip(per_example, ctx.shapes)]
-        squares = [squared_norms(value) for value in per_example]
-        entries = _book(ctx, squares, ctx.leaves, len(gradients[0]))
-        return None, None, None, *summed, *entries
+        squares = [squared_norms(value[measure.rows]) for value in per_example]
+        return None, None, None, None, *summed, *_entries(ctx, squares, blocks)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import get_ident
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from clars.errors import UnsupportedLayerError, UserError
 from clars.layers import Layer, layers
 from clars.norms.account import Account, BackwardPass
+from clars.norms.estimator import Estimator
 from clars.norms.intercept import Part, install, tensors_in, tracker_of, uninstall
 
 
@@ -27,57 +29,82 @@ class ExampleNorms:
 
     Args:
         model: the model; move it and wrap it as you like afterwards. Dimension 0 of its input is the batch.
-        estimator: "exact" forms the norm of every example.
+        estimator: "exact" forms the norm of every example. "subset" draws a block of the examples anew at each
+            backward pass, and scales its sums up: an unbiased estimate at a fraction of the cost.
         layers: the layers to track; by default all of `clars.layers(model)`.
+        fraction: of the batch that "subset" measures; 1/8 by default.
+        seed: of the draws of "subset".
+        memory: bytes that forming the norms of one layer may take beside its gradient, as long as one example fits;
+            by default what suits a processor's cache or an accelerator. Methods that exceed it are passed over.
+        timed: choose among the exact methods by timing them, once per shape (the bits of the results may then differ
+            from run to run), or by an estimate of their cost; by default timed on accelerators, estimated on the CPU.
 
     Raises:
-        ValueError: unknown estimator.
+        ValueError: unknown estimator, a fraction outside (0, 1], memory that is not positive.
         UnsupportedLayerError: one parameter belongs to several modules; and, at the first forward or backward pass
             that shows it, a parameter used in a function without a rule or more than once.
     """
 
-    def __init__(self, model: nn.Module, estimator: str = "exact", *, layers: Sequence[Layer] | None = None) -> None:
-        if estimator != "exact":
-            raise ValueError(f"estimator={estimator!r} is not known: use 'exact'.")
+    def __init__(
+        self,
+        model: nn.Module,
+        estimator: str = "exact",
+        *,
+        layers: Sequence[Layer] | None = None,
+        fraction: float | None = None,
+        seed: int = 0,
+        memory: int | None = None,
+        timed: bool | None = None,
+    ) -> None:
+        self.estimator = Estimator(estimator, fraction, seed, memory, timed)
         self.model = model
         self.layers = list(layers) if layers is not None else _default(model)
         _refuse_shared(model, self.layers)
         self.active, self.replaced = True, False
-        self._pass = BackwardPass()
+        self._pass = BackwardPass(self.estimator)
         self._accounts = {layer.name: Account(layer, self._pass) for layer in self.layers}
-        self._names: dict[nn.Module, dict[str, Account]] = {model: {}}
+        self._parts_of: dict[nn.Module, list[Part]] = {model: []}
         for layer in self.layers:
-            own = self._names.setdefault(layer.module, {})
-            own.update(dict.fromkeys(layer.parameters, self._accounts[layer.name]))
+            own = (Part(self._accounts[layer.name], layer.module, name) for name in layer.parameters)
+            self._parts_of.setdefault(layer.module, []).extend(own)
+        self.parts: dict[int, Part] = {}
+        for module in self._parts_of:
+            self.refresh(module)
+        self._watched_by: int | None = None
         self._install()
 
     def _install(self) -> None:
-        for module in self._names:
+        for module in self._parts_of:
             earlier = tracker_of(module)
             if earlier is not None and earlier is not self:
                 earlier.remove()
                 earlier.replaced = True
             install(module, self)
 
-    def parts(self, module: nn.Module) -> dict[int, Part]:
-        """Return the tracked parameters of a module that require a gradient now, by id."""
-        present = ((getattr(module, name), name, account) for name, account in self._names[module].items())
-        return {id(value): Part(account, name) for value, name, account in present if value.requires_grad}
+    def refresh(self, module: nn.Module) -> None:
+        """Note the tensors that are the module's parameters now."""
+        for part in self._parts_of[module]:
+            value = part.present()
+            if value is not part.parameter:
+                self.parts.pop(id(part.parameter), None)
+                part.parameter = value
+                self.parts[id(value)] = part
 
-    def parts_elsewhere(self) -> dict[int, Part]:
-        """Return the tracked parameters of all modules below the model itself, by id."""
-        inner = (self.parts(module) for module in self._names if module is not self.model)
-        return {key: part for parts in inner for key, part in parts.items()}
+    def is_watching(self) -> bool:
+        """Tell whether a forward of this model is being watched by this thread."""
+        by = self._watched_by
+        return by is not None and (torch.compiler.is_compiling() or by == get_ident())
 
     @contextmanager
-    def batch_of(self, inputs: Iterable) -> Iterator[None]:
-        """While the model's own forward runs, every layer must see as many rows as one of the model's inputs has."""
-        before = self._pass.batch_sizes
+    def watching(self, inputs: Iterable) -> Iterator[None]:
+        """Mark a forward as watched; every layer must see as many rows as one of the model's inputs has, if given."""
+        before = self._watched_by, self._pass.batch_sizes
+        self._watched_by = 0 if torch.compiler.is_compiling() else get_ident()
         self._pass.batch_sizes = tuple(len(tensor) for tensor in tensors_in(inputs) if tensor.dim())
         try:
             yield
         finally:
-            self._pass.batch_sizes = before
+            self._watched_by, self._pass.batch_sizes = before
 
     def totals(self) -> dict[str, Tensor]:
         """Return, for each layer that a backward pass reached since the last reset, a tensor [3]:
@@ -118,7 +145,7 @@ class ExampleNorms:
         """Give every module its own forward back. A wrapper put around ours meanwhile stays, and passes through."""
         if self.active:
             self.active = False
-            for module in self._names:
+            for module in self._parts_of:
                 uninstall(module)
 
     def __getstate__(self):

@@ -11,16 +11,17 @@ from torch import Tensor, nn
 
 from clars.errors import UserError
 from clars.layers import Layer, LayerUnit, layers
-from clars.norms.strategy import wide
+from clars.norms.product import wide
 from clars.optim.options import check, groups
 from clars.optim.stats import LayerStats
+from clars.optim.update import Momentum, pieces, update
 
 
 @dataclass(frozen=True)
 class _Constants:
     """Vectors over the active layers that change only when an option does."""
 
-    layer_of: Tensor  # [parameters] index of each parameter's layer
+    layer_of: Tensor  # [pieces] index of the layer of each piece of a parameter
     floor: Tensor  # [K] smallest weight norm assumed
     weight_decay: Tensor  # [K]
     trust: Tensor  # [K]
@@ -175,8 +176,8 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         if any(gradient.is_sparse for gradient in gradients):
             raise UserError("A gradient is sparse; layer-wise rates need dense gradients (sparse=False).")
         constants = self._vectors(active, members)
-        weight_norms = _layer_norms(parameters, constants)
-        gradient_norms = _layer_norms(gradients, constants)
+        weight_norms = _layer_norms(parameters, parameters, constants)
+        gradient_norms = _layer_norms(gradients, parameters, constants)
         denominators, totals = self.denominators(active, gradient_norms, unscale)
         norms = torch.maximum(weight_norms, constants.floor)
         ratios = constants.trust * norms / (denominators + constants.weight_decay * norms + self.eps)
@@ -193,7 +194,9 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         if self._constants is None or self._constants[0] != key:
             sizes = torch.tensor([sum(p.numel() for p in own) for own in members], **like)
             constants = _Constants(
-                layer_of=torch.tensor([k for k, own in enumerate(members) for _ in own], device=first.device),
+                layer_of=torch.tensor(
+                    [k for k, own in enumerate(members) for p in own for _ in pieces(p)], device=first.device
+                ),
                 floor=self.norm_floor * sizes.sqrt(),
                 weight_decay=torch.tensor([group["weight_decay"] for group in active], **like),
                 trust=torch.tensor([group["trust_coefficient"] for group in active], **like),
@@ -211,21 +214,9 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         for (lr, momentum, weight_decay, nesterov), pairs in buckets.items():
             parameters = [parameter for parameter, _ in pairs]
             gradients = [parameter.grad for parameter in parameters]
+            buffers = [self._buffer(parameter) if momentum else None for parameter in parameters]
             rates = (torch.stack([ratio for _, ratio in pairs]) * lr).unbind()
-            if weight_decay:
-                change = torch._foreach_add(gradients, parameters, alpha=weight_decay)
-                torch._foreach_mul_(change, rates)
-            else:
-                change = torch._foreach_mul(gradients, rates)
-            if momentum:
-                buffers = [self._buffer(parameter) for parameter in parameters]
-                torch._foreach_mul_(buffers, momentum)
-                torch._foreach_add_(buffers, change)
-                if nesterov:
-                    torch._foreach_add_(change, buffers, alpha=momentum)
-                else:
-                    change = buffers
-            torch._foreach_sub_(parameters, change)
+            update(parameters, gradients, buffers, rates, Momentum(momentum, weight_decay, nesterov))
 
     def _buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -281,7 +272,17 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
 _layers = layers  # the optimizers' argument has the name of the function
 
 
-def _layer_norms(tensors: list[Tensor], constants: _Constants) -> Tensor:
-    """Return the joint 2-norm [K] of each layer's tensors, accumulated in float32 at least."""
-    norms = torch.stack(torch._foreach_norm(tensors, 2, constants.floor.dtype))
+def _layer_norms(tensors: list[Tensor], like: list[Tensor], constants: _Constants) -> Tensor:
+    """Return the joint 2-norm [K] of each layer's tensors, accumulated in float32 at least.
+
+    Piece by piece, which is also the more accurate: one long sum in float32 would lose two digits.
+    """
+    cut = [piece for tensor, other in zip(tensors, like) for piece in _pieces_as(tensor, other)]
+    norms = torch.stack(torch._foreach_norm(cut, 2, constants.floor.dtype))
     return torch.zeros_like(constants.floor).index_add_(0, constants.layer_of, norms.square()).sqrt()
+
+
+def _pieces_as(tensor: Tensor, parameter: Tensor) -> tuple[Tensor, ...]:
+    """Cut a tensor into as many pieces as its parameter; a gradient may lie in memory otherwise than its parameter."""
+    expected = pieces(parameter)
+    return pieces(tensor.contiguous()) if len(expected) > 1 else (tensor,)

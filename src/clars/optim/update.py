@@ -1,0 +1,81 @@
+"""The momentum update of many tensors at once, each with a rate of its own."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Numbers of a tensor that a processor handles at a time: parameter, gradient, buffer and change then stay in its
+# cache from the first operation of the update to the last, instead of passing through memory once for each.
+BLOCK = 2**16
+
+
+class Momentum(NamedTuple):
+    """The scalar options of the update."""
+
+    momentum: float
+    weight_decay: float
+    nesterov: bool
+
+
+def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return views that make up `tensor`: blocks of it on the CPU, itself elsewhere or where it is not contiguous."""
+    if tensor.device.type != "cpu" or tensor.numel() <= BLOCK or not tensor.is_contiguous():
+        return (tensor,)
+    return tensor.view(-1).split(BLOCK)
+
+
+def update(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    buffers: Sequence[Tensor | None],
+    rates: Sequence[Tensor],
+    options: Momentum,
+) -> None:
+    """Take the step b <- momentum * b + rate * (g + weight_decay * w), w <- w - (rate * (...) + momentum * b).
+
+    Without Nesterov, w <- w - b; without momentum there is no b. Small tensors take each operation together, large
+    ones on the CPU take all operations a block at a time; the values are the same.
+
+    Args:
+        parameters, gradients, buffers: tensors of the same shapes; buffers are None without momentum.
+        rates: a scalar tensor for each.
+    """
+    together: list[tuple] = []
+    for tensors in zip(parameters, gradients, buffers, rates):
+        *whole, rate = tensors
+        cut = [(None,) if value is None else pieces(value) for value in whole]
+        if len(cut[0]) > 1 and all(len(part) == len(cut[0]) or part == (None,) for part in cut):
+            _in_blocks(*cut, rate, options)
+        else:
+            together.append(tensors)
+    if together:
+        _together(*map(list, zip(*together)), options)
+
+
+def _in_blocks(parameter, gradient, buffer, rate: Tensor, options: Momentum) -> None:
+    buffers = buffer if len(buffer) == len(parameter) else [None] * len(parameter)
+    scratch = torch.empty_like(parameter[0])
+    for w, g, b in zip(parameter, gradient, buffers):
+        change = torch.add(g, w, alpha=options.weight_decay, out=scratch[: len(w)]).mul_(rate)
+        if b is not None:
+            b.mul_(options.momentum).add_(change)
+            change = change.add_(b, alpha=options.momentum) if options.nesterov else b
+        w.sub_(change)
+
+
+def _together(parameters, gradients, buffers, rates, options: Momentum) -> None:
+    if options.weight_decay:
+        change = torch._foreach_add(gradients, parameters, alpha=options.weight_decay)
+        torch._foreach_mul_(change, rates)
+    else:
+        change = torch._foreach_mul(gradients, rates)
+    if options.momentum:
+        torch._foreach_mul_(buffers, options.momentum)
+        torch._foreach_add_(buffers, change)
+        if options.nesterov:
+            torch._foreach_add_(change, buffers, alpha=options.momentum)
+        else:
+            change = buffers
+    torch._foreach_sub_(parameters, change)
