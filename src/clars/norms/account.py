@@ -1,5 +1,7 @@
 """Where the contributions of one layer add up, and the checks that they may be added."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -49,10 +51,11 @@ class BackwardPass:
 
 
 class Account:
-    """The running sums of one layer, kept as the gradient of a private leaf tensor.
+    """What was measured of one layer since the last reset: the examples' squared norms, a tensor per backward pass.
 
-    Autograd adds the leaf's gradient up over micro-batches as it adds any gradient, so the sums stay in the
-    gradient's own units. The leaf belongs to nobody: neither parameter nor buffer of the model.
+    They are in the gradient's own units, squared, as the gradients are that add up beside them. Of a compiled model,
+    whose backward pass runs no Python, the sums are kept as the gradient of a private leaf tensor instead. It is
+    neither parameter nor buffer of the model.
     """
 
     def __init__(self, layer: Layer, current: BackwardPass) -> None:
@@ -60,6 +63,7 @@ class Account:
         self.current = current
         self.last_pass: int | None = None
         self.measured: set[str] = set()  # local names of the parameters that ever entered a rule
+        self.booked: list[tuple[Tensor, int]] = []  # squared norms [b], and of how many blocks they are one
         self._owner, self._names = layer.module, tuple(layer.parameters)
         self._leaf = _new_leaf(next(iter(layer.parameters.values())))
 
@@ -79,26 +83,45 @@ class Account:
             )
         self.current.enter(number, examples, self.layer)
         self.last_pass = number
-        if all(getattr(self._owner, name).grad is None for name in self._names):
+        if self.booked and all(getattr(self._owner, name).grad is None for name in self._names):
             self.reset()  # the gradients were cleared behind our back: what was summed beside them is over too
 
-    @staticmethod
-    def entry(squares: Tensor, leaf: Tensor, blocks: int) -> Tensor:
-        """Return [sum of norms, sum of squared norms, number of examples], of the squared norms [b] of one block.
-
-        Each of the batch's blocks is as likely to be measured, so its sums times the number of blocks are unbiased.
-        """
-        sums = torch.stack((squares.sqrt(), squares, torch.ones_like(squares))).sum(1)
-        return (sums if blocks == 1 else sums * blocks).to(leaf.dtype)
+    def reset(self) -> None:
+        """Forget what was measured."""
+        self.booked.clear()
+        self._leaf.grad = None
 
     @property
-    def total(self) -> Tensor | None:
-        """The sums [3] since the last reset; None where no backward pass reached the layer."""
+    def compiled_total(self) -> Tensor | None:
+        """The sums [3] that compiled backward passes left."""
         return self._leaf.grad
 
-    def reset(self) -> None:
-        """Forget the sums."""
-        self._leaf.grad = None
+
+def sums_of(squares: Tensor, blocks: int) -> Tensor:
+    """Return [sum of norms, sum of squared norms, number of examples] along the last dimension of squared norms.
+
+    They are those of one of the batch's blocks. Each block is as likely to be measured, so that its sums times the
+    number of blocks are unbiased.
+    """
+    sums = torch.stack((squares.sqrt(), squares, torch.ones_like(squares)), -1).sum(-2)
+    return sums if blocks == 1 else sums * blocks
+
+
+def totals(accounts: Iterable[Account]) -> dict[str, Tensor]:
+    """Return the sums [3] of each account that has any, by layer name; all layers' are formed together."""
+    alike: dict[tuple, list[tuple[str, Tensor]]] = {}
+    found: dict[str, Tensor] = {}
+    for account in accounts:
+        if account.compiled_total is not None:
+            found[account.layer] = account.compiled_total
+        for squares, blocks in account.booked:
+            key = (len(squares), blocks, squares.dtype, squares.device)
+            alike.setdefault(key, []).append((account.layer, squares))
+    for (_, blocks, *_), booked in alike.items():
+        rows = sums_of(torch.stack([squares for _, squares in booked]), blocks)
+        for (layer, _), row in zip(booked, rows.unbind()):
+            found[layer] = found[layer] + row if layer in found else row
+    return found
 
 
 def _new_leaf(like: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Normalisations: a scale and a shift per channel, after statistics over a batch, a group or the features."""
 
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 
 import torch
@@ -46,7 +47,7 @@ def channel_sums(gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Ten
     examples, channels, positions = x.shape
     if positions < 16 or x.dtype not in (torch.float32, torch.float64) or x.dtype != gy.dtype:
         return position_sums(gy, x, mean, rstd, 2)
-    each = [value.expand(examples, channels, 1).reshape(-1) for value in (mean, rstd)]
+    each = [value.expand(examples, channels, 1).flatten() for value in (mean, rstd)]
     flat = (1, examples * channels, positions)
     _, scale, shift = aten.native_batch_norm_backward(
         gy.reshape(flat), x.reshape(flat), None, None, None, *each, True, 0.0, (False, True, True)
@@ -115,14 +116,19 @@ class BatchNorm:
         scale, shift = (each.sum(0) for each in sums)
         gx = None
         if needs[0]:
-            values = x.numel() // x.shape[1]
+            zero, one = _zero_and_one(x.shape[1], x.dtype)
+            share = -x.shape[1] / x.numel()
             of_gy = weight * rstd
-            of_x = (of_gy * rstd * scale).div_(-values)
-            constant = (of_gy * shift).div_(-values).addcmul_(of_x, mean, value=-1)
-            zero = torch.zeros_like(of_x)
-            gx = F.batch_norm(x, zero, torch.ones_like(of_x), of_x, constant, False, 0.0, 0.0)
+            of_x = torch.addcmul(zero, of_gy * rstd, scale, value=share)
+            constant = torch.addcmul(zero, of_gy, shift, value=share)
+            gx = F.batch_norm(x, mean, one, of_x, constant, False, 0.0, 0.0)  # (x - mean) * of_x + constant
             gx.addcmul_(gy, of_gy.view(1, -1, *(1,) * (x.dim() - 2)))
         return _gradients(gx, scale, shift, sums, needs)
+
+
+@cache
+def _zero_and_one(channels: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return torch.zeros(channels, dtype=dtype), torch.ones(channels, dtype=dtype)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Conv:
 
     def weight_contribution(self, gy: Tensor, x: Tensor, weight: Tensor, measure: Measure) -> Contribution:
         """Return the weight's gradient and the measured examples' squared norms, by the cheapest exact method."""
-        some_gy, some_x = gy[measure.rows], x[measure.rows]
+        some_gy, some_x = (gy, x) if measure.whole else (gy[measure.rows], x[measure.rows])
         problem = self.problem(some_gy, some_x, weight)
         method = choose(problem, self.methods(problem), (some_gy, some_x, weight), measure)
         gradient, squares = method(some_gy, some_x, weight, problem, measure.memory)
@@ -90,8 +90,9 @@ class Conv:
     def _windows(self, x: Tensor, kernel: tuple[int, ...]) -> Tensor:
         """Return what the kernel sees at each position of x [b, C, *size], as [b, D, T]."""
         if self._is_matrix(kernel):
-            every = (slice(None), slice(None), *(slice(None, None, step) for step in self.stride))
-            return x[every].flatten(2)
+            if set(self.stride) != {1}:
+                x = x[(..., *(slice(None, None, step) for step in self.stride))]
+            return x.flatten(2)
         return F.unfold(x, kernel, self.dilation, self.padding, self.stride)
 
     def _by_matrices(self, gy, x, weight, problem: Problem, memory) -> Contribution:

@@ -41,7 +41,8 @@ PLAIN = "_forward_before_tracking"
 
 def tracker_of(module: nn.Module) -> "ExampleNorms | None":
     """Return the tracker at work in `module`."""
-    tracker = TRACKERS[module]() if module in TRACKERS else None
+    reference = TRACKERS.get(module)
+    tracker = reference() if reference is not None else None
     return tracker if tracker is not None and tracker.active else None
 
 

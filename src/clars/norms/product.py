@@ -20,7 +20,7 @@ def sum_of_products(
     """
     gradient, squares = None, []
     for piece in pieces:
-        products = products_of(gy[piece], x[piece])
+        products = products_of(gy[piece], x[piece]) if len(pieces) > 1 else products_of(gy, x)
         squares.append(squared_norms(products))
         gradient = _add_examples(gradient, products)
     return Contribution(gradient.to(gy.dtype), squares[0] if len(squares) == 1 else torch.cat(squares))

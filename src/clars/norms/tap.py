@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from clars.errors import UnsupportedLayerError
-from clars.norms.account import Account
+from clars.norms.account import Account, sums_of
 from clars.norms.product import squared_norms
 from clars.norms.rule import Measure, Rule
 
@@ -15,13 +15,13 @@ from clars.norms.rule import Measure, Rule
 def tapped(rule: Rule, x: Tensor, weight: Tensor, bias: Tensor | None, accounts: Sequence[Account | None]) -> Tensor:
     """Apply `rule` so that its backward pass books the norms of weight and bias to their two accounts."""
     distinct = _distinct(accounts, len(x))
-    return _Tap.apply(rule, tuple(accounts), distinct, x, weight, bias, *(each.leaf(weight) for each in distinct))
+    return _Tap.apply(rule, tuple(accounts), distinct, x, weight, bias, *_leaves(distinct, weight))
 
 
 def spread(shape: torch.Size, parameters: Sequence[Tensor], accounts: Sequence[Account]) -> tuple[Tensor, ...]:
     """Expand each parameter to `shape` [B, ...], so that each example's own gradient arrives and can be measured."""
     distinct = _distinct(accounts, shape[0] if shape else 1)
-    leaves = (each.leaf(parameters[0]) for each in distinct)
+    leaves = _leaves(distinct, parameters[0])
     return _Spread.apply(shape, tuple(accounts), distinct, len(parameters), *parameters, *leaves)
 
 
@@ -33,6 +33,11 @@ def _distinct(accounts: Sequence[Account | None], rows: int) -> tuple[Account, .
             account.current.check_rows(rows, account.layer)
             distinct += (account,)
     return distinct
+
+
+def _leaves(distinct: tuple[Account, ...], like: Tensor) -> list[Tensor]:
+    """Return the tensors by whose gradients the sums of a compiled backward pass leave it; otherwise none."""
+    return [account.leaf(like) for account in distinct] if torch.compiler.is_compiling() else []
 
 
 def _start(ctx, accounts: tuple[Account | None, ...], distinct: tuple[Account, ...]) -> None:
@@ -62,16 +67,19 @@ def _enter(ctx, examples: int) -> tuple[Measure, int]:
     return ctx.distinct[0].current.measure, ctx.distinct[0].current.blocks
 
 
-def _entries(ctx, squares: Sequence[Tensor | None], blocks: int) -> list[Tensor | None]:
-    """Return the gradient of each account's leaf: the squares of its parameters joined, then the norms summed."""
-    entries = []
-    for account, leaf in zip(ctx.distinct, ctx.leaves):
+def _book(ctx, squares: Sequence[Tensor | None], blocks: int) -> list[Tensor | None]:
+    """Book to each account the joint squares of its parameters; return the gradients of the leaves, if there are."""
+    gradients = []
+    for account in ctx.distinct:
         joint = None
         for square, owner in zip(squares, ctx.accounts):
             if owner is account and square is not None:
                 joint = square if joint is None else joint + square
-        entries.append(None if joint is None else account.entry(joint, leaf, blocks))
-    return entries
+        if ctx.compiled:
+            gradients.append(None if joint is None else sums_of(joint, blocks))
+        elif joint is not None:
+            account.booked.append((joint, blocks))
+    return gradients
 
 
 class _Tap(torch.autograd.Function):
@@ -79,7 +87,7 @@ class _Tap(torch.autograd.Function):
     def forward(ctx, rule, accounts, distinct, x, weight, bias, *leaves):
         y, saved = rule.forward(x, weight, bias)
         _start(ctx, accounts, distinct)
-        ctx.rule, ctx.leaves = rule, leaves
+        ctx.rule = rule
         ctx.plain = [None if isinstance(value, Tensor) else value for value in saved]
         ctx.tensors = [isinstance(value, Tensor) for value in saved]
         ctx.save_for_backward(x, weight, *(value for value in saved if isinstance(value, Tensor)))
@@ -93,14 +101,14 @@ class _Tap(torch.autograd.Function):
         saved = tuple(next(tensors) if is_tensor else value for value, is_tensor in zip(ctx.plain, ctx.tensors))
         measure, blocks = _enter(ctx, len(x))
         got = ctx.rule.backward(gy, x, weight, saved, ctx.needs_input_grad[3:6], measure)
-        entries = _entries(ctx, (got.weight.squares, got.bias.squares), blocks)
-        return None, None, None, got.input, got.weight.gradient, got.bias.gradient, *entries
+        leaves = _book(ctx, (got.weight.squares, got.bias.squares), blocks)
+        return None, None, None, got.input, got.weight.gradient, got.bias.gradient, *leaves
 
 
 class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(ctx, shape, accounts, distinct, count, *parameters_and_leaves):
-        parameters, ctx.leaves = parameters_and_leaves[:count], parameters_and_leaves[count:]
+        parameters = parameters_and_leaves[:count]
         _start(ctx, accounts, distinct)
         ctx.shapes = [parameter.shape for parameter in parameters]
         return tuple(parameter.expand(shape) for parameter in parameters)
@@ -115,4 +123,4 @@ class _Spread(torch.autograd.Function):
             per_example.append(gradient.sum_to_size(len(gradient), *aligned[1:]))
         summed = [value.sum(0).reshape(shape) for value, shape in zip(per_example, ctx.shapes)]
         squares = [squared_norms(value[measure.rows]) for value in per_example]
-        return None, None, None, None, *summed, *_entries(ctx, squares, blocks)
+        return None, None, None, None, *summed, *_book(ctx, squares, blocks)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clars.errors import UnsupportedLayerError, UserError
 from clars.layers import Layer, layers
-from clars.norms.account import Account, BackwardPass
+from clars.norms.account import Account, BackwardPass, totals
 from clars.norms.estimator import Estimator
 from clars.norms.intercept import Part, install, tensors_in, tracker_of, uninstall
 
@@ -119,7 +119,7 @@ class ExampleNorms:
                 "A later ExampleNorms, or a later CLARS, tracks this model; this one sees nothing any more. Keep one, "
                 "and give it to the optimizer as norms=."
             )
-        return {name: account.total for name, account in self._accounts.items() if account.total is not None}
+        return totals(self._accounts.values())
 
     def sums(self) -> dict[str, Tensor]:
         """Return S_k, a scalar tensor in the unit of the gradient, per layer name since the last reset.
@@ -129,8 +129,8 @@ class ExampleNorms:
         Raises:
             ValueError: as for `totals`.
         """
-        totals = self.totals()
-        return {name: totals[name][0].clone() if name in totals else torch.zeros(()) for name in self._accounts}
+        found = self.totals()
+        return {name: found[name][0].clone() if name in found else torch.zeros(()) for name in self._accounts}
 
     def reset(self) -> None:
         """Forget the sums; the next backward pass starts anew."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 # Numbers of a tensor that a processor handles at a time: parameter, gradient, buffer and change then stay in its
 # cache from the first operation of the update to the last, instead of passing through memory once for each.
-BLOCK = 2**16
+BLOCK = 2**17
 
 
 class Momentum(NamedTuple):
