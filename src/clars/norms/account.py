@@ -63,6 +63,7 @@ class Account:
         self.current = current
         self.last_pass: int | None = None
         self.measured: set[str] = set()  # local names of the parameters that ever entered a rule
+        self.compiled_twice = False  # an error in the midst of a compilation would only send parts of it to Python
         self.booked: list[tuple[Tensor, int]] = []  # squared norms [b], and of how many blocks they are one
         self._owner, self._names = layer.module, tuple(layer.parameters)
         self._leaf = _new_leaf(next(iter(layer.parameters.values())))
@@ -76,15 +77,18 @@ class Account:
     def enter(self, number: int, examples: int) -> None:
         """Note that this layer's backward runs; refuse a second time in one pass: norms of parts do not add."""
         if number == self.last_pass:
-            raise UnsupportedLayerError(
-                "is used more than once in one forward pass: each example's contributions must be summed before the "
-                "norm is taken, for which there is no rule.",
-                self.layer,
-            )
+            self.refuse_second_use()
         self.current.enter(number, examples, self.layer)
         self.last_pass = number
         if self.booked and all(getattr(self._owner, name).grad is None for name in self._names):
             self.reset()  # the gradients were cleared behind our back: what was summed beside them is over too
+
+    def refuse_second_use(self) -> None:
+        raise UnsupportedLayerError(
+            "is used more than once in one forward pass: each example's contributions must be summed before the norm "
+            "is taken, for which there is no rule.",
+            self.layer,
+        )
 
     def reset(self) -> None:
         """Forget what was measured."""
@@ -108,10 +112,16 @@ def sums_of(squares: Tensor, blocks: int) -> Tensor:
 
 
 def totals(accounts: Iterable[Account]) -> dict[str, Tensor]:
-    """Return the sums [3] of each account that has any, by layer name; all layers' are formed together."""
+    """Return the sums [3] of each account that has any, by layer name; all layers' are formed together.
+
+    Raises:
+        UnsupportedLayerError: a layer is used twice in a compiled forward.
+    """
     alike: dict[tuple, list[tuple[str, Tensor]]] = {}
     found: dict[str, Tensor] = {}
     for account in accounts:
+        if account.compiled_twice:
+            account.refuse_second_use()
         if account.compiled_total is not None:
             found[account.layer] = account.compiled_total
         for squares, blocks in account.booked:

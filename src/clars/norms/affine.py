@@ -103,7 +103,7 @@ class BatchNorm:
         return channel_sums(gy.reshape(by_channel), x.reshape(by_channel), mean.view(1, -1, 1), rstd.view(1, -1, 1))
 
     def _in_one_pass(self, gy: Tensor, x: Tensor) -> bool:
-        plain = x.device.type == "cpu" and x.dtype == gy.dtype == torch.float32
+        plain = x.device.type == "cpu" and x.dtype == gy.dtype == torch.float32 and not torch.compiler.is_compiling()
         return plain and self.training and x.numel() >= SMALL_INPUT and x.is_contiguous() and gy.is_contiguous()
 
     def _backward_in_one_pass(self, gy, x, weight, mean, rstd, needs) -> Gradients:

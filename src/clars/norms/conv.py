@@ -12,7 +12,7 @@ from clars.norms import fused
 from clars.norms.gram import gram, gram_squares, inner, window_gram
 from clars.norms.product import bias_contribution, matrix_products, sum_of_products
 from clars.norms.rule import Contribution, Gradients, Measure
-from clars.norms.strategy import Problem, choose, chunks
+from clars.norms.strategy import Problem, choose, chunks, processors
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Conv:
             stride=self.stride,
             device=x.device.type,
             dtype=x.dtype,
-            threads=torch.get_num_threads(),
+            threads=processors(),
         )
 
     def methods(self, problem: Problem) -> dict[str, Callable]:

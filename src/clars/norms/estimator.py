@@ -42,6 +42,7 @@ class Estimator:
             warnings.warn("fraction has no effect on estimator='exact', which measures every example.", stacklevel=3)
         self.name = name
         self.blocks = 1 if name == "exact" else max(1, round(1 / (fraction or 1 / 8)))
+        self.compiled = False
         self._random = random.Random(seed)
         self._whole = Measure(memory=memory, timed=timed)
 
@@ -55,14 +56,18 @@ class Estimator:
         return Measure(rows, self._whole.memory, self._whole.timed), blocks
 
     def without_draw(self) -> Measure:
-        """Return what to measure in a compiled pass, where one draw would be compiled in for good.
+        """Return what to measure in a compiled pass, where one draw would be compiled in for good: everything."""
+        self.compiled = True
+        return self._whole
+
+    def check(self) -> None:
+        """Refuse an estimator that a compilation has overridden.
 
         Raises:
-            ValueError: "subset" was asked for.
+            ValueError: "subset" was asked for, and the model is compiled.
         """
-        if self.blocks > 1:
+        if self.compiled and self.blocks > 1:
             raise UserError(
                 "estimator='subset' draws anew at every step, which a compiled model cannot. Use estimator='exact' "
                 "with torch.compile."
             )
-        return self._whole

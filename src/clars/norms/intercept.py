@@ -108,6 +108,7 @@ class Interception(TorchFunctionMode):
         super().__init__()
         self.parts = parts
         self.views: dict[int, Part] = {}  # of parameters
+        self.compiled: set[str] = set()  # what a compilation has met so far
         self.followed: list[Tensor] = []  # keeps these views alive, so that no other tensor takes their id
 
     def part(self, value) -> Part | None:
@@ -120,8 +121,17 @@ class Interception(TorchFunctionMode):
         part = self.part(tensor)
         if part is None:
             return None
+        if torch.compiler.is_compiling():
+            self._note_use(part)
         part.account.measured.add(part.name)
         return part.account
+
+    def _note_use(self, part: Part) -> None:
+        """Note here a second use, which the compiled backward pass, running no Python, cannot refuse."""
+        use = f"{part.account.layer} {part.name}"
+        if use in self.compiled:
+            part.account.compiled_twice = True
+        self.compiled.add(use)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

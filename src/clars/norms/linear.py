@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from clars.norms.gram import gram_squares
 from clars.norms.product import bias_contribution, matrix_products, sum_of_products
 from clars.norms.rule import Contribution, Gradients, Measure
-from clars.norms.strategy import Problem, choose, chunks
+from clars.norms.strategy import Problem, choose, chunks, processors
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Linear:
             input_positions=positions,
             device=x.device.type,
             dtype=x.dtype,
-            threads=torch.get_num_threads(),
+            threads=processors(),
         )
 
     def methods(self, problem: Problem) -> dict[str, Callable]:

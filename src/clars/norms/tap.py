@@ -37,16 +37,17 @@ def _distinct(accounts: Sequence[Account | None], rows: int) -> tuple[Account, .
 
 def _leaves(distinct: tuple[Account, ...], like: Tensor) -> list[Tensor]:
     """Return the tensors by whose gradients the sums of a compiled backward pass leave it; otherwise none."""
-    return [account.leaf(like) for account in distinct] if torch.compiler.is_compiling() else []
+    if not torch.compiler.is_compiling():
+        return []
+    distinct[0].current.estimator.without_draw()
+    return [account.leaf(like) for account in distinct]
 
 
-def _start(ctx, accounts: tuple[Account | None, ...], distinct: tuple[Account, ...]) -> None:
+def _start(ctx, accounts: tuple[Account | None, ...], distinct: tuple[Account, ...], leaves: Sequence) -> None:
     ctx.accounts, ctx.distinct = accounts, distinct
     ctx.spent = False
-    ctx.compiled = torch.compiler.is_compiling()
-    if ctx.compiled:
-        distinct[0].current.estimator.without_draw()
-    else:
+    ctx.compiled = len(leaves) > 0
+    if not ctx.compiled:
         ctx.outer_pass = torch._C._current_graph_task_id()  # not -1: recomputed inside a backward pass
 
 
@@ -86,7 +87,7 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rule, accounts, distinct, x, weight, bias, *leaves):
         y, saved = rule.forward(x, weight, bias)
-        _start(ctx, accounts, distinct)
+        _start(ctx, accounts, distinct, leaves)
         ctx.rule = rule
         ctx.plain = [None if isinstance(value, Tensor) else value for value in saved]
         ctx.tensors = [isinstance(value, Tensor) for value in saved]
@@ -108,8 +109,8 @@ class _Tap(torch.autograd.Function):
 class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(ctx, shape, accounts, distinct, count, *parameters_and_leaves):
-        parameters = parameters_and_leaves[:count]
-        _start(ctx, accounts, distinct)
+        parameters, leaves = parameters_and_leaves[:count], parameters_and_leaves[count:]
+        _start(ctx, accounts, distinct, leaves)
         ctx.shapes = [parameter.shape for parameter in parameters]
         return tuple(parameter.expand(shape) for parameter in parameters)
 

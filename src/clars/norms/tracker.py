@@ -119,6 +119,7 @@ class ExampleNorms:
                 "A later ExampleNorms, or a later CLARS, tracks this model; this one sees nothing any more. Keep one, "
                 "and give it to the optimizer as norms=."
             )
+        self.estimator.check()
         return totals(self._accounts.values())
 
     def sums(self) -> dict[str, Tensor]:
