@@ -149,6 +149,46 @@ def doctor() -> None:
         Console().print(part)
 
 
+norms_app = typer.Typer(help="Per-example norms: how they are formed.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(norms_app, name="norms")
+
+
+@norms_app.callback()
+def norms() -> None:
+    """Per-example norms: how they are formed."""
+
+
+@norms_app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="a timm model, those of this package included")],
+    pixels: Annotated[int, typer.Option(min=1, help="height and width of the images")] = 224,
+    channels: Annotated[int, typer.Option(min=1)] = 3,
+    batch: Annotated[int, typer.Option(min=1, help="examples per pass")] = 8,
+    memory: Annotated[float | None, typer.Option(help="MiB that the norms of one layer may take")] = None,
+    timed: Annotated[bool, typer.Option("--timed", help="time every method, and choose by that")] = False,
+) -> None:
+    """Print which exact method forms the norms of each layer of a model, here and for these shapes."""
+    import torch
+    from rich.console import Console
+    from torch.nn import functional as F
+
+    import clars.models  # noqa: F401  registers this package's networks
+    from clars.models import factory
+    from clars.norms.plan import plan, table
+    from clars.recipes import schema
+
+    bound = None if memory is None else int(memory * 2**20)
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    network = factory.create(schema.Model(name=model), 1000, channels, pixels).to(device)
+    x = torch.randn(batch, channels, pixels, pixels, device=device)
+    y = torch.randint(1000, (batch,), device=device)
+    choices = plan(network, lambda net, x, y: F.cross_entropy(net(x), y), x, y, memory=bound, time=timed)
+    Console().print(table(choices))
+    counts = {name: sum(choice.method == name for choice in choices) for name in sorted({c.method for c in choices})}
+    told = ", ".join(f"{name} {count}" for name, count in counts.items())
+    typer.echo(f"{model}, batch {batch}, {pixels} px, {device}, {torch.get_num_threads()} threads: {told}")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; mistakes of the user end in one message and exit code 2."""
     warnings.showwarning = _warnings_once()

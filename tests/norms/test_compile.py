@@ -96,7 +96,7 @@ def test_a_layer_used_twice_is_refused():
     model = Twice()
     norms = clars.ExampleNorms(model)
     torch.compile(model, backend=BACKEND)(torch.randn(2, 3)).sum().backward()
-    with pytest.raises(clars.UnsupportedLayerError, match="'layer'.*more than once"):
+    with pytest.raises(clars.UnsupportedLayerError, match=r"'layer'.*more than once"):
         norms.sums()
 
 

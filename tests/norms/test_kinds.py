@@ -16,7 +16,7 @@ sizes = st.integers(1, 6)
 def method(request):
     """Each exact method in turn, whatever the estimate of its cost, and the smallest pieces."""
 
-    def choose(problem, methods, tensors, measure):
+    def choose(problem, methods, tensors, whole, measure):
         return methods.get(request.param) or next(iter(methods.values()))
 
     patch = pytest.MonkeyPatch()

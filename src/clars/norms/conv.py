@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import torch
@@ -41,10 +42,11 @@ class Conv:
         """Return the weight's gradient and the measured examples' squared norms, by the cheapest exact method."""
         some_gy, some_x = (gy, x) if measure.whole else (gy[measure.rows], x[measure.rows])
         problem = self.problem(some_gy, some_x, weight)
-        method = choose(problem, self.methods(problem), (some_gy, some_x, weight), measure)
+        whole = partial(self._gradient, gy, x, weight, self.groups, wrt_input=False)
+        method = choose(problem, self.methods(problem), (some_gy, some_x, weight), whole, measure)
         gradient, squares = method(some_gy, some_x, weight, problem, measure.memory)
         if gradient is None or not measure.whole:
-            gradient = self._gradient(gy, x, weight, self.groups, wrt_input=False)
+            gradient = whole()
         return Contribution(gradient.to(weight.dtype), squares)
 
     def problem(self, gy: Tensor, x: Tensor, weight: Tensor) -> Problem:
@@ -68,11 +70,11 @@ class Conv:
         """Return the exact methods that apply, by name."""
         found: dict[str, Callable] = {"grouped": self._by_groups}
         laid_out = self._is_matrix(problem.kernel) or len(problem.kernel) == 2
-        if self.groups == 1 and laid_out:
+        if laid_out:
             found["matrix"] = self._by_matrices
         if self.groups == 1 and (laid_out or set(self.stride) == {1}):
             found["gram"] = self._by_gram
-        if len(problem.kernel) == 2 and fused.available(torch.device(problem.device)):
+        if len(problem.kernel) == 2 and problem.dtype in fused.DTYPES and fused.available(problem.device):
             found["fused"] = self._by_fused_kernel
         return found
 
@@ -96,10 +98,15 @@ class Conv:
         return F.unfold(x, kernel, self.dilation, self.padding, self.stride)
 
     def _by_matrices(self, gy, x, weight, problem: Problem, memory) -> Contribution:
-        """Each example's gradient is a product of matrices: output gradients by windows of the input."""
+        """Each example's gradient is a product of matrices, in each group: output gradients by windows of the input."""
 
         def products(gy: Tensor, x: Tensor) -> Tensor:
-            return matrix_products(gy.flatten(2), self._windows(x, problem.kernel)).view(len(x), *weight.shape)
+            outputs, windows = gy.flatten(2), self._windows(x, problem.kernel)
+            if self.groups > 1:
+                outputs, windows = (
+                    each.reshape(len(x) * self.groups, -1, each.shape[2]) for each in (outputs, windows)
+                )
+            return matrix_products(outputs, windows).view(len(x), *weight.shape)
 
         return sum_of_products(products, gy, x, chunks(problem, "matrix", memory))
 

@@ -2,6 +2,7 @@
 
 import random
 import warnings
+from collections.abc import Callable
 
 from clars.errors import UserError
 from clars.norms.rule import Measure
@@ -46,6 +47,14 @@ class Estimator:
         self._random = random.Random(seed)
         self._whole = Measure(memory=memory, timed=timed)
 
+    def seed(self, seed: int) -> None:
+        """Begin the draws anew."""
+        self._random.seed(seed)
+
+    def report_to(self, report: Callable | None) -> None:
+        """Have each choice of a method reported; see `Measure`."""
+        self._whole = self._whole._replace(report=report)
+
     def draw(self, examples: int) -> tuple[Measure, int]:
         """Return which of `examples` rows to measure now, and into how many blocks the batch was cut."""
         blocks = min(self.blocks, examples)
@@ -53,7 +62,7 @@ class Estimator:
             return self._whole, 1
         block = self._random.randrange(blocks)
         rows = slice(block * examples // blocks, (block + 1) * examples // blocks)
-        return Measure(rows, self._whole.memory, self._whole.timed), blocks
+        return self._whole._replace(rows=rows), blocks
 
     def without_draw(self) -> Measure:
         """Return what to measure in a compiled pass, where one draw would be compiled in for good: everything."""

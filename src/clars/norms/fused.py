@@ -13,6 +13,8 @@ import os
 import torch
 from torch import Tensor
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
 # Programs asked for per multiprocessor, by cutting the batch. Several, so that the last ones to finish leave little
 # of the device idle; each cut of the batch costs one more float32 gradient in memory.
 PROGRAMS_PER_PROCESSOR = 8

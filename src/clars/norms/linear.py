@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -34,11 +35,10 @@ class Linear:
         """Return gradient and squared norms for output gradients gy [B, P, T] and inputs x [B, D, T]."""
         some_gy, some_x = gy[measure.rows], x[measure.rows]
         problem = self.problem(some_gy, some_x)
-        method = choose(problem, self.methods(problem), (some_gy, some_x, None), measure)
+        whole = partial(self._gradient, gy, x)
+        method = choose(problem, self.methods(problem), (some_gy, some_x, None), whole, measure)
         gradient, squares = method(some_gy, some_x, None, problem, measure.memory)
-        if gradient is None or not measure.whole:
-            gradient = gy.mT.flatten(0, 1).T @ x.mT.flatten(0, 1)
-        return Contribution(gradient, squares)
+        return Contribution(whole() if gradient is None or not measure.whole else gradient, squares)
 
     def problem(self, gy: Tensor, x: Tensor) -> Problem:
         """Return the sizes by which a method is chosen."""
@@ -67,3 +67,7 @@ class Linear:
     def _by_gram(self, gy, x, weight, problem: Problem, memory) -> Contribution:
         squares = [gram_squares(gy[piece], x[piece]) for piece in chunks(problem, "gram", memory)]
         return Contribution(None, torch.cat(squares))
+
+    @staticmethod
+    def _gradient(gy: Tensor, x: Tensor) -> Tensor:
+        return gy.mT.flatten(0, 1).T @ x.mT.flatten(0, 1)

@@ -1,5 +1,6 @@
 """What every kind of layer has in common: the form of a rule and the result of its backward pass."""
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -31,11 +32,13 @@ class Measure(NamedTuple):
         rows: the measured examples; all of them, or one of several blocks of the batch.
         memory: bytes that one piece of work may take beside the gradient itself; None is the device's default.
         timed: whether methods are timed once per shape instead of estimated; None leaves it to the device.
+        report: called, where somebody wants to know, with the arguments of `choose` but for this and the chosen name.
     """
 
     rows: slice = slice(None)
     memory: int | None = None
     timed: bool | None = None
+    report: Callable | None = None
 
     @property
     def whole(self) -> bool:

@@ -68,7 +68,8 @@ WORKING_SET = {"cpu": 3 * 2**20, "cuda": 256 * 2**20}
 def transient(problem: Problem, method: str) -> int:
     """Return the bytes that `method` needs per example beside input, output gradient and the gradient itself."""
     weight = problem.groups * problem.inputs * problem.outputs
-    windows = problem.inputs * problem.positions if prod(problem.kernel) > 1 or set(problem.stride) > {1} else 0
+    laid_out = prod(problem.kernel) > 1 or set(problem.stride) > {1}
+    windows = problem.groups * problem.inputs * problem.positions if laid_out else 0
     numbers = {
         "matrix": weight + windows,
         "grouped": weight,
@@ -85,8 +86,8 @@ def chunks(problem: Problem, method: str, memory: int | None) -> list[slice]:
         read = problem.groups * (problem.outputs * problem.positions + problem.channels * problem.input_positions)
         per_example += read * problem.dtype.itemsize
         memory = WORKING_SET["cuda"] if problem.device != "cpu" else WORKING_SET["cpu"] * problem.threads
-    if method == "grouped" and problem.groups == 1 and problem.channels % 8:
-        return slices(problem.examples, 1, 1)  # few channels are fast only where they are not one group of many
+    if method == "grouped" and one_by_one(problem):
+        return slices(problem.examples, 1, 1)
     return slices(problem.examples, per_example, memory)
 
 
@@ -97,20 +98,22 @@ def slices(examples: int, bytes_per_example: int, memory: int) -> list[slice]:
     return [slice(start, min(start + size, examples)) for start in range(0, examples, size)]
 
 
-def choose(problem: Problem, methods: dict[str, Callable], tensors: tuple, measure: Measure) -> Callable:
+def choose(
+    problem: Problem, methods: dict[str, Callable], tensors: tuple, whole: Callable, measure: Measure
+) -> Callable:
     """Return the cheapest of `methods` for `problem`: timed on `tensors` once per shape, or estimated.
 
-    Each method is called as method(*tensors, problem, memory).
+    Each is called as method(*tensors, problem, memory) and returns a `Contribution`, without a gradient where the
+    weight gradient is to be formed by `whole()`.
     """
     allowed = within(problem, methods, measure.memory)
-    if len(allowed) == 1:
-        return methods[allowed[0]]
-    timed = problem.device != "cpu" if measure.timed is None else measure.timed
-    if timed and problem not in _TIMED and _can_time(problem.device):
-        seconds = measured(problem, {name: methods[name] for name in allowed}, tensors, measure.memory)
-        _TIMED[problem] = tuple(sorted(seconds, key=seconds.__getitem__))
-    ranked = _TIMED.get(problem, ()) if timed else ()
-    return methods[next((name for name in ranked if name in allowed), None) or estimated(problem, allowed)]
+    name = estimated(problem, allowed) if len(allowed) > 1 else allowed[0]
+    if len(allowed) > 1 and (problem.device != "cpu" if measure.timed is None else measure.timed):
+        seconds = timed(problem, {key: methods[key] for key in allowed}, tensors, whole, measure.memory)
+        name = min(seconds, key=seconds.__getitem__) if seconds else name
+    if measure.report is not None:
+        measure.report(problem, methods, tensors, whole, name)
+    return methods[name]
 
 
 def within(problem: Problem, methods: Iterable[str], memory: int | None) -> tuple[str, ...]:
@@ -122,17 +125,30 @@ def within(problem: Problem, methods: Iterable[str], memory: int | None) -> tupl
 
 # The share of the weight gradient's operations that the Gram form may add and still be the cheapest, as measured on
 # processors: where the products are plain matrices, and where windows overlap and products cost more than the sum.
-GRAM_SHARE = {"matrix": 0.06, "windows": 0.25}
+GRAM_SHARE = {"matrix": 0.1, "windows": 0.25}
+
+# A convolution call costs more than laying out the windows of so few positions: in each of many groups, and in the
+# whole image where a call takes only one example (see `one_by_one`).
+FEW_POSITIONS = {"per group": 16, "per call": 1024}
 
 
 def estimated(problem: Problem, methods: Sequence[str]) -> str:
     """Return the method that is the cheapest by the number of its operations."""
     plain = problem.groups == 1 and prod(problem.kernel) == 1
-    limit = GRAM_SHARE["matrix" if plain else "windows"]
-    order = ["matrix", "grouped"] if plain or problem.kernel == problem.stride else ["grouped", "matrix"]
-    if gram_operations(problem) < limit * problem.operations:
+    if problem.groups > 1:
+        laid_out = problem.positions < FEW_POSITIONS["per group"]
+    else:
+        few = one_by_one(problem) and problem.positions <= FEW_POSITIONS["per call"]
+        laid_out = plain or few or problem.kernel == problem.stride
+    order = ["matrix", "grouped"] if laid_out else ["grouped", "matrix"]
+    if gram_operations(problem) < GRAM_SHARE["matrix" if plain else "windows"] * problem.operations:
         order.insert(0, "gram")
     return next((name for name in order if name in methods), methods[0])
+
+
+def one_by_one(problem: Problem) -> bool:
+    """Tell whether the method "grouped" takes an example at a time: few channels are slow as one group of many."""
+    return problem.groups == 1 and problem.channels % 8 != 0
 
 
 def gram_operations(problem: Problem) -> int:
@@ -141,24 +157,39 @@ def gram_operations(problem: Problem) -> int:
     return 2 * problem.examples * (shared + problem.positions**2 * problem.outputs)
 
 
-_TIMED: dict[Problem, tuple[str, ...]] = {}  # the methods by time, the fastest first
+_TIMED: dict[tuple, dict[str, float]] = {}
 
 
-def measured(problem: Problem, methods: dict[str, Callable], tensors: tuple, memory: int | None) -> dict[str, float]:
-    """Return the seconds that each method takes for `tensors`: the best of three runs after one that warms up.
+def timed(
+    problem: Problem, methods: dict[str, Callable], tensors: tuple, whole: Callable, memory: int | None
+) -> dict[str, float]:
+    """Return the seconds of each method, weight gradient included: the best of three runs after one that warms up.
 
-    The weight gradient that "gram" leaves to be formed otherwise is not part of it and is added by its own time.
+    They are measured once per problem. Empty where nothing can be timed: while a graph is captured or compiled.
     """
-    return {name: _seconds(partial(method, *tensors, problem, memory), problem) for name, method in methods.items()}
+    key = (problem, memory, tuple(methods))
+    if key not in _TIMED:
+        if torch.compiler.is_compiling() or (problem.device == "cuda" and torch.cuda.is_current_stream_capturing()):
+            return {}
+        _TIMED[key] = {
+            name: _seconds(partial(_form, method, tensors, problem, memory, whole), problem.device)
+            for name, method in methods.items()
+        }
+    return _TIMED[key]
 
 
-def _seconds(work: Callable, problem: Problem) -> float:
+def _form(method: Callable, tensors: tuple, problem: Problem, memory: int | None, whole: Callable) -> None:
+    if method(*tensors, problem, memory).gradient is None:
+        whole()
+
+
+def _seconds(work: Callable, device: str) -> float:
     taken = []
     for _ in range(4):
-        _wait(problem.device)
+        _wait(device)
         began = time.perf_counter()
         work()
-        _wait(problem.device)
+        _wait(device)
         taken.append(time.perf_counter() - began)
     return min(taken[1:])
 
@@ -166,10 +197,3 @@ def _seconds(work: Callable, problem: Problem) -> float:
 def _wait(device: str) -> None:
     if device != "cpu":
         torch.accelerator.synchronize()
-
-
-def _can_time(device: str) -> bool:
-    """Tell whether work can be timed now: neither while a graph is captured nor while a model is compiled."""
-    if torch.compiler.is_compiling():
-        return False
-    return device != "cuda" or not torch.cuda.is_current_stream_capturing()

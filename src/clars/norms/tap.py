@@ -1,6 +1,7 @@
 """The autograd functions that stand in for a layer's own: same values, and the norms on the way back."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -65,7 +66,11 @@ def _enter(ctx, examples: int) -> tuple[Measure, int]:
     number = ctx.outer_pass if ctx.outer_pass != -1 else torch._C._current_graph_task_id()
     for account in ctx.distinct:
         account.enter(number, examples)
-    return ctx.distinct[0].current.measure, ctx.distinct[0].current.blocks
+    first = ctx.distinct[0]
+    measure = first.current.measure
+    if measure.report is not None:
+        measure = measure._replace(report=partial(measure.report, first.layer))
+    return measure, first.current.blocks
 
 
 def _book(ctx, squares: Sequence[Tensor | None], blocks: int) -> list[Tensor | None]:

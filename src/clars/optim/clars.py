@@ -40,6 +40,8 @@ class CLARS(LayerwiseOptimizer):
             Options: lr, momentum, weight_decay, trust_coefficient, nesterov, adapt. Layers with adapt=False have the
             ratio 1 and are not tracked.
         norms: an `ExampleNorms` of the same layers, made before; by default one is made.
+        estimator, fraction: of the `ExampleNorms` that is made: "exact", or "subset" with the share of the batch to
+            measure.
         eps: added to the denominator, in the gradient's unit.
         norm_floor: smallest root-mean-square weight assumed of a layer; see `LayerwiseOptimizer`.
 
@@ -61,9 +63,13 @@ class CLARS(LayerwiseOptimizer):
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
         norms: ExampleNorms | None = None,
         *,
+        estimator: str = "exact",
+        fraction: float | None = None,
         eps: float = 1e-8,
         norm_floor: float = 1e-3,
     ) -> None:
+        if norms is not None and (estimator != "exact" or fraction is not None):
+            raise ValueError("estimator and fraction belong to the ExampleNorms given as norms; set them there.")
         super().__init__(
             model,
             lr,
@@ -78,7 +84,7 @@ class CLARS(LayerwiseOptimizer):
         )
         adapted = {group["layer"] for group in self.param_groups if group["adapt"]}
         tracked = [layer for layer in self.layers if layer.name in adapted]
-        self.norms = norms if norms is not None else ExampleNorms(model, layers=tracked)
+        self.norms = norms if norms is not None else ExampleNorms(model, estimator, layers=tracked, fraction=fraction)
         self._tracked = {layer.name for layer in self.norms.layers}
         missing = adapted - self._tracked
         if missing:

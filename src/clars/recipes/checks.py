@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from clars.recipes.schema import Recipe
 
 _LAYERWISE_ONLY = ("trust_coefficient", "layers", "overrides")
+_CLARS_ONLY = ("estimator", "fraction")
 _HUB_ONLY = ("config", "image_column", "label_column", "train_split", "test_split")
 
 
@@ -31,6 +32,12 @@ def ignored(recipe: Recipe) -> Iterator[tuple[str, str]]:
         for key in _LAYERWISE_ONLY:
             if key in optimizer.model_fields_set:
                 yield f"optimizer.{key}", "optimizer.name = 'sgd'"
+    if optimizer.name != "clars":
+        for key in _CLARS_ONLY:
+            if key in optimizer.model_fields_set:
+                yield f"optimizer.{key}", f"optimizer.name = {optimizer.name!r}"
+    elif optimizer.fraction is not None and optimizer.estimator == "exact":
+        yield "optimizer.fraction", "optimizer.estimator = 'exact'"
     if optimizer.momentum == 0 and optimizer.nesterov and "nesterov" in optimizer.model_fields_set:
         yield "optimizer.nesterov", "optimizer.momentum = 0"
     if data.name == "digits" and data.path is None:

@@ -40,7 +40,10 @@ class Data(Settings):
 
 
 class Optimizer(Settings):
-    """The method. `layers`, `trust_coefficient` and `overrides` have a meaning for layer-wise methods only."""
+    """The method. `layers`, `trust_coefficient` and `overrides` have a meaning for layer-wise methods only.
+
+    `estimator` and `fraction` are CLARS's: whether every example's norm is formed, or those of a drawn share.
+    """
 
     name: Literal["clars", "lars", "sgd"]
     momentum: Fraction = 0.9
@@ -49,6 +52,8 @@ class Optimizer(Settings):
     trust_coefficient: PositiveFloat = 1e-3
     layers: Literal["module", "parameter"] = "module"
     overrides: dict[str, dict[str, float | bool]] = {}
+    estimator: Literal["exact", "subset"] = "exact"
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 class Schedule(Settings):

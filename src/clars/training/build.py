@@ -28,6 +28,9 @@ def build_optimizer(resolved: Resolved, model: nn.Module) -> Optimizer:
     if settings.name == "sgd":
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return SGD(trainable, **(shared | {"nesterov": settings.nesterov and settings.momentum > 0}))
+    own = {}
+    if settings.name == "clars" and settings.estimator != "exact":
+        own = {"estimator": settings.estimator, "fraction": settings.fraction}
     try:
         return LAYERWISE[settings.name](
             model,
@@ -35,6 +38,7 @@ def build_optimizer(resolved: Resolved, model: nn.Module) -> Optimizer:
             trust_coefficient=settings.trust_coefficient,
             layers=settings.layers,
             overrides=settings.overrides,
+            **own,
         )
     except ValueError as error:
         raise RecipeError(f"{resolved.path}: optimizer: {error}") from error

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from clars import data, models
 from clars.errors import UserError
+from clars.optim import CLARS
 from clars.recipes.load import Resolved
 from clars.results import metrics, record
 from clars.results.files import replacing
@@ -124,6 +125,11 @@ class Run:
         began = time.perf_counter()
         self.batches.epoch = epoch
         set_seed(epoch_seed(self.job.seed, epoch), device_specific=True)
+        if isinstance(self.inner, CLARS):
+            processes = self.accelerator.num_processes
+            self.inner.norms.estimator.seed(
+                epoch_seed(self.job.seed, epoch) * processes + self.accelerator.process_index
+            )
         workers = self.recipe.data.workers
         loader = DataLoader(self.splits.train, batch_sampler=self.batches, collate_fn=data.collate, num_workers=workers)
         losses: list[Tensor] = []

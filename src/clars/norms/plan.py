@@ -1,0 +1,78 @@
+"""Which exact method each layer of a model uses, and why: what `clars norms plan` prints."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table
+from torch import Tensor, nn
+
+from clars.norms.strategy import Problem, chunks, timed, transient
+from clars.norms.tracker import ExampleNorms
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The method chosen for one layer's weight.
+
+    Attributes:
+        pieces: how many pieces the batch is worked off in.
+        bytes: what a piece takes beside input, output gradient and gradient.
+        seconds: of each method that applies, where they were timed.
+    """
+
+    layer: str
+    problem: Problem
+    method: str
+    pieces: int
+    bytes: int
+    seconds: dict[str, float]
+
+
+def plan(
+    model: nn.Module, loss_fn: Callable[..., Tensor], *batch: Tensor, memory: int | None = None, time: bool = False
+) -> list[Choice]:
+    """Return the choices of one backward pass, in the order of the layers; convolutions and linear layers make one.
+
+    Args:
+        model: any model that can be tracked; its gradients are cleared, and a tracker it has is replaced.
+        loss_fn: called as `loss_fn(model, *batch)`, returns a scalar.
+        batch: passed on to `loss_fn`.
+        memory: as for `ExampleNorms`.
+        time: time every method that applies, and choose by that.
+    """
+    choices: dict[str, Choice] = {}
+
+    def note(layer: str, problem: Problem, methods: dict, tensors: tuple, whole: Callable, name: str) -> None:
+        seconds = timed(problem, methods, tensors, whole, memory) if time else {}
+        pieces = chunks(problem, name, memory)
+        each = pieces[0].stop - pieces[0].start
+        choices[layer] = Choice(layer, problem, name, len(pieces), each * transient(problem, name), seconds)
+
+    norms = ExampleNorms(model, memory=memory, timed=time)
+    norms.estimator.report_to(note)
+    try:
+        loss_fn(model, *batch).backward()
+    finally:
+        norms.remove()
+        model.zero_grad()
+    return [choices[layer.name] for layer in norms.layers if layer.name in choices]
+
+
+def table(choices: Sequence[Choice]) -> Table:
+    """Return the choices as a table for the terminal."""
+    found = Table(box=box.SIMPLE, caption="T positions, D inputs per position, P outputs", caption_justify="left")
+    found.add_column("layer", overflow="fold")
+    for heading in ("T", "D", "P", "groups"):
+        found.add_column(heading, justify="right")
+    found.add_column("method")
+    measured = sorted({name for choice in choices for name in choice.seconds})
+    for heading in ("pieces", "MiB", *(f"{name}, ms" for name in measured)):
+        found.add_column(heading, justify="right")
+    for choice in choices:
+        problem = choice.problem
+        sizes = (problem.positions, problem.inputs, problem.outputs, problem.groups)
+        times = (f"{choice.seconds[name] * 1e3:.2f}" if name in choice.seconds else "" for name in measured)
+        work = (choice.method, choice.pieces, f"{choice.bytes / 2**20:.1f}")
+        found.add_row(choice.layer, *map(str, (*sizes, *work)), *times)
+    return found
