@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 TESTABLE := .venv/.testable
+BENCHABLE := .venv/.benchable
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: help install quickstart test test-all lint bench tables clean
@@ -25,8 +26,11 @@ lint: $(TESTABLE)  ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(INSTALLED)  ## measure the cost of a training step; writes benchmarks/step_time.md
+bench: $(BENCHABLE)  ## measure the cost of a step, alone, beside other tools and as it grows; half an hour
 	$(BIN)/python benchmarks/step_time.py
+	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/subset.py
 
 tables: $(INSTALLED)  ## regenerate every committed table and figure from its committed records
 	$(BIN)/clars table quickstart --no-run --out recipes/quickstart/results
@@ -45,4 +49,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(TESTABLE): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	@touch $@
+
+$(BENCHABLE): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable '.[bench]' --constraint constraints.txt
 	@touch $@

@@ -46,7 +46,7 @@ def markdown(result: dict) -> str:
     parts = [
         f"Time of a training step with CLARS over one with SGD: of {len(result['series'][0]['processes'])} processes, "
         f"each with the medians of {result['rounds']} interleaved rounds, the median. Measured on {result['device']}, "
-        f"{result['cores']} cores.\n\nRegenerate with `{result['command']}`.\n"
+        f"{result['cores']} cores.\n\nRegenerate with `{result['command']}`.\n\n![Cost by size](growth.png)\n"
     ]
     for axis, values, point in _axes():
         parts.append(f"| network | threads | {' | '.join(f'{axis} {value}' for value in values)} |")

@@ -145,9 +145,9 @@ def markdown(result: dict) -> str:
         f"Time of a training step over that with torch's SGD, at batch {result['batch']}: in each process the median "
         f"of {result['rounds']} interleaved rounds, of {result['processes']} processes the median and, for CLARS, the "
         f"range; and peak memory over SGD's. Measured on {result['device']}, {result['cores']} cores. GPU: not "
-        f"measured. {made}.\n\nRegenerate with `{result['command']}`.\n\n"
+        f"measured. {made}.\n\nRegenerate with `{result['command']}`.\n\n![Time over SGD](step_time.png)\n\n"
     )
-    if result["device"] != "cpu":
+    if not result["device"].startswith("cpu"):
         head = head.replace(" GPU: not measured.", "")
     return head + "\n".join(rows) + "\n"
 
@@ -168,9 +168,9 @@ def chart(result: dict, path: Path) -> None:
     axes.set_yticks([index + height * (len(threads) - 1) / 2 for index in range(len(names))], names)
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=1)
-    axes.set_xlim(0, 1.6)
+    axes.set_xlim(0, 1.1 * max(bar.get_width() for bar in axes.patches))
     axes.set_xlabel("time of a training step with CLARS over one with SGD")
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside upper right", ncols=len(threads))
     figure.savefig(path, dpi=150)
 
 

@@ -94,14 +94,14 @@ class Conv:
         if self._is_matrix(kernel):
             if set(self.stride) != {1}:
                 x = x[(..., *(slice(None, None, step) for step in self.stride))]
-            return x.flatten(2)
+            return positions_last(x)
         return F.unfold(x, kernel, self.dilation, self.padding, self.stride)
 
     def _by_matrices(self, gy, x, weight, problem: Problem, memory) -> Contribution:
         """Each example's gradient is a product of matrices, in each group: output gradients by windows of the input."""
 
         def products(gy: Tensor, x: Tensor) -> Tensor:
-            outputs, windows = gy.flatten(2), self._windows(x, problem.kernel)
+            outputs, windows = positions_last(gy), self._windows(x, problem.kernel)
             if self.groups > 1:
                 outputs, windows = (
                     each.reshape(len(x) * self.groups, -1, each.shape[2]) for each in (outputs, windows)
@@ -129,7 +129,7 @@ class Conv:
     def _by_gram(self, gy, x, weight, problem: Problem, memory) -> Contribution:
         squares = []
         for piece in chunks(problem, "gram", memory):
-            outputs = gy[piece].flatten(2)
+            outputs = positions_last(gy[piece])
             if prod(problem.kernel) == 1 or set(self.stride) != {1}:
                 squares.append(gram_squares(outputs, self._windows(x[piece], problem.kernel)))
             else:
@@ -141,6 +141,14 @@ class Conv:
         return Contribution(
             *fused.fused_products(gy, x, problem.kernel, self.stride, self.padding, self.dilation, self.groups)
         )
+
+
+def positions_last(x: Tensor) -> Tensor:
+    """Return x [b, C, *size] as [b, C, T], without a copy where channels lie together in memory too."""
+    channels_last = x.movedim(1, -1)
+    if channels_last.is_contiguous() and not x.is_contiguous():
+        return channels_last.flatten(1, -2).mT
+    return x.flatten(2)
 
 
 def resolve_padding(

@@ -133,6 +133,16 @@ class ExampleNorms:
         found = self.totals()
         return {name: found[name][0].clone() if name in found else torch.zeros(()) for name in self._accounts}
 
+    def squares(self) -> dict[str, Tensor]:
+        """Return, per layer name, the squared norms [n] of the contributions of each example measured so far.
+
+        They stand in the order of the backward passes since the last reset, and of the examples in each. With
+        estimator="subset" they are those of the drawn examples. A compiled model leaves sums only, and none of these.
+        """
+        self.totals()  # refuses what cannot be read
+        booked = {name: [squares for squares, _ in account.booked] for name, account in self._accounts.items()}
+        return {name: torch.cat(squares) for name, squares in booked.items() if squares}
+
     def reset(self) -> None:
         """Forget the sums; the next backward pass starts anew."""
         for account in self._accounts.values():
