@@ -67,7 +67,7 @@ def chart(result: dict, path: Path) -> None:
             axes.plot(values, [ratio(series, *point(value)) for value in values], marker="o", label=label)
         axes.axhline(1, color="black", linewidth=1)
         axes.set_xlabel({"batch": "batch size, at 32 pixels", "px": "pixels, at batch 8"}[axis])
-        axes.set_ylim(bottom=0.9)
+        axes.set_ylim(bottom=0.8)
     both[0].set_xscale("log", base=2)
     both[0].set_xticks(BATCHES, map(str, BATCHES))
     both[1].set_xticks(PIXELS, map(str, PIXELS))

@@ -243,4 +243,17 @@ def test_the_command_is_installed(repository):
 def test_help_lists_the_commands(clars):
     code, out, _ = clars("--help")
     assert code == 0
-    assert all(f"\n  {name} " in out for name in ("recipes", "show", "run", "table", "tune", "doctor"))
+    assert all(f"\n  {name} " in out for name in ("recipes", "show", "run", "table", "tune", "doctor", "norms"))
+
+
+def test_plan_tells_the_methods(clars):
+    code, out, _ = clars("norms", "plan", "resnet8", "--pixels", "8", "--channels", "1", "--batch", "4", "--timed")
+    assert code == 0
+    assert "layer3.0.conv2" in out and "gram, ms" in out.replace("\n", " ")
+    assert "resnet8, batch 4, 8 px" in out
+
+
+def test_plan_of_an_unknown_model(clars):
+    code, _, err = clars("norms", "plan", "resnt8")
+    assert code == 2
+    assert "Did you mean" in err

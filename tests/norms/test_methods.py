@@ -36,12 +36,14 @@ def assert_close(contribution, expected, gradient):
     torch.testing.assert_close(contribution.squares.double(), expected.flatten(1).square().sum(1), rtol=5e-6, atol=0)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("shape", CONVS, ids=str)
-def test_conv(shape):
+def test_conv(shape, memory_format):
     channels, outputs, size, kernel, stride, padding, groups = shape
     rule = Conv((stride,) * 2, (padding,) * 2, (1, 1), groups)
     x, weight = torch.randn(5, channels, size, size), torch.randn(outputs, channels // groups, kernel, kernel)
     gy = torch.randn_like(rule.forward(x, weight, None)[0])
+    gy, x, weight = (value.to(memory_format=memory_format) for value in (gy, x, weight))
     problem = rule.problem(gy, x, weight)
     expected = reference(rule, gy, x, weight)
     gradient = rule._gradient(gy, x, weight, groups, wrt_input=False)

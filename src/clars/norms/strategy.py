@@ -39,6 +39,7 @@ class Problem:
     device: str
     dtype: torch.dtype
     threads: int
+    channels_last: bool = False
     groups: int = 1
     kernel: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
@@ -128,7 +129,7 @@ def within(problem: Problem, methods: Iterable[str], memory: int | None) -> tupl
 GRAM_SHARE = {"matrix": 0.1, "windows": 0.25}
 
 # A convolution call costs more than laying out the windows of so few positions: in each of many groups, and in the
-# whole image where a call takes only one example (see `one_by_one`).
+# whole image where a call takes only one example because it has few channels.
 FEW_POSITIONS = {"per group": 16, "per call": 1024}
 
 
@@ -138,7 +139,7 @@ def estimated(problem: Problem, methods: Sequence[str]) -> str:
     if problem.groups > 1:
         laid_out = problem.positions < FEW_POSITIONS["per group"]
     else:
-        few = one_by_one(problem) and problem.positions <= FEW_POSITIONS["per call"]
+        few = problem.channels % 8 != 0 and problem.positions <= FEW_POSITIONS["per call"]
         laid_out = plain or few or problem.kernel == problem.stride
     order = ["matrix", "grouped"] if laid_out else ["grouped", "matrix"]
     if gram_operations(problem) < GRAM_SHARE["matrix" if plain else "windows"] * problem.operations:
@@ -147,8 +148,13 @@ def estimated(problem: Problem, methods: Sequence[str]) -> str:
 
 
 def one_by_one(problem: Problem) -> bool:
-    """Tell whether the method "grouped" takes an example at a time: few channels are slow as one group of many."""
-    return problem.groups == 1 and problem.channels % 8 != 0
+    """Tell whether the method "grouped" takes an example at a time.
+
+    Few channels are slow as one group of many; and channels that lie together in memory would have to be laid apart to
+    become groups, which on processors takes longer than the calls for large images.
+    """
+    few = problem.groups == 1 and problem.channels % 8 != 0
+    return few or (problem.device == "cpu" and problem.channels_last and problem.positions >= 128)
 
 
 def gram_operations(problem: Problem) -> int:
