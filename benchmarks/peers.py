@@ -308,15 +308,6 @@ SECOND_TRIES = {
 }
 
 
-def missing_estimators() -> set[str]:
-    """Return the peers that this version of clars does not have."""
-    try:
-        clars.ExampleNorms(nn.Linear(1, 1), estimator="subset").remove()
-    except ValueError:
-        return {"subset"}
-    return set()
-
-
 # The measurements
 
 
@@ -434,9 +425,6 @@ def time_table(result: dict) -> str:
         f"|---|{'---:|' * (len(columns) + 2)}",
     ]
     for name, peer in PEERS.items():
-        if name in result["not_available"]:
-            rows.append(f"| {peer.label} | not available |{' |' * (len(columns) + 1)}")
-            continue
         cells = [f"{peers[name]['median']:.2f} | {peers[name]['over_sgd']:.2f}" for peers in timed]
         if peer.norms:
             cells += [error_text(result["error"][name]), error_text(timed[0][name]["off_from_clars"])]
@@ -546,8 +534,7 @@ def main() -> None:
     require_peers()
     for known in ("Full backward hook is firing", "Extension saving to batch_l2"):  # the table says what matters of it
         warnings.filterwarnings("ignore", known)
-    missing = missing_estimators()
-    peers = [name for name in PEERS if name not in missing]
+    peers = list(PEERS)
     with_norms = [name for name in peers if PEERS[name].norms]
     result = {
         "command": " ".join(["python", "benchmarks/peers.py", *sys.argv[1:]]),
@@ -558,7 +545,6 @@ def main() -> None:
         "batch": options.batch,
         "pixels": options.pixels,
         "rounds": options.rounds,
-        "not_available": sorted(missing),
         "time": [{"threads": n, "peers": timings(peers, n, options)} for n in options.threads],
         "error": errors(with_norms),
         "batch_norm": batch_norm_answers(with_norms),

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from clars.norms import fused
 from clars.norms.gram import gram, gram_squares, inner, window_gram
-from clars.norms.product import bias_contribution, matrix_products, sum_of_products
+from clars.norms.product import bias_contribution, matrix_products, processors, sum_of_products
 from clars.norms.rule import Contribution, Gradients, Measure
-from clars.norms.strategy import Problem, choose, chunks, processors
+from clars.norms.strategy import Problem, choose, chunks
 
 
 @dataclass(frozen=True)

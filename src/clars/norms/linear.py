@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clars.norms.gram import gram_squares
-from clars.norms.product import bias_contribution, matrix_products, sum_of_products
+from clars.norms.product import bias_contribution, matrix_products, processors, sum_of_products
 from clars.norms.rule import Contribution, Gradients, Measure
-from clars.norms.strategy import Problem, choose, chunks, processors
+from clars.norms.strategy import Problem, choose, chunks
 
 
 @dataclass(frozen=True)

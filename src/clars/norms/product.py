@@ -42,13 +42,18 @@ def matrix_products(gy: Tensor, x: Tensor) -> Tensor:
     if gy.shape[1] == 1:  # an output each, as in depthwise convolutions
         return torch.linalg.vecdot(x, gy).unsqueeze(1)
     operations = 2 * gy.shape[1] * gy.shape[2] * x.shape[1]
-    if operations < SMALL_PRODUCT or not _has_onednn(gy):
+    if operations < SMALL_PRODUCT or not _has_onednn(gy) or _long_transposed(gy):
         return torch.bmm(gy, x.transpose(1, 2))
     products = [
         torch.ops.mkldnn._linear_pointwise(one_gy, one_x, None, "none", [], "")
         for one_gy, one_x in zip(gy.unbind(), x.unbind())
     ]
     return torch.stack(products) if len(products) > 1 else products[0].unsqueeze(0)
+
+
+def _long_transposed(gy: Tensor) -> bool:
+    """Tell whether many positions, of channels that lie together, would be laid apart by one thread among several."""
+    return gy.stride(2) != 1 and gy.shape[2] >= 512 and processors() > 1
 
 
 def _has_onednn(tensor: Tensor) -> bool:
@@ -65,6 +70,12 @@ def bias_contribution(gy: Tensor, positions: tuple[int, ...], rows: slice) -> Co
     """Return the gradient of an added vector: gy [B, ...] summed over `positions` and examples."""
     per_example = gy.sum(positions, dtype=wide(gy.dtype)) if positions else gy
     return Contribution(per_example.sum(0).to(gy.dtype), squared_norms(per_example[rows]))
+
+
+@torch.compiler.assume_constant_result
+def processors() -> int:
+    """Return the number of threads that torch's operations use; a compiled model keeps that of its compilation."""
+    return torch.get_num_threads()
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

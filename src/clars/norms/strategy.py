@@ -55,12 +55,6 @@ class Problem:
         return prod(self.kernel) > 1 and set(self.stride) == {1}
 
 
-@torch.compiler.assume_constant_result
-def processors() -> int:
-    """Return the number of threads that torch's operations use; a compiled model keeps that of its compilation."""
-    return torch.get_num_threads()
-
-
 # Bytes that one piece of work may take, by default, per processor core and on an accelerator: small enough for a
 # core's cache, large enough to keep an accelerator busy.
 WORKING_SET = {"cpu": 3 * 2**20, "cuda": 256 * 2**20}
