@@ -80,7 +80,9 @@ class Account:
             self.refuse_second_use()
         self.current.enter(number, examples, self.layer)
         self.last_pass = number
-        if self.booked and all(getattr(self._owner, name).grad is None for name in self._names):
+        if (self.booked or self._leaf.grad is not None) and all(
+            getattr(self._owner, name).grad is None for name in self._names
+        ):
             self.reset()  # the gradients were cleared behind our back: what was summed beside them is over too
 
     def refuse_second_use(self) -> None:

@@ -1,7 +1,6 @@
 """Normalisations: a scale and a shift per channel, after statistics over a batch, a group or the features."""
 
 from dataclasses import dataclass
-from functools import cache
 from math import prod
 
 import torch
@@ -18,7 +17,9 @@ aten = torch.ops.aten
 SMALL_INPUT = 2**17
 
 
-def position_sums(gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+def position_sums(
+    gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, dim: int, memory: int | None
+) -> tuple[Tensor, Tensor]:
     """Return the examples' contributions to a scale and to a shift: sums of gy * (x - mean) * rstd, and of gy.
 
     gy and x are [b, ..., ...]; positions along `dim` are summed. mean and rstd broadcast against x. Centring first
@@ -26,7 +27,7 @@ def position_sums(gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, dim: int) -
     """
     scale, shift = [], []
     accumulate = wide(gy.dtype)
-    memory = WORKING_SET.get(x.device.type, WORKING_SET["cpu"])
+    memory = memory or WORKING_SET.get(x.device.type, WORKING_SET["cpu"])
     for piece in slices(len(x), 3 * x.element_size() * x[0].numel(), memory):
         centre, factor = (value if len(value) == 1 else value[piece] for value in (mean, rstd))
         terms = (x[piece] - centre).mul_(gy[piece])
@@ -38,7 +39,7 @@ def position_sums(gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, dim: int) -
     return torch.cat(scale), torch.cat(shift)
 
 
-def channel_sums(gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+def channel_sums(gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, memory: int | None) -> tuple[Tensor, Tensor]:
     """As `position_sums` for gy and x [b, C, T] and statistics [b, C, 1] or [1, C, 1], in one pass over both.
 
     Batch normalisation's own backward forms exactly these sums, per channel, and each example's channels may pass
@@ -46,7 +47,7 @@ def channel_sums(gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Ten
     """
     examples, channels, positions = x.shape
     if positions < 16 or x.dtype not in (torch.float32, torch.float64) or x.dtype != gy.dtype:
-        return position_sums(gy, x, mean, rstd, 2)
+        return position_sums(gy, x, mean, rstd, 2, memory)
     each = [value.expand(examples, channels, 1).flatten() for value in (mean, rstd)]
     flat = (1, examples * channels, positions)
     _, scale, shift = aten.native_batch_norm_backward(
@@ -94,13 +95,14 @@ class BatchNorm:
         gx, gw, gb = aten._batch_norm_impl_index_backward(
             kernel, x, gy, weight, *running, *batch, self.training, self.eps, needs, reserve
         )
-        sums = self._sums(gy[measure.rows], x[measure.rows], mean, rstd)
+        sums = self._sums(gy[measure.rows], x[measure.rows], mean, rstd, measure.memory)
         return _gradients(gx, gw, gb, sums, needs)
 
     @staticmethod
-    def _sums(gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    def _sums(gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, memory: int | None) -> tuple[Tensor, Tensor]:
         by_channel = (*x.shape[:2], -1)
-        return channel_sums(gy.reshape(by_channel), x.reshape(by_channel), mean.view(1, -1, 1), rstd.view(1, -1, 1))
+        statistics = (mean.view(1, -1, 1), rstd.view(1, -1, 1))
+        return channel_sums(gy.reshape(by_channel), x.reshape(by_channel), *statistics, memory)
 
     def _in_one_pass(self, gy: Tensor, x: Tensor) -> bool:
         plain = x.device.type == "cpu" and x.dtype == gy.dtype == torch.float32 and not torch.compiler.is_compiling()
@@ -112,11 +114,11 @@ class BatchNorm:
         gradient of x = weight * rstd * (gy - shift / N - (x - mean) * rstd * scale / N), with scale and shift the
         parameters' gradients and N values per channel: an affine map of x and of gy, by channel.
         """
-        sums = self._sums(gy, x, mean, rstd)
+        sums = self._sums(gy, x, mean, rstd, None)
         scale, shift = (each.sum(0) for each in sums)
         gx = None
         if needs[0]:
-            zero, one = _zero_and_one(x.shape[1], x.dtype)
+            zero, one = torch.zeros_like(mean), torch.ones_like(mean)
             share = -x.shape[1] / x.numel()
             of_gy = weight * rstd
             of_x = torch.addcmul(zero, of_gy * rstd, scale, value=share)
@@ -124,11 +126,6 @@ class BatchNorm:
             gx = F.batch_norm(x, mean, one, of_x, constant, False, 0.0, 0.0)  # (x - mean) * of_x + constant
             gx.addcmul_(gy, of_gy.view(1, -1, *(1,) * (x.dim() - 2)))
         return _gradients(gx, scale, shift, sums, needs)
-
-
-@cache
-def _zero_and_one(channels: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return torch.zeros(channels, dtype=dtype), torch.ones(channels, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -148,7 +145,7 @@ class LayerNorm:
         gx, gw, gb = aten.native_layer_norm_backward(gy, x, self.shape, mean, rstd, weight, weight, needs)
         by_position = (len(x), -1, prod(self.shape))
         pieces = (gy.reshape(by_position), x.reshape(by_position), *(v.reshape(len(x), -1, 1) for v in saved))
-        sums = position_sums(*(value[measure.rows] for value in pieces), 1)
+        sums = position_sums(*(value[measure.rows] for value in pieces), 1, measure.memory)
         return _gradients(gx, gw, gb, sums, needs)
 
 
@@ -177,7 +174,7 @@ class GroupNorm:
         )
         per_channel = [value.repeat_interleave(channels // self.groups, 1).unsqueeze(2) for value in saved]
         pieces = (gy.reshape(examples, channels, -1), x.reshape(examples, channels, -1), *per_channel)
-        sums = channel_sums(*(value[measure.rows] for value in pieces))
+        sums = channel_sums(*(value[measure.rows] for value in pieces), measure.memory)
         return _gradients(gx, gw, gb, sums, needs)
 
 

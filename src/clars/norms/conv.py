@@ -131,7 +131,7 @@ class Conv:
         squares = []
         for piece in chunks(problem, "gram", memory):
             outputs = positions_last(gy[piece])
-            if prod(problem.kernel) == 1 or set(self.stride) != {1}:
+            if self._is_matrix(problem.kernel) or set(self.stride) != {1}:
                 squares.append(gram_squares(outputs, self._windows(x[piece], problem.kernel)))
             else:
                 windows = window_gram(x[piece], problem.kernel, self.padding, self.dilation, gy.shape[2:])

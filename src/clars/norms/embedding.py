@@ -25,16 +25,20 @@ class Embedding:
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         gradient = torch.ops.aten.embedding_dense_backward(gy, x, len(weight), self.padding_idx, False)
-        return Gradients(None, Contribution(gradient, self._squares(gy[measure.rows], x[measure.rows])), Contribution())
+        return Gradients(
+            None,
+            Contribution(gradient, self._squares(gy[measure.rows], x[measure.rows], measure.memory)),
+            Contribution(),
+        )
 
-    def _squares(self, gy: Tensor, indices: Tensor) -> Tensor:
+    def _squares(self, gy: Tensor, indices: Tensor, memory: int | None) -> Tensor:
         """Rows of one example that look up the same entry add before the norm is taken: a Gram sum over equal rows."""
         indices = indices.reshape(len(indices), -1)
         rows = gy.reshape(*indices.shape, -1).to(wide(gy.dtype))
         rows = rows.masked_fill((indices == self.padding_idx).unsqueeze(2), 0)
         squares = []
         per_example = rows.element_size() * (rows[0].numel() + 2 * indices.shape[1] ** 2)
-        memory = WORKING_SET.get(gy.device.type, WORKING_SET["cpu"])
+        memory = memory or WORKING_SET.get(gy.device.type, WORKING_SET["cpu"])
         for piece in slices(len(indices), per_example, memory):
             same = indices[piece].unsqueeze(2) == indices[piece].unsqueeze(1)
             gram = torch.bmm(rows[piece], rows[piece].transpose(1, 2))

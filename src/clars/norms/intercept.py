@@ -89,7 +89,10 @@ def forward(module: nn.Module, *args, **kwargs):
     tracker = tracker_of(module)
     if tracker is None:
         return plain(*args, **kwargs)
-    tracker.refresh(module)
+    if module is tracker.model:
+        tracker.refresh_all()
+    else:
+        tracker.refresh(module)
     if tracker.is_watching():
         return plain(*args, **kwargs)
     inputs = (*args, *kwargs.values()) if module is tracker.model else ()

@@ -1,6 +1,7 @@
 """The autograd functions that stand in for a layer's own: same values, and the norms on the way back."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -52,6 +53,12 @@ def _start(ctx, accounts: tuple[Account | None, ...], distinct: tuple[Account, .
         ctx.outer_pass = torch._C._current_graph_task_id()  # not -1: recomputed inside a backward pass
 
 
+def _full_precision(gradient: Tensor) -> AbstractContextManager:
+    """Keep autocast, where a backward pass is called inside of it, from taking norms in half precision."""
+    device = gradient.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 def _enter(ctx, examples: int) -> tuple[Measure, int]:
     """Return what to measure in this backward pass. A compiled one is traced once, so it can check nothing."""
     if ctx.compiled:
@@ -96,7 +103,10 @@ class _Tap(torch.autograd.Function):
         ctx.rule = rule
         ctx.plain = [None if isinstance(value, Tensor) else value for value in saved]
         ctx.tensors = [isinstance(value, Tensor) for value in saved]
-        ctx.save_for_backward(x, weight, *(value for value in saved if isinstance(value, Tensor)))
+        # One tensor more than the layer's own function saves: activation checkpointing, which puts what a recomputed
+        # forward saves into the places of these, then notices where the recomputation is not tracked.
+        mark = () if ctx.compiled else (x.new_empty(0),)
+        ctx.save_for_backward(x, weight, *(value for value in saved if isinstance(value, Tensor)), *mark)
         return y
 
     @staticmethod
@@ -106,8 +116,9 @@ class _Tap(torch.autograd.Function):
         tensors = iter(tensors)
         saved = tuple(next(tensors) if is_tensor else value for value, is_tensor in zip(ctx.plain, ctx.tensors))
         measure, blocks = _enter(ctx, len(x))
-        got = ctx.rule.backward(gy, x, weight, saved, ctx.needs_input_grad[3:6], measure)
-        leaves = _book(ctx, (got.weight.squares, got.bias.squares), blocks)
+        with _full_precision(gy):
+            got = ctx.rule.backward(gy, x, weight, saved, ctx.needs_input_grad[3:6], measure)
+            leaves = _book(ctx, (got.weight.squares, got.bias.squares), blocks)
         return None, None, None, got.input, got.weight.gradient, got.bias.gradient, *leaves
 
 
@@ -123,10 +134,11 @@ class _Spread(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *gradients):
         measure, blocks = _enter(ctx, len(gradients[0]))
-        per_example = []
-        for gradient, shape in zip(gradients, ctx.shapes):
-            aligned = (1,) * (gradient.dim() - len(shape)) + shape
-            per_example.append(gradient.sum_to_size(len(gradient), *aligned[1:]))
-        summed = [value.sum(0).reshape(shape) for value, shape in zip(per_example, ctx.shapes)]
-        squares = [squared_norms(value[measure.rows]) for value in per_example]
-        return None, None, None, None, *summed, *_book(ctx, squares, blocks)
+        with _full_precision(gradients[0]):
+            per_example = []
+            for gradient, shape in zip(gradients, ctx.shapes):
+                aligned = (1,) * (gradient.dim() - len(shape)) + shape
+                per_example.append(gradient.sum_to_size(len(gradient), *aligned[1:]))
+            summed = [value.sum(0).reshape(shape) for value, shape in zip(per_example, ctx.shapes)]
+            squares = [squared_norms(value[measure.rows]) for value in per_example]
+            return None, None, None, None, *summed, *_book(ctx, squares, blocks)

@@ -68,9 +68,8 @@ class ExampleNorms:
             own = (Part(self._accounts[layer.name], layer.module, name) for name in layer.parameters)
             self._parts_of.setdefault(layer.module, []).extend(own)
         self.parts: dict[int, Part] = {}
-        for module in self._parts_of:
-            self.refresh(module)
-        self._watched_by: int | None = None
+        self.refresh_all()
+        self._watching: set[int] = set()  # by number of the thread; 0 while a forward is compiled
         self._install()
 
     def _install(self) -> None:
@@ -85,26 +84,48 @@ class ExampleNorms:
         """Note the tensors that are the module's parameters now."""
         for part in self._parts_of[module]:
             value = part.present()
-            if value is not part.parameter:
-                self.parts.pop(id(part.parameter), None)
-                part.parameter = value
+            other = self.parts.get(id(value))
+            if other is part and part.parameter is value:
+                continue
+            if self.parts.get(id(part.parameter)) is part:
+                del self.parts[id(part.parameter)]
+            part.parameter = value
+            if other is not None and other.present() is value:
+                raise UnsupportedLayerError(
+                    f"and layer {other.account.layer!r} share one parameter now: each example's contributions through "
+                    "both must be summed before the norm is taken, for which there is no rule. Untie the weights.",
+                    part.account.layer,
+                )
+            if value is not None:
                 self.parts[id(value)] = part
 
+    def refresh_all(self) -> None:
+        """Note the tensors that are the parameters of all modules now."""
+        for module in self._parts_of:
+            self.refresh(module)
+
     def is_watching(self) -> bool:
-        """Tell whether a forward of this model is being watched by this thread."""
-        by = self._watched_by
-        return by is not None and (torch.compiler.is_compiling() or by == get_ident())
+        """Tell whether a forward of this model is being watched by this thread, outside of a backward pass.
+
+        A backward pass called in the midst of a forward recomputes checkpointed parts without our watch.
+        """
+        if torch.compiler.is_compiling():
+            return 0 in self._watching
+        return get_ident() in self._watching and torch._C._current_graph_task_id() == -1
 
     @contextmanager
     def watching(self, inputs: Iterable) -> Iterator[None]:
         """Mark a forward as watched; every layer must see as many rows as one of the model's inputs has, if given."""
-        before = self._watched_by, self._pass.batch_sizes
-        self._watched_by = 0 if torch.compiler.is_compiling() else get_ident()
+        thread = 0 if torch.compiler.is_compiling() else get_ident()
+        outermost, before = thread not in self._watching, self._pass.batch_sizes
+        self._watching.add(thread)
         self._pass.batch_sizes = tuple(len(tensor) for tensor in tensors_in(inputs) if tensor.dim())
         try:
             yield
         finally:
-            self._watched_by, self._pass.batch_sizes = before
+            self._pass.batch_sizes = before
+            if outermost:
+                self._watching.discard(thread)
 
     def totals(self) -> dict[str, Tensor]:
         """Return, for each layer that a backward pass reached since the last reset, a tensor [3]:

@@ -94,6 +94,8 @@ class CLARS(LayerwiseOptimizer):
         totals = self.norms.totals()
         if not totals and any(group["adapt"] for group in active):
             raise UserError("step() without a backward pass since the last step: no per-example norms have arrived.")
+        if self.norms.estimator.compiled:
+            self._refuse_missing(active, totals)
         if replicas() == 1:  # else another process may have measured what this one has only the gradient of
             self._refuse_unmeasured(active)
         none = gradient_norms.new_zeros(3)
@@ -125,6 +127,20 @@ class CLARS(LayerwiseOptimizer):
                         "module's own forward, as torch.nn.MultiheadAttention does with out_proj.",
                         name,
                     )
+
+    def _refuse_missing(self, active: list[dict], totals: dict[str, Tensor]) -> None:
+        """Refuse a layer of a compiled model that has a gradient in this step and no norms."""
+        for group in active:
+            if group["adapt"] and group["layer"] in self._tracked and group["layer"] not in totals:
+                raise UnsupportedLayerError(
+                    "has a gradient in this step but no per-example norms. A compiled model does not measure layers "
+                    "under activation checkpointing.",
+                    group["layer"],
+                )
+
+    @property
+    def exact(self) -> bool:
+        return self.norms.estimator.blocks == 1
 
     def forget(self) -> None:
         norms = getattr(self, "norms", None)  # torch's constructor may call zero_grad before ours is done

@@ -124,6 +124,11 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         self.forget()
         return loss
 
+    @property
+    def exact(self) -> bool:
+        """Whether the examples' totals are those of every example."""
+        return True
+
     def forget(self) -> None:
         """Drop what was collected for the step that is over."""
 
@@ -190,7 +195,13 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         wanted = {wide(p.dtype) for own in members for p in own}
         like = {"dtype": torch.float64 if torch.float64 in wanted else torch.float32, "device": first.device}
         options = ("weight_decay", "trust_coefficient", "adapt")
-        key = like, [([id(p) for p in own], *(group[name] for name in options)) for group, own in zip(active, members)]
+        key = (
+            like,
+            [
+                ([(id(p), len(pieces(p))) for p in own], *(group[name] for name in options))
+                for group, own in zip(active, members)
+            ],
+        )
         if self._constants is None or self._constants[0] != key:
             sizes = torch.tensor([sum(p.numel() for p in own) for own in members], **like)
             constants = _Constants(
@@ -243,7 +254,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         rows = zip(*(vector.tolist() for vector in vectors))
         per_example = totals.tolist() if totals is not None else [None] * len(names)
         stats = {name: LayerStats.of(*row, total) for name, row, total in zip(names, rows, per_example)}
-        short = [name for name, row in stats.items() if row.unmeasured]
+        short = [name for name, row in stats.items() if row.unmeasured and self.exact]
         if short:
             warnings.warn(
                 f"A part of the gradient of {', '.join(short[:3])} did not come through the layer's own forward (a "
