@@ -30,6 +30,7 @@ bench: $(BENCHABLE)  ## measure the cost of a step, alone, beside other tools an
 	$(BIN)/python benchmarks/step_time.py
 	$(BIN)/python benchmarks/peers.py
 	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/optimizer_step.py
 	$(BIN)/python benchmarks/subset.py
 
 tables: $(INSTALLED)  ## regenerate every committed table and figure from its committed records

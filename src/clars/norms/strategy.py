@@ -144,11 +144,11 @@ def estimated(problem: Problem, methods: Sequence[str]) -> str:
 def one_by_one(problem: Problem) -> bool:
     """Tell whether the method "grouped" takes an example at a time.
 
-    Few channels are slow as one group of many; and channels that lie together in memory would have to be laid apart to
-    become groups, which on processors takes longer than the calls for large images.
+    On processors, few channels are slow as one group of many; and channels that lie together in memory would have to be
+    laid apart to become groups, which takes longer than the calls for large images.
     """
     few = problem.groups == 1 and problem.channels % 8 != 0
-    return few or (problem.device == "cpu" and problem.channels_last and problem.positions >= 128)
+    return problem.device == "cpu" and (few or (problem.channels_last and problem.positions >= 128))
 
 
 def gram_operations(problem: Problem) -> int:
