@@ -6,8 +6,8 @@ A step is zero_grad, forward, cross entropy, backward and optimizer step, on one
 take turns within one process, each with its own copy of the network, and the median over the rounds counts. This is
 repeated in several fresh processes, because where the memory of one happens to lie moves a ratio by a tenth and more.
 The C library keeps freed memory there (`KEEP_MEMORY`): by default it returns it to the system after every backward
-pass, and fetching it again takes up to half of a step, for every method. Peak memory is that of a process of its own
-per method, with the C library's defaults, beyond what importing takes. Writes step_time.json, step_time.md and
+pass and fetches it again in the next forward, which takes time with every method. Peak memory is that of a process of
+its own per method, with the C library's defaults, beyond what importing takes. Writes step_time.json, step_time.md and
 step_time.png beside this file, or to the folder given by --out.
 """
 

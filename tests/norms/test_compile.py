@@ -32,6 +32,15 @@ def batch():
     return torch.randn(6, 3, 8, 8), torch.randint(4, (6,))
 
 
+def assert_sums(norms, model, compiled, x, y, expected):
+    for _ in range(2):  # the first pass compiles
+        norms.reset()
+        model.zero_grad()
+        F.cross_entropy(compiled(x), y).backward()
+    for name, total in norms.sums().items():
+        torch.testing.assert_close(total, expected[name], rtol=1e-5, atol=0)
+
+
 @pytest.fixture(autouse=True)
 def fresh():
     torch.manual_seed(0)
@@ -47,12 +56,7 @@ def test_one_graph_and_the_eager_sums():
     eager = norms.sums()
     assert torch._dynamo.explain(model)(x).graph_break_count == 0
     compiled = torch.compile(model, backend=BACKEND, fullgraph=True)
-    for _ in range(2):
-        norms.reset()
-        model.zero_grad()
-        F.cross_entropy(compiled(x), y).backward()
-    for name, total in norms.sums().items():
-        torch.testing.assert_close(total, eager[name], rtol=1e-5, atol=0)
+    assert_sums(norms, model, compiled, x, y, eager)
 
 
 def test_micro_batches_add_up():
@@ -122,9 +126,4 @@ def test_a_model_that_breaks_its_graph_itself():
     F.cross_entropy(model(x), y).backward()
     eager = norms.sums()
     compiled = torch.compile(model, backend=BACKEND)
-    for _ in range(2):
-        norms.reset()
-        model.zero_grad()
-        F.cross_entropy(compiled(x), y).backward()
-    for name, total in norms.sums().items():
-        torch.testing.assert_close(total, eager[name], rtol=1e-5, atol=0)
+    assert_sums(norms, model, compiled, x, y, eager)

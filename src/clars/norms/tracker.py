@@ -30,7 +30,7 @@ class ExampleNorms:
     Args:
         model: the model; move it and wrap it as you like afterwards. Dimension 0 of its input is the batch.
         estimator: "exact" forms the norm of every example. "subset" draws a block of the examples anew at each
-            backward pass, and scales its sums up: an unbiased estimate at a fraction of the cost.
+            backward pass, and scales its sums up: an unbiased estimate.
         layers: the layers to track; by default all of `clars.layers(model)`.
         fraction: of the batch that "subset" measures; 1/8 by default.
         seed: of the draws of "subset".
@@ -135,13 +135,16 @@ class ExampleNorms:
         Raises:
             ValueError: a later tracker took this one's place in the model.
         """
+        self._refuse_unreadable()
+        return totals(self._accounts.values())
+
+    def _refuse_unreadable(self) -> None:
         if self.replaced:
             raise UserError(
                 "A later ExampleNorms, or a later CLARS, tracks this model; this one sees nothing any more. Keep one, "
                 "and give it to the optimizer as norms=."
             )
         self.estimator.check()
-        return totals(self._accounts.values())
 
     def sums(self) -> dict[str, Tensor]:
         """Return S_k, a scalar tensor in the unit of the gradient, per layer name since the last reset.
@@ -160,7 +163,7 @@ class ExampleNorms:
         They stand in the order of the backward passes since the last reset, and of the examples in each. With
         estimator="subset" they are those of the drawn examples. A compiled model leaves sums only, and none of these.
         """
-        self.totals()  # refuses what cannot be read
+        self._refuse_unreadable()
         booked = {name: [squares for squares, _ in account.booked] for name, account in self._accounts.items()}
         return {name: torch.cat(squares) for name, squares in booked.items() if squares}
 
