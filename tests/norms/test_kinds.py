@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
-from clars.norms import conv, linear, strategy
+from clars.norms import strategy
 
 sizes = st.integers(1, 6)
 
@@ -20,8 +20,7 @@ def method(request):
         return methods.get(request.param) or next(iter(methods.values()))
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(conv, "choose", choose)
-    patch.setattr(linear, "choose", choose)
+    patch.setattr(strategy, "choose", choose)
     if request.param == "an example at a time":
         patch.setitem(strategy.WORKING_SET, "cpu", 1)
     yield

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from clars.norms import cpu
 from clars.norms.conv import Conv
 from clars.norms.linear import Linear
 
@@ -19,6 +20,19 @@ CONVS = [
     (64, 64, 8, 3, 1, 1, 4),
     (3, 48, 32, 8, 8, 0, 1),
 ]
+
+
+@pytest.fixture(params=["kernels", "torch's operators"], autouse=True)
+def means(request, monkeypatch):
+    """With the compiled kernels and without, and on two threads, where an example is a thread's."""
+    if request.param != "kernels":
+        monkeypatch.setattr(cpu, "load", lambda: cpu.State(False, "switched off"))
+    elif not cpu.load().loaded:
+        pytest.skip(cpu.load().text)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def reference(rule, gy, x, weight):
@@ -60,7 +74,7 @@ def test_linear(positions, inputs, outputs):
     rule = Linear()
     gy, x = torch.randn(5, outputs, positions), torch.randn(5, inputs, positions)
     expected = gy.double() @ x.double().mT
-    problem = rule.problem(gy, x)
+    problem = rule.problem(gy, x, None)
     for method in rule.methods(problem).values():
         assert_close(method(gy, x, None, problem, None), expected, rule._gradient(gy, x))
 
@@ -69,7 +83,7 @@ def test_without_onednn(monkeypatch):
     """The products fall back to torch's own matrices where the library behind the fast ones is switched off."""
     gy, x = torch.randn(3, 256, 196), torch.randn(3, 128, 196)
     rule = Linear()
-    problem = rule.problem(gy, x)
+    problem = rule.problem(gy, x, None)
     fast = rule.methods(problem)["matrix"](gy, x, None, problem, None)
     with torch.backends.mkldnn.flags(enabled=False):
         plain = rule.methods(problem)["matrix"](gy, x, None, problem, None)

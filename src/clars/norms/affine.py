@@ -1,20 +1,18 @@
 """Normalisations: a scale and a shift per channel, after statistics over a batch, a group or the features."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from clars.norms import cpu
 from clars.norms.product import squared_norms, wide
 from clars.norms.rule import Contribution, Gradients, Measure
 from clars.norms.strategy import WORKING_SET, slices
 
 aten = torch.ops.aten
-
-# Below so many numbers, the calls of a pass of our own take longer than the pass that they save.
-SMALL_INPUT = 2**17
 
 
 def position_sums(
@@ -89,8 +87,8 @@ class BatchNorm:
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         mean, rstd, variance, reserve, kernel = saved
-        if measure.whole and self._in_one_pass(gy, x):
-            return self._backward_in_one_pass(gy, x, weight, mean, rstd, needs)
+        if self.training and cpu.applies(x, gy) and x.is_contiguous() and gy.is_contiguous():
+            return _from_kernel(cpu.kernel("batch_norm_backward")(gy, x, mean, rstd, weight), needs, measure)
         batch, running = ((mean, rstd), (None, None)) if self.training else ((None, None), (mean, variance))
         gx, gw, gb = aten._batch_norm_impl_index_backward(
             kernel, x, gy, weight, *running, *batch, self.training, self.eps, needs, reserve
@@ -103,29 +101,6 @@ class BatchNorm:
         by_channel = (*x.shape[:2], -1)
         statistics = (mean.view(1, -1, 1), rstd.view(1, -1, 1))
         return channel_sums(gy.reshape(by_channel), x.reshape(by_channel), *statistics, memory)
-
-    def _in_one_pass(self, gy: Tensor, x: Tensor) -> bool:
-        plain = x.device.type == "cpu" and x.dtype == gy.dtype == torch.float32 and not torch.compiler.is_compiling()
-        return plain and self.training and x.numel() >= SMALL_INPUT and x.is_contiguous() and gy.is_contiguous()
-
-    def _backward_in_one_pass(self, gy, x, weight, mean, rstd, needs) -> Gradients:
-        """Batch norm's backward pass from the examples' sums, so that they cost no pass over x and gy of their own.
-
-        gradient of x = weight * rstd * (gy - shift / N - (x - mean) * rstd * scale / N), with scale and shift the
-        parameters' gradients and N values per channel: an affine map of x and of gy, by channel.
-        """
-        sums = self._sums(gy, x, mean, rstd, None)
-        scale, shift = (each.sum(0) for each in sums)
-        gx = None
-        if needs[0]:
-            zero, one = torch.zeros_like(mean), torch.ones_like(mean)
-            share = -x.shape[1] / x.numel()
-            of_gy = weight * rstd
-            of_x = torch.addcmul(zero, of_gy * rstd, scale, value=share)
-            constant = torch.addcmul(zero, of_gy, shift, value=share)
-            gx = F.batch_norm(x, mean, one, of_x, constant, False, 0.0, 0.0)  # (x - mean) * of_x + constant
-            gx.addcmul_(gy, of_gy.view(1, -1, *(1,) * (x.dim() - 2)))
-        return _gradients(gx, scale, shift, sums, needs)
 
 
 @dataclass(frozen=True)
@@ -142,8 +117,13 @@ class LayerNorm:
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         mean, rstd = saved
         x, gy = x.contiguous(), gy.contiguous()
-        gx, gw, gb = aten.native_layer_norm_backward(gy, x, self.shape, mean, rstd, weight, weight, needs)
         by_position = (len(x), -1, prod(self.shape))
+        if cpu.applies(x, gy):
+            rows = gy.view(by_position), x.view(by_position)
+            got = cpu.kernel("layer_norm_backward")(*rows, mean, rstd, weight)
+            shaped = (got[0].view(x.shape), *(each.view(weight.shape) for each in got[1:3]), *got[3:])
+            return _from_kernel(shaped, needs, measure)
+        gx, gw, gb = aten.native_layer_norm_backward(gy, x, self.shape, mean, rstd, weight, weight, needs)
         pieces = (gy.reshape(by_position), x.reshape(by_position), *(v.reshape(len(x), -1, 1) for v in saved))
         sums = position_sums(*(value[measure.rows] for value in pieces), 1, measure.memory)
         return _gradients(gx, gw, gb, sums, needs)
@@ -183,4 +163,14 @@ def _gradients(gx, gw, gb, sums: tuple[Tensor, Tensor], needs) -> Gradients:
         gx if needs[0] else None,
         Contribution(gw, squared_norms(sums[0])) if needs[1] else Contribution(),
         Contribution(gb, squared_norms(sums[1])) if needs[2] else Contribution(),
+    )
+
+
+def _from_kernel(got: Sequence[Tensor], needs, measure: Measure) -> Gradients:
+    """Arrange what a compiled kernel returns: three gradients, and two parameters' squared norms of all examples."""
+    gx, gw, gb, of_weight, of_bias = got
+    return Gradients(
+        gx if needs[0] else None,
+        Contribution(gw, of_weight[measure.rows]) if needs[1] else Contribution(),
+        Contribution(gb, of_bias[measure.rows]) if needs[2] else Contribution(),
     )

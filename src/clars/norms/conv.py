@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clars.norms import fused
+from clars.norms import cpu, fused
 from clars.norms.gram import gram, gram_squares, inner, window_gram
-from clars.norms.product import bias_contribution, matrix_products, processors, sum_of_products
+from clars.norms.product import bias_contribution, dense, matrix_products, processors, sum_of_products
 from clars.norms.rule import Contribution, Gradients, Measure
-from clars.norms.strategy import Problem, choose, chunks
+from clars.norms.strategy import Problem, chunks, weight_contribution
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,8 @@ class Conv:
 
     def weight_contribution(self, gy: Tensor, x: Tensor, weight: Tensor, measure: Measure) -> Contribution:
         """Return the weight's gradient and the measured examples' squared norms, by the cheapest exact method."""
-        some_gy, some_x = (gy, x) if measure.whole else (gy[measure.rows], x[measure.rows])
-        problem = self.problem(some_gy, some_x, weight)
         whole = partial(self._gradient, gy, x, weight, self.groups, wrt_input=False)
-        method = choose(problem, self.methods(problem), (some_gy, some_x, weight), whole, measure)
-        gradient, squares = method(some_gy, some_x, weight, problem, measure.memory)
-        if gradient is None or not measure.whole:
-            gradient = whole()
-        return Contribution(gradient.to(weight.dtype), squares)
+        return weight_contribution(self, gy, x, weight, whole, measure)
 
     def problem(self, gy: Tensor, x: Tensor, weight: Tensor) -> Problem:
         """Return the sizes by which a method is chosen."""
@@ -65,11 +59,14 @@ class Conv:
             device=x.device.type,
             dtype=x.dtype,
             threads=processors(),
+            kernels=cpu.applies(x, gy),
         )
 
     def methods(self, problem: Problem) -> dict[str, Callable]:
         """Return the exact methods that apply, by name."""
         found: dict[str, Callable] = {"grouped": self._by_groups}
+        if problem.kernels:
+            found["each"] = self._by_calls
         laid_out = self._is_matrix(problem.kernel) or len(problem.kernel) == 2
         if laid_out:
             found["matrix"] = self._by_matrices
@@ -82,7 +79,7 @@ class Conv:
     def _gradient(self, gy: Tensor, x: Tensor, weight: Tensor, groups: int, *, wrt_input: bool) -> Tensor:
         mask = (wrt_input, not wrt_input, False)
         none = (0,) * len(self.stride)
-        both = torch.ops.aten.convolution_backward(
+        both = torch.ops.aten.convolution_backward.default(
             gy, x, weight, None, self.stride, self.padding, self.dilation, False, none, groups, mask
         )
         return both[0] if wrt_input else both[1]
@@ -100,6 +97,11 @@ class Conv:
 
     def _by_matrices(self, gy, x, weight, problem: Problem, memory) -> Contribution:
         """Each example's gradient is a product of matrices, in each group: output gradients by windows of the input."""
+        pieces = chunks(problem, "matrix", memory)
+        if problem.kernels and self.groups == 1 and self._is_matrix(problem.kernel):
+            operands = positions_last(gy), dense(self._windows(x, problem.kernel))
+            gradient, squares = cpu.kernel("matrix_products")(*operands, pieces[0].stop)
+            return Contribution(gradient.view(weight.shape), squares)
 
         def products(gy: Tensor, x: Tensor) -> Tensor:
             outputs, windows = positions_last(gy), self._windows(x, problem.kernel)
@@ -109,7 +111,12 @@ class Conv:
                 )
             return matrix_products(outputs, windows).view(len(x), *weight.shape)
 
-        return sum_of_products(products, gy, x, chunks(problem, "matrix", memory))
+        return sum_of_products(products, gy, x, pieces)
+
+    def _by_calls(self, gy, x, weight, problem: Problem, memory) -> Contribution:
+        most = chunks(problem, "each", memory)[0].stop
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        return Contribution(*cpu.kernel("conv_products")(gy, x, weight, *geometry, most))
 
     def _by_groups(self, gy, x, weight, problem: Problem, memory) -> Contribution:
         """The gradients of b examples by one call: one example with b times the groups.
@@ -129,9 +136,17 @@ class Conv:
 
     def _by_gram(self, gy, x, weight, problem: Problem, memory) -> Contribution:
         squares = []
-        for piece in chunks(problem, "gram", memory):
+        pieces = chunks(problem, "gram", memory)
+        laid_out = self._is_matrix(problem.kernel) or set(self.stride) != {1}
+        if problem.kernels and not laid_out and len(problem.kernel) == 2:
+            geometry = (problem.kernel, self.padding, self.dilation)
+            return Contribution(None, cpu.kernel("window_gram_squares")(gy, x, *geometry, pieces[0].stop))
+        if problem.kernels and self._is_matrix(problem.kernel):
+            operands = positions_last(gy), dense(self._windows(x, problem.kernel))
+            return Contribution(None, cpu.kernel("gram_squares")(*operands, pieces[0].stop))
+        for piece in pieces:
             outputs = positions_last(gy[piece])
-            if self._is_matrix(problem.kernel) or set(self.stride) != {1}:
+            if laid_out:
                 squares.append(gram_squares(outputs, self._windows(x[piece], problem.kernel)))
             else:
                 windows = window_gram(x[piece], problem.kernel, self.padding, self.dilation, gy.shape[2:])

@@ -146,10 +146,11 @@ class Interception(TorchFunctionMode):
 
     def _first_part(self, values) -> Tensor | None:
         """Return the first tracked parameter among `values`, those in lists and tuples included."""
+        parts, views = self.parts, self.views
         for value in values:
             if isinstance(value, (list, tuple)):
                 value = self._first_part(value)
-            if value is not None and self.part(value) is not None:
+            if (id(value) in parts or id(value) in views) and self.part(value) is not None:
                 return value
         return None
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clars.norms import cpu
 from clars.norms.gram import gram_squares
-from clars.norms.product import bias_contribution, matrix_products, processors, sum_of_products
+from clars.norms.product import bias_contribution, dense, matrix_products, processors, sum_of_products
 from clars.norms.rule import Contribution, Gradients, Measure
-from clars.norms.strategy import Problem, choose, chunks
+from clars.norms.strategy import Problem, chunks, weight_contribution
 
 
 @dataclass(frozen=True)
@@ -27,20 +28,15 @@ class Linear:
         by_feature = (gy.reshape(len(gy), -1, gy.shape[-1]).mT, x.reshape(len(x), -1, x.shape[-1]).mT)
         return Gradients(
             gy @ weight if for_input else None,
-            self.weight_contribution(*by_feature, measure) if for_weight else Contribution(),
+            self.weight_contribution(*by_feature, weight, measure) if for_weight else Contribution(),
             bias_contribution(by_feature[0], (2,), measure.rows) if for_bias else Contribution(),
         )
 
-    def weight_contribution(self, gy: Tensor, x: Tensor, measure: Measure) -> Contribution:
+    def weight_contribution(self, gy: Tensor, x: Tensor, weight: Tensor, measure: Measure) -> Contribution:
         """Return gradient and squared norms for output gradients gy [B, P, T] and inputs x [B, D, T]."""
-        some_gy, some_x = gy[measure.rows], x[measure.rows]
-        problem = self.problem(some_gy, some_x)
-        whole = partial(self._gradient, gy, x)
-        method = choose(problem, self.methods(problem), (some_gy, some_x, None), whole, measure)
-        gradient, squares = method(some_gy, some_x, None, problem, measure.memory)
-        return Contribution(whole() if gradient is None or not measure.whole else gradient, squares)
+        return weight_contribution(self, gy, x, weight, partial(self._gradient, gy, x), measure)
 
-    def problem(self, gy: Tensor, x: Tensor) -> Problem:
+    def problem(self, gy: Tensor, x: Tensor, weight: Tensor) -> Problem:
         """Return the sizes by which a method is chosen."""
         (examples, inputs, positions), outputs = x.shape, gy.shape[1]
         return Problem(
@@ -53,6 +49,7 @@ class Linear:
             device=x.device.type,
             dtype=x.dtype,
             threads=processors(),
+            kernels=positions > 1 and cpu.applies(x, gy),
         )
 
     def methods(self, problem: Problem) -> dict[str, Callable]:
@@ -62,10 +59,16 @@ class Linear:
         return {"matrix": self._by_matrices, "gram": self._by_gram}
 
     def _by_matrices(self, gy, x, weight, problem: Problem, memory) -> Contribution:
-        return sum_of_products(matrix_products, gy, x, chunks(problem, "matrix", memory))
+        pieces = chunks(problem, "matrix", memory)
+        if problem.kernels:
+            return Contribution(*cpu.kernel("matrix_products")(gy, dense(x), pieces[0].stop))
+        return sum_of_products(matrix_products, gy, x, pieces)
 
     def _by_gram(self, gy, x, weight, problem: Problem, memory) -> Contribution:
-        squares = [gram_squares(gy[piece], x[piece]) for piece in chunks(problem, "gram", memory)]
+        pieces = chunks(problem, "gram", memory)
+        if problem.kernels:
+            return Contribution(None, cpu.kernel("gram_squares")(gy, dense(x), pieces[0].stop))
+        squares = [gram_squares(gy[piece], x[piece]) for piece in pieces]
         return Contribution(None, torch.cat(squares))
 
     @staticmethod

@@ -4,22 +4,26 @@ A weight gradient is a sum over examples of products of an output gradient (P ou
 (D inputs at T positions). The methods are exact alike and differ in what they cost for which shape:
 
 - matrix: each example's product by a multiplication of matrices, its norm taken, then added to the gradient.
+- each: each example's product by a call of the convolution's own backward pass, examples in parallel (see `cpu`).
 - grouped: the products of several examples by one convolution call with as many times the groups.
 - gram: the ordinary weight gradient, and the norms from inner products between positions (see `gram`).
 - fused: one kernel forms, squares and adds each product without writing it to memory (accelerators only).
 
-The first two do the weight gradient's own arithmetic and nothing twice.
+The first three do the weight gradient's own arithmetic and nothing twice.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, prod
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from clars.norms.rule import Measure
+from clars.norms.cpu import most_workers
+from clars.norms.rule import Contribution, Measure
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Problem:
     groups: int = 1
     kernel: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
+    kernels: bool = False  # whether the compiled kernels apply (see `cpu`)
 
     @property
     def operations(self) -> int:
@@ -59,6 +64,9 @@ class Problem:
 # core's cache, large enough to keep an accelerator busy.
 WORKING_SET = {"cpu": 3 * 2**20, "cuda": 256 * 2**20}
 
+# The methods of which the compiled kernels work on several examples at once.
+PARALLEL = ("matrix", "each", "gram")
+
 
 def transient(problem: Problem, method: str) -> int:
     """Return the bytes that `method` needs per example beside input, output gradient and the gradient itself."""
@@ -67,6 +75,7 @@ def transient(problem: Problem, method: str) -> int:
     windows = problem.groups * problem.inputs * problem.positions if laid_out else 0
     numbers = {
         "matrix": weight + windows,
+        "each": 2 * weight,
         "grouped": weight,
         "gram": 2 * problem.positions**2 + (problem.input_positions**2 if problem.shifted else windows),
         "fused": 1,
@@ -77,6 +86,9 @@ def transient(problem: Problem, method: str) -> int:
 def chunks(problem: Problem, method: str, memory: int | None) -> list[slice]:
     """Cut the examples into consecutive slices of about equal length whose working set stays within the bound."""
     per_example = transient(problem, method)
+    if problem.kernels and method in PARALLEL:  # so many examples are under way at once
+        size = min(problem.examples, problem.threads, most_workers(per_example, memory))
+        return [slice(start, min(start + size, problem.examples)) for start in range(0, problem.examples, size)]
     if memory is None:  # a cache is wanted, so count what is read too
         read = problem.groups * (problem.outputs * problem.positions + problem.channels * problem.input_positions)
         per_example += read * problem.dtype.itemsize
@@ -93,6 +105,35 @@ def slices(examples: int, bytes_per_example: int, memory: int) -> list[slice]:
     return [slice(start, min(start + size, examples)) for start in range(0, examples, size)]
 
 
+class WeightRule(Protocol):
+    """A layer whose weight gradient is a sum of the examples' products."""
+
+    def problem(self, gy: Tensor, x: Tensor, weight: Tensor) -> Problem:
+        """Return the sizes by which a method is chosen."""
+
+    def methods(self, problem: Problem) -> dict[str, Callable]:
+        """Return the exact methods that apply, by name."""
+
+
+def weight_contribution(
+    rule: WeightRule, gy: Tensor, x: Tensor, weight: Tensor, whole: Callable, measure: Measure
+) -> Contribution:
+    """Return the weight's gradient and the measured examples' squared norms, by the cheapest exact method.
+
+    Where a part of the batch is measured, its norms are formed beside the ordinary gradient, `whole()`. Only where
+    the compiled kernels form the gradient from all the examples' products anyway are theirs among them.
+    """
+    problem = rule.problem(gy, x, weight)
+    part = not measure.whole and not (problem.kernels and estimated(problem, tuple(rule.methods(problem))) != "gram")
+    if part:
+        gy, x = gy[measure.rows], x[measure.rows]
+        problem = rule.problem(gy, x, weight)
+    method = choose(problem, rule.methods(problem), (gy, x, weight), whole, measure)
+    gradient, squares = method(gy, x, weight, problem, measure.memory)
+    gradient = whole() if gradient is None or part else gradient
+    return Contribution(gradient.to(weight.dtype), squares if part else squares[measure.rows])
+
+
 def choose(
     problem: Problem, methods: dict[str, Callable], tensors: tuple, whole: Callable, measure: Measure
 ) -> Callable:
@@ -101,7 +142,7 @@ def choose(
     Each is called as method(*tensors, problem, memory) and returns a `Contribution`, without a gradient where the
     weight gradient is to be formed by `whole()`.
     """
-    allowed = within(problem, methods, measure.memory)
+    allowed = within(problem, tuple(methods), measure.memory)
     name = estimated(problem, allowed) if len(allowed) > 1 else allowed[0]
     if len(allowed) > 1 and (problem.device != "cpu" if measure.timed is None else measure.timed):
         seconds = timed(problem, {key: methods[key] for key in allowed}, tensors, whole, measure.memory)
@@ -111,9 +152,8 @@ def choose(
     return methods[name]
 
 
-def within(problem: Problem, methods: Iterable[str], memory: int | None) -> tuple[str, ...]:
+def within(problem: Problem, names: tuple[str, ...], memory: int | None) -> tuple[str, ...]:
     """Return the methods that need at most `memory` bytes for an example; where none does, the one that needs least."""
-    names = tuple(methods)
     fit = tuple(name for name in names if memory is None or transient(problem, name) <= memory)
     return fit or (min(names, key=lambda name: transient(problem, name)),)
 
@@ -127,8 +167,27 @@ GRAM_SHARE = {"matrix": 0.1, "windows": 0.25}
 FEW_POSITIONS = {"per group": 16, "per call": 1024}
 
 
-def estimated(problem: Problem, methods: Sequence[str]) -> str:
+def estimated(problem: Problem, methods: tuple[str, ...]) -> str:
     """Return the method that is the cheapest by the number of its operations."""
+    order = _order_with_kernels(problem) if problem.kernels else _order(problem)
+    return next((name for name in order if name in methods), methods[0])
+
+
+def _order_with_kernels(problem: Problem) -> list[str]:
+    """Return the methods that the compiled kernels make the cheapest, the best first."""
+    share = gram_operations(problem) / problem.operations
+    if problem.groups > 1:  # a call per example costs more than a small image, windows laid out less than a tiny one
+        if problem.positions < 4:
+            return ["matrix", "each"]
+        return ["grouped", "each"] if problem.positions < 1024 else ["each", "grouped"]
+    if prod(problem.kernel) == 1:
+        small = problem.operations < 4e6
+        return ["gram", "matrix"] if share < 0.05 and not small else ["matrix", "each"]
+    return ["gram", "each"] if share < (0.2 if problem.shifted else 0.05) else ["each", "gram"]
+
+
+def _order(problem: Problem) -> list[str]:
+    """Return the methods that torch's operators make the cheapest, the best first."""
     plain = problem.groups == 1 and prod(problem.kernel) == 1
     if problem.groups > 1:
         laid_out = problem.positions < FEW_POSITIONS["per group"]
@@ -138,7 +197,7 @@ def estimated(problem: Problem, methods: Sequence[str]) -> str:
     order = ["matrix", "grouped"] if laid_out else ["grouped", "matrix"]
     if gram_operations(problem) < GRAM_SHARE["matrix" if plain else "windows"] * problem.operations:
         order.insert(0, "gram")
-    return next((name for name in order if name in methods), methods[0])
+    return order
 
 
 def one_by_one(problem: Problem) -> bool:

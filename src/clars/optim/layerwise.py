@@ -14,7 +14,7 @@ from clars.layers import Layer, LayerUnit, layers
 from clars.norms.product import wide
 from clars.optim.options import check, groups
 from clars.optim.stats import LayerStats
-from clars.optim.update import Momentum, pieces, update
+from clars.optim.update import Momentum, norms, pieces, update
 
 
 @dataclass(frozen=True)
@@ -289,8 +289,8 @@ def _layer_norms(tensors: list[Tensor], like: list[Tensor], constants: _Constant
     Piece by piece, which is also the more accurate: one long sum in float32 would lose two digits.
     """
     cut = [piece for tensor, other in zip(tensors, like) for piece in _pieces_as(tensor, other)]
-    norms = torch.stack(torch._foreach_norm(cut, 2, constants.floor.dtype))
-    return torch.zeros_like(constants.floor).index_add_(0, constants.layer_of, norms.square()).sqrt()
+    found = norms(cut, constants.floor.dtype)
+    return torch.zeros_like(constants.floor).index_add_(0, constants.layer_of, found.square()).sqrt()
 
 
 def _pieces_as(tensor: Tensor, parameter: Tensor) -> tuple[Tensor, ...]:

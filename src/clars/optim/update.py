@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from clars.norms import cpu
+
 # Numbers of a tensor that a processor handles at a time: parameter, gradient, buffer and change then stay in its
 # cache from the first operation of the update to the last, instead of passing through memory once for each.
 BLOCK = 2**17
@@ -43,7 +45,13 @@ def update(
         rates: a scalar tensor for each.
     """
     together: list[tuple] = []
-    for tensors in zip(parameters, gradients, buffers, rates):
+    every = list(zip(parameters, gradients, buffers, rates))
+    in_kernel = [tensors for tensors in every if options.momentum and _alike(*tensors[:3])]
+    if in_kernel and cpu.loaded():
+        *tensors, chosen = map(list, zip(*in_kernel))
+        cpu.kernel("update")(*tensors, torch.stack(chosen), *options)
+        every = [tensors for tensors in every if not _alike(*tensors[:3])]
+    for tensors in every:
         *whole, rate = tensors
         cut = [(None,) if value is None else pieces(value) for value in whole]
         if len(cut[0]) > 1 and all(len(part) == len(cut[0]) or part == (None,) for part in cut):
@@ -52,6 +60,26 @@ def update(
             together.append(tensors)
     if together:
         _together(*map(list, zip(*together)), options)
+
+
+def _alike(*tensors: Tensor) -> bool:
+    """Tell whether the compiled kernel can walk through the tensors' memory together."""
+    return all(_dense(tensor) and tensor.stride() == tensors[0].stride() for tensor in tensors)
+
+
+def _dense(tensor: Tensor) -> bool:
+    return (
+        tensor.device.type == "cpu"
+        and tensor.dtype == torch.float32
+        and (tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last))
+    )
+
+
+def norms(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Return the 2-norms of the tensors, accumulated in `dtype` at least."""
+    if dtype == torch.float32 and cpu.loaded() and all(_dense(tensor) for tensor in tensors):
+        return cpu.kernel("norms")(tensors)
+    return torch.stack(torch._foreach_norm(tensors, 2, dtype))
 
 
 def _in_blocks(parameter, gradient, buffer, rate: Tensor, options: Momentum) -> None:

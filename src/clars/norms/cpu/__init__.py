@@ -1,0 +1,48 @@
+"""The methods in C++ for processors: an example per thread, its product squared and added while it is in the cache.
+
+Torch's operators share the work on one example between threads, which few positions do not fill, and each call from
+Python costs as much as a small product. The kernels compute what the Python methods compute, on float32; where they
+cannot be compiled or do not apply, those are used.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from clars.norms.cpu.build import State, load
+
+__all__ = ["State", "applies", "kernel", "load", "loaded", "most_workers"]
+
+# Bytes that the products under way may take together, by default.
+WORKING_SET = 256 * 2**20
+
+
+def applies(x: Tensor, gy: Tensor) -> bool:
+    """Tell whether the kernels can take a layer's input and output gradient, with an example at least per thread."""
+    return (
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
+        and x.dtype == gy.dtype == torch.float32
+        and len(x) >= torch.get_num_threads()
+        and x.numel() > 0
+        and torch.backends.mkldnn.enabled
+        and load().loaded
+    )
+
+
+def loaded() -> bool:
+    """Tell whether there are compiled kernels at all."""
+    return load().loaded
+
+
+@cache
+def kernel(name: str) -> Callable:
+    """Return a compiled operator."""
+    return getattr(torch.ops.clars, name).default
+
+
+def most_workers(bytes_each: int, memory: int | None) -> int:
+    """Return how many examples may be under way at once, each taking so many bytes."""
+    return max(1, (memory or WORKING_SET) // max(1, bytes_each))

@@ -1,0 +1,137 @@
+// Backward passes of normalisations that yield the examples' parts of the parameters' gradients on their way.
+
+#include <torch/library.h>
+
+#include "parallel.h"
+
+namespace clars {
+namespace {
+
+// Sums of gy * (x - mean) and of gy over `n` positions.
+FOR_EACH_PROCESSOR void centred_sums(const float* gy, const float* x, int64_t n, float mean, double* scale,
+                                     double* shift) {
+  double a = 0, b = 0;
+  for (int64_t start = 0; start < n; start += SPAN) {
+    const int64_t stop = std::min(n, start + SPAN);
+    float sum = 0, plain = 0;
+#pragma omp simd reduction(+ : sum, plain)
+    for (int64_t i = start; i < stop; i++) {
+      sum += gy[i] * (x[i] - mean);
+      plain += gy[i];
+    }
+    a += sum;
+    b += plain;
+  }
+  *scale = a;
+  *shift = b;
+}
+
+FOR_EACH_PROCESSOR void affine(const float* gy, const float* x, float* out, int64_t n, float of_gy, float of_x,
+                               float mean, float constant) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) out[i] = of_gy * gy[i] + of_x * (x[i] - mean) + constant;
+}
+
+// Squared norms [B] of the rows of terms [B, N].
+Tensor squares_of(const Tensor& terms) { return at::linalg_vecdot(terms, terms); }
+
+// Batch normalisation in training mode, of contiguous x and gy [B, C, ...]; mean, rstd and weight [C].
+//
+// With N values per channel, scale = sum gy * (x - mean) * rstd and shift = sum gy, the gradient of x is
+// weight * rstd * (gy - shift / N - (x - mean) * rstd * scale / N).
+// Returns it, scale and shift [C], and the squared norms [B] of the examples' parts of scale and of shift.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& gy, const Tensor& x,
+                                                                       const Tensor& mean, const Tensor& rstd,
+                                                                       const Tensor& weight) {
+  const int64_t examples = x.size(0), channels = x.size(1), positions = x.numel() / (examples * channels);
+  Tensor scale = at::empty({examples, channels}, x.options()), shift = at::empty_like(scale), gx = at::empty_like(x);
+  const float *x_ = x.const_data_ptr<float>(), *gy_ = gy.const_data_ptr<float>();
+  const float *mean_ = mean.const_data_ptr<float>(), *rstd_ = rstd.const_data_ptr<float>();
+  const float* weight_ = weight.const_data_ptr<float>();
+  float *scale_ = scale.mutable_data_ptr<float>(), *shift_ = shift.mutable_data_ptr<float>();
+  float* gx_ = gx.mutable_data_ptr<float>();
+  const double count = double(examples) * positions;
+  const int64_t grain = std::max<int64_t>(1, at::internal::GRAIN_SIZE / (examples * positions));
+  at::parallel_for(0, channels, grain, [&](int64_t from, int64_t to) {
+    for (int64_t c = from; c < to; c++) {
+      double all_scale = 0, all_shift = 0, one_scale, one_shift;
+      for (int64_t i = 0; i < examples; i++) {
+        const int64_t at = i * channels + c;
+        centred_sums(gy_ + at * positions, x_ + at * positions, positions, mean_[c], &one_scale, &one_shift);
+        one_scale *= rstd_[c];
+        scale_[at] = one_scale;
+        shift_[at] = one_shift;
+        all_scale += one_scale;
+        all_shift += one_shift;
+      }
+      const float of_gy = weight_[c] * rstd_[c];
+      const float of_x = -of_gy * rstd_[c] * all_scale / count, constant = -of_gy * all_shift / count;
+      for (int64_t i = 0; i < examples; i++) {
+        const int64_t at = (i * channels + c) * positions;
+        affine(gy_ + at, x_ + at, gx_ + at, positions, of_gy, of_x, mean_[c], constant);
+      }
+    }
+  });
+  return {gx, scale.sum(0), shift.sum(0), squares_of(scale), squares_of(shift)};
+}
+
+// One row of layer normalisation: its part of scale and shift is added to theirs, and its gradient of x written.
+FOR_EACH_PROCESSOR void layer_norm_row(const float* gy, const float* x, const float* weight, float* gx, float* scale,
+                                       float* shift, int64_t n, float mean, float rstd) {
+  float plain = 0, centred = 0;
+#pragma omp simd reduction(+ : plain, centred)
+  for (int64_t i = 0; i < n; i++) {
+    const float normal = (x[i] - mean) * rstd, weighted = gy[i] * weight[i];
+    scale[i] += gy[i] * normal;
+    shift[i] += gy[i];
+    plain += weighted;
+    centred += weighted * normal;
+  }
+  plain /= n;
+  centred /= n;
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    const float normal = (x[i] - mean) * rstd;
+    gx[i] = rstd * (gy[i] * weight[i] - plain - normal * centred);
+  }
+}
+
+// Layer normalisation of contiguous x and gy [B, T, N]; mean and rstd [B * T], weight [N].
+// Returns the gradient of x, scale and shift [N], and the squared norms [B] of the examples' parts of the two.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& gy, const Tensor& x,
+                                                                       const Tensor& mean, const Tensor& rstd,
+                                                                       const Tensor& weight) {
+  const int64_t examples = x.size(0), positions = x.size(1), size = x.size(2);
+  Tensor scale = at::zeros({examples, size}, x.options()), shift = at::zeros_like(scale), gx = at::empty_like(x);
+  const float *x_ = x.const_data_ptr<float>(), *gy_ = gy.const_data_ptr<float>();
+  const float *mean_ = mean.const_data_ptr<float>(), *rstd_ = rstd.const_data_ptr<float>();
+  const float* weight_ = weight.const_data_ptr<float>();
+  float *scale_ = scale.mutable_data_ptr<float>(), *shift_ = shift.mutable_data_ptr<float>();
+  float* gx_ = gx.mutable_data_ptr<float>();
+  share(examples, workers_for(examples, examples), [&](int64_t, int64_t first, int64_t last) {
+    for (int64_t row = first * positions; row < last * positions; row++) {
+      const int64_t i = row / positions;
+      layer_norm_row(gy_ + row * size, x_ + row * size, weight_, gx_ + row * size, scale_ + i * size, shift_ + i * size,
+                     size, mean_[row], rstd_[row]);
+    }
+  });
+  return {gx, scale.sum(0), shift.sum(0), squares_of(scale), squares_of(shift)};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(clars, m) {
+  m.def(
+      "batch_norm_backward(Tensor gy, Tensor x, Tensor mean, Tensor rstd, Tensor weight) -> (Tensor, Tensor, Tensor, "
+      "Tensor, Tensor)");
+  m.def(
+      "layer_norm_backward(Tensor gy, Tensor x, Tensor mean, Tensor rstd, Tensor weight) -> (Tensor, Tensor, Tensor, "
+      "Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(clars, CPU, m) {
+  m.impl("batch_norm_backward", batch_norm_backward);
+  m.impl("layer_norm_backward", layer_norm_backward);
+}
+
+}  // namespace clars

@@ -1,0 +1,87 @@
+"""Compiles the kernels beside this file, once per machine and version, and loads them."""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from clars.cache import folder
+
+SWITCH = "CLARS_CPU_KERNELS"  # "0": do without them
+SOURCES = [Path(__file__).with_name(name) for name in ("products.cpp", "affine.cpp", "optimizer.cpp")]
+HEADERS = [Path(__file__).with_name("parallel.h")]
+
+
+@dataclass(frozen=True)
+class State:
+    """Whether the kernels can be used, and why or why not."""
+
+    loaded: bool
+    text: str
+
+
+@cache
+def load() -> State:
+    """Load the kernels, compiled first where this machine has not got them yet. Never raises: they are optional."""
+    if os.environ.get(SWITCH) == "0":
+        return State(False, f"switched off by {SWITCH}=0")
+    if platform.system() != "Linux" or "OpenMP" not in torch.__config__.parallel_info():
+        return State(False, f"not made for {platform.system()} or for this build of torch")
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return State(False, "this build of torch is without oneDNN")
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    library = folder("kernels") / f"{_fingerprint()}.so"
+    try:
+        if not library.exists():
+            if compiler is None:
+                return State(False, "no C++ compiler: install g++, or name one by CXX")
+            _compile(compiler, library)
+        torch.ops.load_library(library)
+    except (OSError, subprocess.SubprocessError) as error:
+        return State(False, f"could not be compiled or loaded: {_reason(error)}")
+    return State(True, str(library))
+
+
+def _fingerprint() -> str:
+    """Return a name that changes with whatever the compiled code depends on."""
+    parts = [path.read_bytes() for path in SOURCES + HEADERS]
+    parts += [text.encode() for text in (torch.__version__, platform.machine(), *platform.libc_ver())]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _compile(compiler: str, library: Path) -> None:
+    """Compile to a temporary folder and put the result in place whole; two processes may do so at once."""
+    print("clars: compiling its kernels for this processor, once; about 20 seconds", file=sys.stderr, flush=True)
+    root = Path(torch.__file__).parent
+    includes = [f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}"]
+    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+    options = ["-std=c++20", "-O3", "-ffp-contract=off", "-fPIC", "-fopenmp", abi, *includes]
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as temporary:
+        objects = [str(Path(temporary, path.stem + ".o")) for path in SOURCES]
+        compiling = [
+            subprocess.Popen([compiler, *options, "-c", str(path), "-o", target], stderr=subprocess.PIPE, text=True)
+            for path, target in zip(SOURCES, objects)
+        ]
+        for process in compiling:
+            _, errors = process.communicate()
+            if process.returncode:
+                raise subprocess.CalledProcessError(process.returncode, compiler, stderr=errors)
+        # Without -fopenmp: the OpenMP calls must find torch's own runtime, through libtorch_cpu, not a second one.
+        made = Path(temporary, library.name)
+        linking = [compiler, "-shared", *objects, f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10", "-o", str(made)]
+        subprocess.run(linking, check=True, capture_output=True, text=True)
+        os.replace(made, library)
+
+
+def _reason(error: Exception) -> str:
+    lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+    return next((line for line in lines if "error" in line), lines[0] if lines else type(error).__name__)

@@ -1,0 +1,96 @@
+// The optimizer's passes over all tensors at once: norms, and the momentum update in one pass through memory.
+
+#include <torch/library.h>
+
+#include <cmath>
+
+#include "parallel.h"
+
+namespace clars {
+namespace {
+
+// Numbers that a thread takes at a time.
+constexpr int64_t BLOCK = 1 << 15;
+
+struct Block {
+  int64_t tensor, start, stop;
+};
+
+std::vector<Block> blocks_of(at::TensorList tensors) {
+  std::vector<Block> blocks;
+  for (int64_t k = 0; k < int64_t(tensors.size()); k++)
+    for (int64_t start = 0; start < tensors[k].numel(); start += BLOCK)
+      blocks.push_back({k, start, std::min(start + BLOCK, tensors[k].numel())});
+  return blocks;
+}
+
+FOR_EACH_PROCESSOR double squares(const float* x, int64_t n) {
+  double total = 0;
+  for (int64_t start = 0; start < n; start += SPAN) {
+    const int64_t stop = std::min(n, start + SPAN);
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = start; i < stop; i++) sum += x[i] * x[i];
+    total += sum;
+  }
+  return total;
+}
+
+// The 2-norms [number of tensors] of tensors without gaps; the same to the last bit on any number of threads.
+Tensor norms(at::TensorList tensors) {
+  const std::vector<Block> blocks = blocks_of(tensors);
+  std::vector<double> sums(blocks.size());
+  at::parallel_for(0, blocks.size(), 1, [&](int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; i++)
+      sums[i] = squares(tensors[blocks[i].tensor].const_data_ptr<float>() + blocks[i].start,
+                        blocks[i].stop - blocks[i].start);
+  });
+  std::vector<double> totals(tensors.size());
+  for (size_t i = 0; i < blocks.size(); i++) totals[blocks[i].tensor] += sums[i];
+  Tensor out = at::empty({int64_t(tensors.size())}, at::kFloat);
+  for (size_t k = 0; k < totals.size(); k++) out.mutable_data_ptr<float>()[k] = std::sqrt(totals[k]);
+  return out;
+}
+
+// Rounds as torch's operators do one after the other, each multiplication with a scalar and addition being one.
+FOR_EACH_PROCESSOR void step(float* w, const float* g, float* b, int64_t n, float rate, float momentum,
+                             float weight_decay, bool nesterov) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    const float change = __builtin_fmaf(w[i], weight_decay, g[i]) * rate;
+    b[i] = b[i] * momentum + change;
+    w[i] -= nesterov ? __builtin_fmaf(b[i], momentum, change) : b[i];
+  }
+}
+
+// b <- momentum * b + rate * (g + weight_decay * w), w <- w - (rate * (...) + momentum * b), or w - b without Nesterov,
+// for tensors that lie in memory alike, each with a rate of its own.
+void update(at::TensorList parameters, at::TensorList gradients, at::TensorList buffers, const Tensor& rates,
+            double momentum, double weight_decay, bool nesterov) {
+  const std::vector<Block> blocks = blocks_of(parameters);
+  const Tensor rate = rates.contiguous();
+  const float* rate_ = rate.const_data_ptr<float>();
+  at::parallel_for(0, blocks.size(), 1, [&](int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; i++) {
+      const auto [k, start, stop] = blocks[i];
+      step(parameters[k].mutable_data_ptr<float>() + start, gradients[k].const_data_ptr<float>() + start,
+           buffers[k].mutable_data_ptr<float>() + start, stop - start, rate_[k], momentum, weight_decay, nesterov);
+    }
+  });
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(clars, m) {
+  m.def("norms(Tensor[] tensors) -> Tensor");
+  m.def(
+      "update(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] buffers, Tensor rates, float momentum, float "
+      "weight_decay, bool nesterov) -> ()");
+}
+
+TORCH_LIBRARY_IMPL(clars, CPU, m) {
+  m.impl("norms", norms);
+  m.impl("update", update);
+}
+
+}  // namespace clars

@@ -1,0 +1,192 @@
+// Per-example weight gradients: formed one by one, examples in parallel; squared and added while they are in the cache.
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+#include "parallel.h"
+
+namespace clars {
+namespace {
+
+// Adds `n` numbers to `total`, or begins it with them; returns the sum of their squares.
+FOR_EACH_PROCESSOR double add_and_square(float* total, const float* product, int64_t n, bool begin) {
+  double squares = 0;
+  for (int64_t start = 0; start < n; start += SPAN) {
+    const int64_t stop = std::min(n, start + SPAN);
+    float sum = 0;
+    if (begin) {
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = start; i < stop; i++) {
+        total[i] = product[i];
+        sum += product[i] * product[i];
+      }
+    } else {
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = start; i < stop; i++) {
+        total[i] += product[i];
+        sum += product[i] * product[i];
+      }
+    }
+    squares += sum;
+  }
+  return squares;
+}
+
+FOR_EACH_PROCESSOR double inner(const float* a, const float* b, int64_t n) {
+  double total = 0;
+  for (int64_t start = 0; start < n; start += SPAN) {
+    const int64_t stop = std::min(n, start + SPAN);
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = start; i < stop; i++) sum += a[i] * b[i];
+    total += sum;
+  }
+  return total;
+}
+
+// a [M, T] times b^T [T, N]. oneDNN is faster than what is behind at::mm on some processors; its calls take longer.
+Tensor times_transposed(const Tensor& a, const Tensor& b) {
+  constexpr double SMALL = 4e5;
+  if (2.0 * a.size(0) * a.size(1) * b.size(0) < SMALL) return at::mm(a, b.t());
+  using Linear = Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, c10::string_view,
+                        c10::List<std::optional<at::Scalar>>, std::optional<c10::string_view>);
+  static const auto linear =
+      c10::Dispatcher::singleton().findSchemaOrThrow("mkldnn::_linear_pointwise", "").typed<Linear>();
+  return linear.call(a, b, std::nullopt, "none", c10::List<std::optional<at::Scalar>>(), "");
+}
+
+// The sum of product(i) of the given shape over the examples, and the squared norm of each.
+template <typename Product>
+std::tuple<Tensor, Tensor> sum_and_squares(int64_t examples, at::IntArrayRef shape, const Tensor& like, int64_t most,
+                                           const Product& product) {
+  const int64_t workers = workers_for(examples, most);
+  Tensor squares = at::empty({examples}, like.options());
+  std::vector<Tensor> totals;
+  for (int64_t worker = 0; worker < workers; worker++) totals.push_back(at::empty(shape, like.options()));
+  float* square = squares.mutable_data_ptr<float>();
+  share(examples, workers, [&](int64_t worker, int64_t first, int64_t last) {
+    float* total = totals[worker].mutable_data_ptr<float>();
+    for (int64_t i = first; i < last; i++) {
+      const Tensor one = product(i).contiguous();
+      square[i] = add_and_square(total, one.const_data_ptr<float>(), one.numel(), i == first);
+    }
+  });
+  for (int64_t worker = 1; worker < workers; worker++) totals[0].add_(totals[worker]);
+  return {totals[0], squares};
+}
+
+// gy [B, P, T], x [B, D, T]: the sum of gy_i x_i^T [P, D], and the squared norm of each [B].
+std::tuple<Tensor, Tensor> matrix_products(const Tensor& gy, const Tensor& x, int64_t most) {
+  return sum_and_squares(x.size(0), {gy.size(1), x.size(1)}, x, most,
+                         [&](int64_t i) { return times_transposed(gy.select(0, i), x.select(0, i)); });
+}
+
+// The same for a convolution's weight, each example's gradient by a call of the convolution's backward pass.
+std::tuple<Tensor, Tensor> conv_products(const Tensor& gy, const Tensor& x, const Tensor& weight,
+                                         at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                                         int64_t groups, int64_t most) {
+  const std::vector<int64_t> none(stride.size(), 0);
+  return sum_and_squares(x.size(0), weight.sizes(), x, most, [&](int64_t i) {
+    return std::get<1>(at::convolution_backward(gy.narrow(0, i, 1), x.narrow(0, i, 1), weight, at::OptionalIntArrayRef(),
+                                                stride, padding, dilation, false, none, groups, {false, true, false}));
+  });
+}
+
+// Sums the elements of gram [H, W, H, W] whose two rows are shifted by the same tap, into [h, W, h, W].
+FOR_EACH_PROCESSOR void sum_rows(const float* gram, float* out, int64_t height, int64_t width, int64_t rows,
+                                 int64_t taps, int64_t padding, int64_t dilation) {
+  std::fill(out, out + rows * width * rows * width, 0.f);
+  for (int64_t tap = 0; tap < taps; tap++) {
+    const int64_t shift = tap * dilation - padding;
+    const int64_t start = std::max<int64_t>(0, -shift), stop = std::min(rows, height - shift);
+    if (start >= stop) continue;
+    for (int64_t i = start; i < stop; i++)
+      for (int64_t w = 0; w < width; w++) {
+        float* to = out + ((i * width + w) * rows + start) * width;
+        const float* from = gram + (((i + shift) * width + w) * height + start + shift) * width;
+#pragma omp simd
+        for (int64_t j = 0; j < (stop - start) * width; j++) to[j] += from[j];
+      }
+  }
+}
+
+// The same for columns of [h, W, h, W], met with `other` [h, w, h, w]: the inner product of the two.
+FOR_EACH_PROCESSOR double columns_inner(const float* gram, const float* other, int64_t rows, int64_t width,
+                                        int64_t columns, int64_t taps, int64_t padding, int64_t dilation) {
+  double total = 0;
+  for (int64_t tap = 0; tap < taps; tap++) {
+    const int64_t shift = tap * dilation - padding;
+    const int64_t start = std::max<int64_t>(0, -shift), stop = std::min(columns, width - shift);
+    if (start >= stop) continue;
+    for (int64_t i = 0; i < rows; i++)
+      for (int64_t w = start; w < stop; w++) {
+        float sum = 0;
+        for (int64_t k = 0; k < rows; k++) {
+          const float* a = gram + ((i * width + w + shift) * rows + k) * width + shift;
+          const float* b = other + ((i * columns + w) * rows + k) * columns;
+#pragma omp simd reduction(+ : sum)
+          for (int64_t j = start; j < stop; j++) sum += a[j] * b[j];
+        }
+        total += sum;
+      }
+  }
+  return total;
+}
+
+// The inner products [T, T] between the columns of x [N, T].
+Tensor gram(const Tensor& x) {
+  const Tensor columns = x.t();
+  return times_transposed(columns, columns).contiguous();
+}
+
+// gy [B, P, T], x [B, D, T]: the squared norms [B] of gy_i x_i^T, by the inner products between positions.
+Tensor gram_squares(const Tensor& gy, const Tensor& x, int64_t most) {
+  Tensor squares = at::empty({x.size(0)}, x.options());
+  float* square = squares.mutable_data_ptr<float>();
+  share(x.size(0), workers_for(x.size(0), most), [&](int64_t, int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++) {
+      const Tensor a = gram(gy.select(0, i)), b = gram(x.select(0, i));
+      square[i] = std::max(0., inner(a.const_data_ptr<float>(), b.const_data_ptr<float>(), a.numel()));
+    }
+  });
+  return squares;
+}
+
+// The same for the windows of a convolution of stride 1 over x [B, C, H, W], gy [B, P, h, w].
+Tensor window_gram_squares(const Tensor& gy, const Tensor& x, at::IntArrayRef kernel, at::IntArrayRef padding,
+                           at::IntArrayRef dilation, int64_t most) {
+  const int64_t height = x.size(2), width = x.size(3), rows = gy.size(2), columns = gy.size(3);
+  Tensor squares = at::empty({x.size(0)}, x.options());
+  float* square = squares.mutable_data_ptr<float>();
+  share(x.size(0), workers_for(x.size(0), most), [&](int64_t, int64_t first, int64_t last) {
+    std::vector<float> summed(rows * width * rows * width);
+    for (int64_t i = first; i < last; i++) {
+      const Tensor outputs = gram(gy.select(0, i).flatten(1)), inputs = gram(x.select(0, i).flatten(1));
+      sum_rows(inputs.const_data_ptr<float>(), summed.data(), height, width, rows, kernel[0], padding[0], dilation[0]);
+      square[i] = std::max(0., columns_inner(summed.data(), outputs.const_data_ptr<float>(), rows, width, columns,
+                                             kernel[1], padding[1], dilation[1]));
+    }
+  });
+  return squares;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(clars, m) {
+  m.def("matrix_products(Tensor gy, Tensor x, int most) -> (Tensor, Tensor)");
+  m.def(
+      "conv_products(Tensor gy, Tensor x, Tensor weight, int[] stride, int[] padding, int[] dilation, int groups, "
+      "int most) -> (Tensor, Tensor)");
+  m.def("gram_squares(Tensor gy, Tensor x, int most) -> Tensor");
+  m.def(
+      "window_gram_squares(Tensor gy, Tensor x, int[] kernel, int[] padding, int[] dilation, int most) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(clars, CPU, m) {
+  m.impl("matrix_products", matrix_products);
+  m.impl("conv_products", conv_products);
+  m.impl("gram_squares", gram_squares);
+  m.impl("window_gram_squares", window_gram_squares);
+}
+
+}  // namespace clars

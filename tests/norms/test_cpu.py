@@ -1,0 +1,204 @@
+"""The compiled kernels: the same values as torch's operators, on any number of threads; and what if there are none."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from clars.norms import cpu
+from clars.norms.affine import BatchNorm, LayerNorm
+from clars.norms.conv import Conv
+from clars.norms.cpu import build
+from clars.norms.rule import Measure
+from clars.norms.strategy import chunks, transient
+from clars.optim.update import Momentum, norms, update
+
+needs_kernels = pytest.mark.skipif(not cpu.load().loaded, reason=cpu.load().text)
+NONE = build.State(False, "switched off")
+
+
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def squares(per_example):
+    return per_example.double().flatten(1).square().sum(1)
+
+
+def per_example_gradients(function, x, gy, *parameters):
+    """By definition: each example's output gradient alone, through autograd in float64."""
+    doubles = [value.double().requires_grad_() for value in (x, *parameters)]
+    y = function(*doubles)
+    whole = torch.autograd.grad(y, doubles, gy.double(), retain_graph=True)
+    rows = []
+    for i in range(len(x)):
+        alone = torch.zeros_like(y)
+        alone[i] = gy[i]
+        rows.append(torch.autograd.grad(y, doubles[1:], alone, retain_graph=True))
+    return whole, [torch.stack(each) for each in zip(*rows)]
+
+
+def assert_equals_definition(got, whole, each):
+    for value, expected in zip((got.input, got.weight.gradient, got.bias.gradient), whole):
+        assert (value.double() - expected).norm() <= 1e-6 * expected.norm()
+    for contribution, expected in zip((got.weight, got.bias), each):
+        torch.testing.assert_close(contribution.squares.double(), squares(expected), rtol=2e-6, atol=0)
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [(5, 24, 9, 7), (6, 3, 33, 129), (4, 130, 1, 1), (2, 2, 65)], ids=str)
+def test_batch_norm(shape, threads):
+    torch.manual_seed(0)
+    x, gy = torch.randn(shape) * 3 + 7, torch.randn(shape)
+    weight, bias = torch.rand(shape[1]) + 0.5, torch.randn(shape[1])
+    rule = BatchNorm(torch.zeros(shape[1]), torch.ones(shape[1]), True, 0.1, 1e-5)
+    _, saved = rule.forward(x, weight, bias)
+    got = rule.backward(gy, x, weight, saved, (True, True, True), Measure())
+    assert_equals_definition(
+        got, *per_example_gradients(lambda x, w, b: F.batch_norm(x, None, None, w, b, True), x, gy, weight, bias)
+    )
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [(5, 300, 40), (3, 7, 5, 129), (4, 1, 65), (6, 33)], ids=str)
+def test_layer_norm(shape, threads):
+    torch.manual_seed(0)
+    x, gy = torch.randn(shape) * 3 + 7, torch.randn(shape)
+    weight, bias = torch.rand(shape[-1]) + 0.5, torch.randn(shape[-1])
+    rule = LayerNorm(shape[-1:], 1e-5)
+    _, saved = rule.forward(x, weight, bias)
+    got = rule.backward(gy, x, weight, saved, (True, True, True), Measure())
+    assert_equals_definition(
+        got, *per_example_gradients(lambda x, w, b: F.layer_norm(x, shape[-1:], w, b), x, gy, weight, bias)
+    )
+
+
+@needs_kernels
+def test_a_part_of_the_batch_has_the_squares_of_the_whole(threads):
+    torch.manual_seed(0)
+    rule, weight = Conv((1, 1), (1, 1), (1, 1), 1), torch.randn(64, 32, 3, 3)
+    for size in (4, 24):  # by inner products, and by the products themselves
+        x, gy = torch.randn(8, 32, size, size), torch.randn(8, 64, size, size)
+        whole = rule.weight_contribution(gy, x, weight, Measure())
+        part = rule.weight_contribution(gy, x, weight, Measure(rows=slice(2, 5)))
+        torch.testing.assert_close(part.squares, whole.squares[2:5], rtol=2e-6, atol=0)
+        torch.testing.assert_close(part.gradient, whole.gradient, rtol=1e-5, atol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_the_update_is_that_of_torch_s_operators_bit_for_bit(nesterov, threads, monkeypatch):
+    torch.manual_seed(0)
+    shapes, ends = [(40_001,), (8, 4, 3, 3), (64, 32, 5, 5), ()], []
+    for state in (cpu.load(), NONE):
+        monkeypatch.setattr(cpu, "load", lambda state=state: state)
+        made = torch.Generator().manual_seed(1)
+        w, g, b = ([torch.randn(shape, generator=made) for shape in shapes] for _ in range(3))
+        w[1], g[1], b[1] = (value[1].to(memory_format=torch.channels_last) for value in (w, g, b))
+        update(w, g, b, [torch.tensor(0.3 + k) for k in range(4)], Momentum(0.9, 0.1, nesterov))
+        ends.append(w + b)
+    assert all(torch.equal(one, other) for one, other in zip(*ends))
+
+
+@needs_kernels
+def test_norms_of_tensors(threads):
+    tensors = [torch.randn(n) for n in (1, 5, 3000, 100_003)] + [torch.randn(4, 3, 2, 2).mT]
+    expected = torch.stack([tensor.double().norm() for tensor in tensors])
+    torch.testing.assert_close(norms(tensors, torch.float32).double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(norms(tensors[:4], torch.float32).double(), expected[:4], rtol=1.2e-7, atol=0)
+
+
+DEADLOCK = """
+import torch
+from clars.norms.conv import Conv
+from clars.norms.rule import Measure
+torch.set_num_threads(2)
+rule, weight = Conv((1, 1), (1, 1), (1, 1), 1), torch.randn(64, 64, 3, 3)
+x, gy = torch.randn(8, 64, 28, 28), torch.randn(8, 64, 28, 28)
+rule._gradient(gy[:1], x[:1], weight, 1, wrt_input=False)
+for _ in range(3):
+    rule.weight_contribution(gy, x, weight, Measure())
+"""
+
+
+@needs_kernels
+def test_a_primitive_made_for_all_threads_is_not_met_on_one():
+    """oneDNN keeps what it made for a shape and number of threads; on a thread alone it would wait for the others.
+
+    Triggered by a gradient of the same shape before, formed by two threads.
+    """
+    subprocess.run([sys.executable, "-c", DEADLOCK], check=True, timeout=120)
+
+
+@needs_kernels
+def test_memory_bounds_the_examples_under_way():
+    rule, weight = Conv((1, 1), (1, 1), (1, 1), 1), torch.randn(64, 64, 3, 3)
+    x, gy = torch.randn(8, 64, 28, 28), torch.randn(8, 64, 28, 28)
+    torch.set_num_threads(2)
+    problem = rule.problem(gy, x, weight)
+    torch.set_num_threads(1)
+    one = transient(problem, "each")
+    assert [len(chunks(problem, "each", memory)) for memory in (None, 2 * one, 2 * one - 1, 1)] == [4, 4, 8, 8]
+
+
+def test_fewer_examples_than_threads_are_left_to_torch(monkeypatch):
+    x = torch.randn(3, 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert not cpu.applies(x, x)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert cpu.applies(x, x) == cpu.load().loaded
+    assert not cpu.applies(x.double(), x.double())
+
+
+STATE = "import json; from clars.norms.cpu import load; s = load(); print(json.dumps([s.loaded, s.text]))"
+
+
+def state(tmp_path, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", STATE],
+        env=os.environ | {"CLARS_CACHE": str(tmp_path)} | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_switched_off(tmp_path):
+    assert state(tmp_path, CLARS_CPU_KERNELS="0") == [False, "switched off by CLARS_CPU_KERNELS=0"]
+
+
+def test_without_a_compiler(tmp_path):
+    loaded, text = state(tmp_path, CXX="no-such-compiler")
+    assert not loaded
+    assert "no C++ compiler" in text or "not made for" in text or "oneDNN" in text
+
+
+@needs_kernels
+def test_a_compiler_that_fails_leaves_nothing(tmp_path):
+    broken = tmp_path / "compiler"
+    broken.write_text("#!/bin/sh\necho 'error: broken' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    loaded, text = state(tmp_path / "cache", CXX=str(broken))
+    assert not loaded
+    assert "error: broken" in text
+    assert not any(path.is_file() for path in (tmp_path / "cache").rglob("*"))
+
+
+@needs_kernels
+@pytest.mark.slow
+def test_two_processes_compile_at_once(tmp_path):
+    pair = [
+        subprocess.Popen([sys.executable, "-c", STATE], env=os.environ | {"CLARS_CACHE": str(tmp_path)})
+        for _ in range(2)
+    ]
+    assert [process.wait(timeout=300) for process in pair] == [0, 0]
+    assert [path.suffix for path in (tmp_path / "kernels").iterdir()] == [".so"]
