@@ -16,6 +16,7 @@ from rich.table import Table
 import clars.models  # noqa: F401  registers this package's networks with timm
 from clars import data
 from clars.errors import UserError
+from clars.norms import cpu
 from clars.recipes import load, registry
 from clars.recipes.schema import Data, Recipe
 
@@ -46,6 +47,8 @@ def machine() -> Iterator[Finding]:
     yield Finding("devices", True, _devices())
     threads = os.environ.get("OMP_NUM_THREADS", "1 without OMP_NUM_THREADS")
     yield Finding("threads", True, f"{threads} for each process of a run, of {os.cpu_count()} processors")
+    kernels = cpu.load()
+    yield Finding("CPU kernels", kernels.loaded, kernels.text)
     yield _package("accelerate", "pip install accelerate")
     yield _package("deepspeed", "not needed: sharded strategies are not supported yet")
     fonts = len(list(Path(matplotlib.get_data_path(), "fonts", "ttf").glob("*.ttf")))

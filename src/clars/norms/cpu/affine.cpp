@@ -46,8 +46,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Ten
   const int64_t examples = x.size(0), channels = x.size(1), positions = x.numel() / (examples * channels);
   Tensor scale = at::empty({examples, channels}, x.options()), shift = at::empty_like(scale), gx = at::empty_like(x);
   const float *x_ = x.const_data_ptr<float>(), *gy_ = gy.const_data_ptr<float>();
-  const float *mean_ = mean.const_data_ptr<float>(), *rstd_ = rstd.const_data_ptr<float>();
-  const float* weight_ = weight.const_data_ptr<float>();
+  const Tensor means = mean.contiguous(), rstds = rstd.contiguous(), weights = weight.contiguous();
+  const float *mean_ = means.const_data_ptr<float>(), *rstd_ = rstds.const_data_ptr<float>();
+  const float* weight_ = weights.const_data_ptr<float>();
   float *scale_ = scale.mutable_data_ptr<float>(), *shift_ = shift.mutable_data_ptr<float>();
   float* gx_ = gx.mutable_data_ptr<float>();
   const double count = double(examples) * positions;
@@ -104,8 +105,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_backward(const Ten
   const int64_t examples = x.size(0), positions = x.size(1), size = x.size(2);
   Tensor scale = at::zeros({examples, size}, x.options()), shift = at::zeros_like(scale), gx = at::empty_like(x);
   const float *x_ = x.const_data_ptr<float>(), *gy_ = gy.const_data_ptr<float>();
-  const float *mean_ = mean.const_data_ptr<float>(), *rstd_ = rstd.const_data_ptr<float>();
-  const float* weight_ = weight.const_data_ptr<float>();
+  const Tensor means = mean.contiguous(), rstds = rstd.contiguous(), weights = weight.contiguous();
+  const float *mean_ = means.const_data_ptr<float>(), *rstd_ = rstds.const_data_ptr<float>();
+  const float* weight_ = weights.const_data_ptr<float>();
   float *scale_ = scale.mutable_data_ptr<float>(), *shift_ = shift.mutable_data_ptr<float>();
   float* gx_ = gx.mutable_data_ptr<float>();
   share(examples, workers_for(examples, examples), [&](int64_t, int64_t first, int64_t last) {
