@@ -50,7 +50,8 @@ def command(arguments: Sequence[str], config: Path) -> list[str]:
 def launch(arguments: Sequence[str], config: Path) -> int:
     """Print and run the command; return the exit code of recipes/train.py.
 
-    Ctrl-C reaches the training processes, which stop in their own way and are waited for.
+    Ctrl-C, SIGTERM and a closed terminal are handed on to the training processes, which stop in their own way and are
+    waited for, whether the signal was sent to this process alone or to all; a second one kills them.
 
     Raises:
         UserError: the configuration wants GPUs and there are none.
@@ -61,13 +62,32 @@ def launch(arguments: Sequence[str], config: Path) -> int:
     with tempfile.TemporaryDirectory() as folder:
         code = Path(folder) / "code"
         module = [sys.executable, "-m", "accelerate.commands.accelerate_cli"]
-        # Neither we nor the launcher may die of Ctrl-C while training saves its state; `exits.guard` undoes this there.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            done = subprocess.run([*module, *line[1:]], env={**os.environ, exits.FILE: str(code)}, check=False)
-        finally:
-            signal.signal(signal.SIGINT, handler)
-        return exits.reported(code, otherwise=done.returncode)
+        returned, stopped = _run([*module, *line[1:]], {**os.environ, exits.FILE: str(code)})
+        found = exits.reported(code, otherwise=returned)
+    # A launcher that has lost one process interrupts the others: that is no end that anyone asked for.
+    return exits.FAULT if found == exits.INTERRUPTED and not stopped else found
+
+
+def _run(line: Sequence[str], environment: dict[str, str]) -> tuple[int, bool]:
+    """Run a command in a process group of its own; return its exit code, and whether it was told to stop."""
+    signals = (*exits.STOP, signal.SIGHUP)
+    # The launcher must not die of a signal that its training processes take to save their state. It inherits that
+    # they are ignored; the training processes undo it by `exits.guard`.
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
+    told: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        os.killpg(process.pid, signal.SIGKILL if told else number if number in exits.STOP else signal.SIGTERM)
+        told.append(number)
+
+    try:
+        process = subprocess.Popen(line, env=environment, process_group=0)
+        for number in signals:
+            signal.signal(number, stop)
+        return process.wait(), bool(told)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _require_devices(config: Path) -> None:
