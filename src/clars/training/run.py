@@ -72,12 +72,14 @@ class Run:
         self.division: Division = divide(recipe.batch_size, accelerator.num_processes, options.micro_batch)
         self.batches = GlobalBatches(len(self.splits.train), self.division, accelerator.process_index, job.seed)
         set_seed(job.seed)
-        model = models.create(recipe.model, self.splits.num_classes, recipe.data.channels, recipe.data.image_size)
-        self.inner: Optimizer = build_optimizer(self.resolved, model)
+        self.plain: nn.Module = models.create(  # without the wrapper of a strategy
+            recipe.model, self.splits.num_classes, recipe.data.channels, recipe.data.image_size
+        )
+        self.inner: Optimizer = build_optimizer(self.resolved, self.plain)
         strategy.adopt(accelerator, self.division)
         self.model: nn.Module
         self.optimizer: Optimizer
-        self.model, self.optimizer = accelerator.prepare(model, self.inner)
+        self.model, self.optimizer = accelerator.prepare(self.plain, self.inner)
         self.strategy = strategy.in_force(accelerator, self.model)
         if hasattr(self.inner, "grad_scaler"):
             self.inner.grad_scaler = accelerator.scaler
@@ -87,11 +89,6 @@ class Run:
         self.progress = self._resume()
         self.loss_sum = torch.tensor(self.progress.loss_sum, dtype=torch.float64)
         self.schedule: LambdaLR = build_schedule(self.resolved, self.inner, self.batches.steps, self.progress.step)
-
-    @property
-    def plain(self) -> nn.Module:
-        """The model itself, without the wrapper of a strategy."""
-        return self.accelerator.unwrap_model(self.model)
 
     def __call__(self) -> Record:
         """Train to the end, and write the record whatever the end is.
