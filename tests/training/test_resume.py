@@ -19,8 +19,11 @@ NO_BATCH_STATISTICS = {
     "model": {"name": "test_convnext2"},
     "data": {"name": "digits", "image_size": 32, "channels": 1},
 }
-DROPOUT = {**NO_BATCH_STATISTICS, "model": {"name": "test_convnext2", "arguments": {"drop_rate": 0.3}}}
-SUBSET = {"optimizer": {"name": "clars", "estimator": "subset", "fraction": 0.25}}
+CHANGES = {
+    **{name: {"optimizer": {"name": name}} for name in ("clars", "lars", "sgd")},
+    "subset": {"optimizer": {"name": "clars", "estimator": "subset", "fraction": 0.25}},
+    "dropout": {**NO_BATCH_STATISTICS, "model": {"name": "test_convnext2", "arguments": {"drop_rate": 0.3}}},
+}
 
 
 def train(*words):
@@ -40,17 +43,7 @@ def interrupt(monkeypatch, step):
 
 
 @pytest.mark.parametrize("micro_batch", [256, 64])
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"optimizer": {"name": "clars"}},
-        {"optimizer": {"name": "lars"}},
-        {"optimizer": {"name": "sgd"}},
-        SUBSET,
-        DROPOUT,
-    ],
-    ids=["clars", "lars", "sgd", "subset", "dropout"],
-)
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
 def test_in_the_middle_of_an_epoch_bit_for_bit(recipe, monkeypatch, changes, micro_batch):
     """Five steps an epoch; the state is that after step 6, one step into the second epoch, and step 7 is lost."""
     path = recipe(**changes)

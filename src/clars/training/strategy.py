@@ -49,7 +49,7 @@ def asked() -> str:
         if version != "2":
             raise UserError(f"fsdp_version: {version} flattens layers into one tensor. Use fsdp_version: 2.")
         return "fsdp2"
-    return "ddp" if _launched() > 1 else "single"
+    return "ddp" if "LOCAL_RANK" in os.environ else "single"
 
 
 def start(log_with: str | None = None, timeout: float = TIMEOUT) -> Accelerator:
