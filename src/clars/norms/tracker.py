@@ -172,6 +172,10 @@ class ExampleNorms:
         for account in self._accounts.values():
             account.reset()
 
+    def keep_until_reset(self) -> None:
+        """Keep the sums until `reset`, though the parameters have no gradients: a strategy moves those away."""
+        self._pass.gradients_stay = False
+
     def measured(self, layer: str) -> set[str]:
         """Return the local names of the layer's parameters that were ever measured."""
         return self._accounts[layer].measured if layer in self._accounts else set()

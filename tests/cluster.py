@@ -1,0 +1,169 @@
+"""Training by any strategy in real processes, many cases per launch: what the tests of this folder compare."""
+
+import contextlib
+import os
+import time
+import traceback
+from dataclasses import dataclass, field
+
+import torch
+from conftest import squared_loss
+from torch import distributed, multiprocessing, nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import clars
+from clars.sharding.state import gather_momentum, gather_weights
+
+STEPS, BATCH = 10, 48
+TIMEOUT = 240.0  # seconds for all cases of a launch
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training: the strategy, and what is done otherwise."""
+
+    strategy: str
+    method: str = "CLARS"
+    accumulation: int = 1
+    clip: float = 0.0
+    zero: dict = field(default_factory=dict, hash=False)
+    config: dict = field(default_factory=dict, hash=False)
+    options: dict = field(default_factory=dict, hash=False)
+
+    def alone(self) -> "Case":
+        """The same in one process."""
+        return Case("single", self.method, self.accumulation, self.clip, options=self.options)
+
+
+class Network(nn.Module):
+    """Layers of awkward sizes: odd ones, fewer elements than processes, a single bias, frozen, not always used."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 5, 3), nn.GroupNorm(5, 5)
+        self.frozen = nn.Conv2d(5, 5, 1).requires_grad_(False)
+        self.seldom = nn.Conv2d(5, 5, 1, bias=False)
+        self.middle, self.small, self.last = nn.Linear(45, 7), nn.Linear(7, 1), nn.Linear(1, 3, bias=False)
+
+    def forward(self, x, seldom=True):
+        x = nn.functional.relu(self.norm(self.conv(x)), inplace=True)
+        x = self.frozen(x)
+        if seldom:
+            x = x + self.seldom(x)
+        return self.last(self.small(self.middle(x.flatten(1)).tanh()))
+
+
+def network():
+    torch.manual_seed(0)
+    return Network()
+
+
+def batches():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(BATCH, 2, 5, 5, generator=generator) for _ in range(STEPS)]
+
+
+def train(case: Case, rank: int = 0, world: int = 1) -> dict:
+    """Return weights and momentum, whole, in the first process, and each step's statistics by layer in all."""
+    model = network()
+    optimizer = getattr(clars, case.method)(model, lr=2.0, weight_decay=0.01, trust_coefficient=0.02, **case.options)
+    take = {"single": plain, "ddp": plain, "fsdp2": fsdp2}.get(case.strategy, zero)
+    steps, wrapped, outer = take(case, model, optimizer)
+    stats = []
+    for number, batch in enumerate(batches()):
+        parts = batch.view(case.accumulation, world, -1, *batch.shape[1:])[:, rank]
+        steps(list(parts), number % 3 != 1)
+        stats.append({name: row._asdict() for name, row in optimizer.layer_stats().items()})
+    weights, momentum = gather_weights(outer, wrapped), gather_momentum(outer, wrapped)
+    return {"weights": weights, "momentum": momentum, "stats": stats}
+
+
+def plain(case, model, optimizer):
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True) if case.strategy == "ddp" else model
+
+    def step(parts, seldom):
+        optimizer.zero_grad()
+        for number, part in enumerate(parts):
+            last = number == len(parts) - 1
+            with contextlib.nullcontext() if last or case.strategy == "single" else wrapped.no_sync():
+                (squared_loss(lambda x: wrapped(x, seldom), part) / len(parts)).backward()
+        if case.clip:
+            nn.utils.clip_grad_norm_(model.parameters(), case.clip)
+        optimizer.step()
+
+    return step, wrapped, optimizer
+
+
+def fsdp2(case, model, optimizer):
+    for module in (model.conv, model.middle):
+        fully_shard(module)
+    fully_shard(model)
+    clars.bind(optimizer, model)
+
+    def step(parts, seldom):
+        optimizer.zero_grad()
+        for number, part in enumerate(parts):
+            model.set_requires_gradient_sync(number == len(parts) - 1)
+            (squared_loss(lambda x: model(x, seldom), part) / len(parts)).backward()
+        if case.clip:
+            nn.utils.clip_grad_norm_(model.parameters(), case.clip)
+        optimizer.step()
+
+    return step, model, optimizer
+
+
+def zero(case, model, optimizer):
+    import deepspeed
+
+    config = {
+        "train_micro_batch_size_per_gpu": BATCH // case.accumulation // distributed.get_world_size(),
+        "gradient_accumulation_steps": case.accumulation,
+        "gradient_clipping": case.clip,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {"stage": int(case.strategy[-1]), "reduce_bucket_size": 1000, **case.zero},
+        **case.config,
+    }
+    engine, outer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    clars.bind(optimizer, engine)
+
+    def step(parts, seldom):
+        for part in parts:
+            engine.backward(squared_loss(lambda x: engine(x, seldom), part))
+            engine.step()
+
+    return step, engine, outer
+
+
+def work(rank, world, folder, function, cases):
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_SIZE": str(world)}
+    os.environ |= {"DS_ACCELERATOR": "cpu", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world)
+    for number, case in enumerate(cases):
+        try:
+            result = function(case, rank, world)
+        except Exception:
+            torch.save(traceback.format_exc(), f"{folder}/error{rank}.pt")
+            raise
+        torch.save(result, f"{folder}/{number}-{rank}.pt")
+    distributed.barrier()
+    os._exit(0)  # gloo's threads may abort an interpreter that is about to end
+
+
+def launch(world: int, folder, function, cases, timeout: float = TIMEOUT) -> list[list]:
+    """Run function(case, rank, world) for each case in `world` processes; return the results by case and rank."""
+    context = multiprocessing.spawn(work, (world, str(folder), function, list(cases)), nprocs=world, join=False)
+    deadline = time.monotonic() + timeout
+    try:
+        while not context.join(1.0):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{timeout} seconds were not enough for {len(cases)} cases on {world} processes")
+    finally:
+        for process in context.processes:
+            process.kill()
+    return [
+        [torch.load(f"{folder}/{number}-{rank}.pt", weights_only=False) for rank in range(world)]
+        for number in range(len(cases))
+    ]
