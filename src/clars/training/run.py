@@ -22,7 +22,9 @@ from clars.recipes.load import Resolved
 from clars.results.jobs import Job
 from clars.results.provenance import provenance
 from clars.results.record import Record
-from clars.training import checkpoint, portable, strategy
+from clars.sharding.restore import put_weights
+from clars.sharding.state import gather_momentum, gather_weights, put_momentum
+from clars.training import checkpoint, strategy
 from clars.training.batches import Division, GlobalBatches, divide
 from clars.training.build import build_optimizer, build_schedule
 from clars.training.checkpoint import Progress, State
@@ -76,17 +78,12 @@ class Run:
             recipe.model, self.splits.num_classes, recipe.data.channels, recipe.data.image_size
         )
         self.inner: Optimizer = build_optimizer(self.resolved, self.plain)
-        strategy.adopt(accelerator, self.division)
-        self.model: nn.Module
-        self.optimizer: Optimizer
-        self.model, self.optimizer = accelerator.prepare(self.plain, self.inner)
-        self.strategy = strategy.in_force(accelerator, self.model)
-        if hasattr(self.inner, "grad_scaler"):
-            self.inner.grad_scaler = accelerator.scaler
         if options.overwrite:
             self.folder.clear()
             accelerator.wait_for_everyone()
-        self.progress = self._resume()
+        state = self._load()
+        self.model, self.optimizer, self.strategy = strategy.prepare(accelerator, self.division, self.plain, self.inner)
+        self.progress = self._resume(state)
         self.loss_sum = torch.tensor(self.progress.loss_sum, dtype=torch.float64)
         self.schedule: LambdaLR = build_schedule(self.resolved, self.inner, self.batches.steps, self.progress.step)
 
@@ -117,7 +114,7 @@ class Run:
 
     def _finish(self, status: str, scores: Scores) -> Record:
         """Leave weights and record, and take away what a resumption would need."""
-        self.folder.write_weights(portable.weights(self.model, self.inner))
+        self.folder.write_weights(gather_weights(self.optimizer, self.model))
         written = self._write_record(status, scores)
         self.folder.end()
         return written
@@ -221,19 +218,26 @@ class Run:
         """Write the state to go on from; every process takes part, as each may hold a part of it."""
         self.progress = replace(progress, wall_seconds=progress.wall_seconds + self._lap())
         share_buffers(self.plain)
-        scaler = self.accelerator.scaler
-        now = replace(self.progress, loss_scale=scaler.state_dict() if scaler else None)
-        self.folder.save(State(*portable.gather(self.model, self.inner), now))
+        whole = gather_weights(self.optimizer, self.model), gather_momentum(self.optimizer, self.model)
+        scale = strategy.loss_scale(self.accelerator, self.optimizer)
+        self.folder.save(State(*whole, replace(self.progress, loss_scale=scale)))
 
-    def _resume(self) -> Progress:
+    def _load(self) -> State:
+        """Read the state to go on from, and put its weights into the model before a strategy cuts that."""
         state = self.folder.load()
         strategy.same_everywhere(self.accelerator, state.progress.step, self.job.folder)
         if state.model:
-            portable.scatter(self.model, self.inner, state.model, state.momentum)
-            done = f"epoch {state.progress.epoch}, step {state.progress.step}"
-            self.display.tell(f"{self.job.folder}: going on after {done}")
-        if self.accelerator.scaler and state.progress.loss_scale:
-            self.accelerator.scaler.load_state_dict(state.progress.loss_scale)
+            self.plain.load_state_dict(state.model)
+            progress = state.progress
+            self.display.tell(f"{self.job.folder}: going on after epoch {progress.epoch}, step {progress.step}")
+        return state
+
+    def _resume(self, state: State) -> Progress:
+        """Give the optimizer its state back, now that a strategy may have cut what it steps."""
+        if state.model:
+            put_weights(self.optimizer, self.model, state.model)
+            put_momentum(self.optimizer, self.model, state.momentum)
+            strategy.put_loss_scale(self.accelerator, self.optimizer, state.progress.loss_scale)
         return state.progress
 
     def _write_record(self, status: str, scores: Scores) -> Record:

@@ -14,12 +14,16 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import distributed, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from clars.errors import Fault, UserError
+from clars.optim.layerwise import LayerwiseOptimizer
+from clars.sharding.bind import bind
 from clars.training.batches import Division
 
 TIMEOUT = 600.0
 REMEDY = "Use a configuration of configs/accelerate."
+_SCALER = ("cur_scale", "cur_iter", "cur_hysteresis", "last_overflow_iter")  # of DeepSpeed's
 _REFUSED = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM splits tensors between processes, which is not supported.",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config splits tensors or sequences, which is not supported.",
@@ -89,8 +93,16 @@ def start(log_with: str | None = None, timeout: float = TIMEOUT) -> Accelerator:
     return accelerator
 
 
-def adopt(accelerator: Accelerator, division: Division) -> None:
-    """Tell accelerate, before `prepare`, how the global batch is cut."""
+def prepare(
+    accelerator: Accelerator, division: Division, model: nn.Module, optimizer: Optimizer
+) -> tuple[nn.Module, Optimizer, str]:
+    """Put model and optimizer under the strategy; return what to train with, and the name of what is in force.
+
+    The names are single, ddp, fsdp2, zero1, zero2 and zero3.
+
+    Raises:
+        UserError: another strategy than the one that was asked for is in force, or another optimizer steps.
+    """
     accelerator.gradient_accumulation_steps = division.accumulation
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         accelerator.state.deepspeed_plugin.deepspeed_config |= {
@@ -100,20 +112,33 @@ def adopt(accelerator: Accelerator, division: Division) -> None:
             "gradient_clipping": 0.0,  # accelerate would clip to 1
             "zero_force_ds_cpu_optimizer": False,  # accelerate would replace the optimizer by DeepSpeed's Adam
         }
-
-
-def in_force(accelerator: Accelerator, model: nn.Module) -> str:
-    """Return the name of the strategy that a prepared model is under: single, ddp, fsdp2, zero1, zero2 or zero3.
-
-    Raises:
-        UserError: it is not the one that the launch asked for.
-    """
-    found, wanted = _found(model), asked()
+    prepared, stepping = accelerator.prepare(model, optimizer)
+    found, wanted = _found(prepared), asked()
     if wanted == "zero":
         wanted = f"zero{accelerator.state.deepspeed_plugin.zero_stage}"
     if found != wanted:
         raise UserError(f"The launch asks for {wanted}, and accelerate has put {found} into force. {REMEDY}")
-    return found
+    if isinstance(optimizer, LayerwiseOptimizer):
+        bind(stepping, prepared)
+        optimizer.grad_scaler = accelerator.scaler
+    return prepared, stepping, found
+
+
+def loss_scale(accelerator: Accelerator, optimizer: Optimizer) -> dict[str, float] | None:
+    """Return the state of the scaler of float16's gradients, torch's or DeepSpeed's; None without one."""
+    if accelerator.scaler is not None:
+        return accelerator.scaler.state_dict()
+    scaler = getattr(optimizer.optimizer, "loss_scaler", None)
+    return {name: vars(scaler)[name] for name in _SCALER if name in vars(scaler)} if scaler else None
+
+
+def put_loss_scale(accelerator: Accelerator, optimizer: Optimizer, state: dict[str, float] | None) -> None:
+    """Give the scaler its state back, as far as it is of the same kind."""
+    scaler = getattr(optimizer.optimizer, "loss_scaler", None)
+    if state and accelerator.scaler is not None and "scale" in state:
+        accelerator.scaler.load_state_dict(state)
+    elif state and scaler is not None and "cur_scale" in state:
+        vars(scaler).update(state)
 
 
 def same_everywhere(accelerator: Accelerator, step: int, folder: Path) -> None:
