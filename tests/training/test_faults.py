@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from machine import ROOT, TRAIN, distance, disturbed, launch, line, lines, record
+from machine import ROOT, TRAIN, disturbed, launch, line, lines, record
 
 NO_BATCH_STATISTICS = {
     "model": {"name": "test_convnext2"},
@@ -83,7 +83,6 @@ def test_a_process_that_is_killed(recipe, running):
     assert code == 1
     assert "error: process 0 lost another process" in errors and "exitcode  : -9" in errors
     assert record("runs")["status"] == "interrupted"
-    launch("cpu2", path, "epochs=1", "--out", "short")
 
 
 @pytest.mark.slow
@@ -104,9 +103,6 @@ def test_an_error_on_one_process(recipe):
     errors = disturbed("cpu2", "raise", 3, path, "--checkpoint-every", 2)
     assert "error: data: the disk is gone." in errors
     assert record("runs")["status"] == "interrupted"
-    launch("cpu2", path)
-    launch("cpu2", path, "--out", "whole")
-    assert distance("runs", "whole") < 1e-5
 
 
 def test_a_gradient_that_is_not_finite_on_one_process(recipe):
@@ -123,7 +119,14 @@ def command(path, config):
     return [*start, "--out", "runs", "--launch", config, "--checkpoint-every", "2"]
 
 
-@pytest.mark.parametrize("config, number", [("cpu", signal.SIGTERM), ("cpu2", signal.SIGTERM), ("cpu2", signal.SIGINT)])
+@pytest.mark.parametrize(
+    "config, number",
+    [
+        ("cpu2", signal.SIGTERM),
+        pytest.param("cpu", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("cpu2", signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_to_the_command_alone(recipe, running, config, number):
     """The training processes went on without it, or died of it unsaved."""
     run = running(command(recipe(epochs=500), config))
@@ -136,6 +139,7 @@ def test_a_signal_to_the_command_alone(recipe, running, config, number):
     assert ranks and not any(process.is_running() for process in ranks.values())
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_no_interruption(recipe, running):
     """torchrun interrupts the others then, which is not what the command may answer."""
     run = running(command(recipe(epochs=500), "cpu2"))
@@ -150,7 +154,6 @@ def test_evaluation_with_an_empty_shard(recipe, pictures):
     for image in [*(pictures / "test").glob("class*/*.png")][3:]:
         image.unlink()
     path = recipe(data=data, batch_size=12, schedule={"base_rate": 1.0, "base_batch": 12}, epochs=1)
-    for processes in (1, 3, 4):
-        launch("cpu2", path, "--out", processes, options=("--num_processes", str(processes)))
-    rows = [lines(processes)[0] for processes in (1, 3, 4)]
-    assert all(row["top1"] * 3 % 100 == pytest.approx(0, abs=1e-6) for row in rows)
+    launch("cpu2", path, "--out", "four", options=("--num_processes", "4"))
+    counted = lines("four")[0]["top1"] * 3 / 100
+    assert counted == pytest.approx(round(counted), abs=1e-6)

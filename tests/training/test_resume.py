@@ -147,7 +147,7 @@ def test_killed_at_random_moments(recipe):
     assert not list(Path("parts/small/seed0").glob(".*"))
 
 
-@pytest.mark.parametrize("step", [2, 4, 5])
+@pytest.mark.parametrize("step", [4, pytest.param(2, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow)])
 def test_killed_in_the_middle_of_writing(recipe, step):
     """After half of the bytes: the state before is untouched, and what was half written is taken away later."""
     path = recipe(layer_statistics=1)
