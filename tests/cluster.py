@@ -44,7 +44,7 @@ class Network(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(2, 5, 3), nn.GroupNorm(5, 5)
+        self.conv, self.norm = nn.Conv2d(2, 5, 3), nn.GroupNorm(1, 5)
         self.frozen = nn.Conv2d(5, 5, 1).requires_grad_(False)
         self.seldom = nn.Conv2d(5, 5, 1, bias=False)
         self.middle, self.small, self.last = nn.Linear(45, 7), nn.Linear(7, 1), nn.Linear(1, 3, bias=False)
@@ -83,7 +83,7 @@ def train(case: Case, rank: int = 0, world: int = 1) -> dict:
     stats = []
     for number, batch in list(enumerate(batches()))[slice(*case.steps)]:
         parts = batch.view(case.accumulation, world, -1, *batch.shape[1:])[:, rank]
-        # under ZeRO, torch's SGD lets layers without gradient roll on; ours leaves them where they are, as in one process
+        # without gradients, torch's SGD lets layers roll on under ZeRO; ours leaves them alone, as in one process
         steps(list(parts), number % 3 != 1 or case.method == "SGD")
         if hasattr(optimizer, "layer_stats"):
             stats.append({name: row._asdict() for name, row in optimizer.layer_stats().items()})
