@@ -17,7 +17,7 @@ quickstart: $(INSTALLED)  ## train CLARS, LARS and Nesterov SGD on real digits; 
 	$(BIN)/clars table quickstart
 
 test: $(TESTABLE)  ## the default test suite
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not full"
 
 test-all: $(TESTABLE)  ## every test, the long ones included
 	$(BIN)/python -m pytest -n 2

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import clars
-from clars.sharding.state import gather_momentum, gather_weights
+from clars.sharding.state import gather_momentum, gather_weights, put_momentum
 
 STEPS, BATCH = 10, 48
 TIMEOUT = 240.0  # seconds for all cases of a launch
@@ -30,6 +30,9 @@ class Case:
     zero: dict = field(default_factory=dict, hash=False)
     config: dict = field(default_factory=dict, hash=False)
     options: dict = field(default_factory=dict, hash=False)
+    steps: tuple[int, int] = (0, STEPS)
+    state: str = ""  # a file of weights and momentum to begin with
+    early: bool = False  # whether the momentum is put before the strategy cuts the parameters, or after
 
     def alone(self) -> "Case":
         """The same in one process."""
@@ -41,7 +44,7 @@ class Network(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(2, 5, 3), nn.GroupNorm(5, 5)
+        self.conv, self.norm = nn.Conv2d(2, 5, 3), nn.GroupNorm(1, 5)
         self.frozen = nn.Conv2d(5, 5, 1).requires_grad_(False)
         self.seldom = nn.Conv2d(5, 5, 1, bias=False)
         self.middle, self.small, self.last = nn.Linear(45, 7), nn.Linear(7, 1), nn.Linear(1, 3, bias=False)
@@ -67,16 +70,37 @@ def batches():
 def train(case: Case, rank: int = 0, world: int = 1) -> dict:
     """Return weights and momentum, whole, in the first process, and each step's statistics by layer in all."""
     model = network()
-    optimizer = getattr(clars, case.method)(model, lr=2.0, weight_decay=0.01, trust_coefficient=0.02, **case.options)
+    optimizer = make(case, model)
+    state = torch.load(case.state) if case.state else None
+    if state:
+        model.load_state_dict(state["weights"])
+        if case.early:
+            put_momentum(optimizer, model, state["momentum"])
     take = {"single": plain, "ddp": plain, "fsdp2": fsdp2}.get(case.strategy, zero)
     steps, wrapped, outer = take(case, model, optimizer)
+    if state and not case.early:
+        put_momentum(outer, wrapped, state["momentum"])
     stats = []
-    for number, batch in enumerate(batches()):
+    for number, batch in list(enumerate(batches()))[slice(*case.steps)]:
         parts = batch.view(case.accumulation, world, -1, *batch.shape[1:])[:, rank]
-        steps(list(parts), number % 3 != 1)
-        stats.append({name: row._asdict() for name, row in optimizer.layer_stats().items()})
+        # without gradients, torch's SGD lets layers roll on under ZeRO; ours leaves them alone, as in one process
+        steps(list(parts), number % 3 != 1 or case.method == "SGD")
+        if hasattr(optimizer, "layer_stats"):
+            stats.append({name: row._asdict() for name, row in optimizer.layer_stats().items()})
     weights, momentum = gather_weights(outer, wrapped), gather_momentum(outer, wrapped)
     return {"weights": weights, "momentum": momentum, "stats": stats}
+
+
+def make(case, model):
+    if case.method == "SGD":
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return torch.optim.SGD(trained, lr=0.05, momentum=0.9, nesterov=True)
+    return getattr(clars, case.method)(model, lr=2.0, weight_decay=0.01, trust_coefficient=0.02, **case.options)
+
+
+def bind(optimizer, model):
+    if isinstance(optimizer, clars.optim.layerwise.LayerwiseOptimizer):
+        clars.bind(optimizer, model)
 
 
 def plain(case, model, optimizer):
@@ -99,7 +123,9 @@ def fsdp2(case, model, optimizer):
     for module in (model.conv, model.middle):
         fully_shard(module)
     fully_shard(model)
-    clars.bind(optimizer, model)
+    if case.method == "SGD":
+        optimizer = make(case, model)
+    bind(optimizer, model)
 
     def step(parts, seldom):
         optimizer.zero_grad()
@@ -126,7 +152,7 @@ def zero(case, model, optimizer):
         **case.config,
     }
     engine, outer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    clars.bind(optimizer, engine)
+    bind(optimizer, engine)
 
     def step(parts, seldom):
         for part in parts:

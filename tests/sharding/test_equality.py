@@ -5,8 +5,8 @@ from importlib.util import find_spec
 
 import pytest
 from cluster import Case, launch, train
+from compare import assert_equal
 
-BOUND = 1e-5
 PLAIN, ZERO = ("ddp", "fsdp2"), ("zero1", "zero2", "zero3")
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the extra [deepspeed]")
 
@@ -23,23 +23,6 @@ def basic(strategies):
 @cache
 def alone(case: Case) -> dict:
     return train(case)
-
-
-def relative(value, expected) -> float:
-    return float((value.double() - expected.double()).norm() / expected.double().norm())
-
-
-def assert_equal(got: dict, expected: dict, bound: float = BOUND) -> None:
-    for kind in ("weights", "momentum"):
-        assert got[kind].keys() == expected[kind].keys()
-        for name, value in expected[kind].items():
-            assert relative(got[kind][name], value) < bound, (kind, name)
-    for step, (rows, wanted) in enumerate(zip(got["stats"], expected["stats"], strict=True)):
-        assert rows.keys() == wanted.keys(), step
-        for layer, row in wanted.items():
-            for name in ("weight_norm", "gradient_norm", "ratio", "example_norm_sum"):
-                if row[name] is not None:
-                    assert rows[layer][name] == pytest.approx(row[name], rel=bound), (step, layer, name)
 
 
 def check(world, folder, cases):
