@@ -58,7 +58,7 @@ def test_other_optimizers_too(small, config, optimizer):
     rate = {"base_rate": 0.05 if optimizer == "sgd" else 4.0, "base_batch": 64}
     path = small(optimizer={"name": optimizer}, schedule=rate)
     launch("cpu", path, "--out", "one")
-    launch(config, path, "--out", config, options=("--num_processes", "3" if config == "fsdp2" else "2"), code=0)
+    launch(config, path, "--out", config, options=("--num_processes", "4" if config == "fsdp2" else "2"))
     agree(config, "one")
 
 
