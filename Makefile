@@ -32,6 +32,7 @@ bench: $(BENCHABLE)  ## measure the cost of a step, alone, beside other tools an
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/optimizer_step.py
 	$(BIN)/python benchmarks/subset.py
+	$(BIN)/python benchmarks/sharding_time.py
 
 tables: $(INSTALLED)  ## regenerate every committed table and figure from its committed records
 	$(BIN)/clars table quickstart --no-run --out recipes/quickstart/results

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -54,9 +55,9 @@ def launch(arguments: Sequence[str], config: Path) -> int:
     waited for, whether the signal was sent to this process alone or to all; a second one kills them.
 
     Raises:
-        UserError: the configuration wants GPUs and there are none.
+        UserError: the configuration wants GPUs or DeepSpeed and there are none.
     """
-    _require_devices(config)
+    _require_machine(config)
     line = command(arguments, config)
     print(f"$ {shlex.join(line)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -90,9 +91,13 @@ def _run(line: Sequence[str], environment: dict[str, str]) -> tuple[int, bool]:
             signal.signal(number, handler)
 
 
-def _require_devices(config: Path) -> None:
-    # torchrun would say so too, at the end of a long traceback.
-    if read_file(config)[0].get("num_processes") == "gpu" and not torch.cuda.is_available():
+def _require_machine(config: Path) -> None:
+    # The launchers would say so too, at the end of a long traceback.
+    settings = read_file(config)[0]
+    lacking = [name for name in ("deepspeed", "transformers") if not find_spec(name)]
+    if settings.get("distributed_type") == "DEEPSPEED" and lacking:
+        raise UserError(f"--launch {config.stem}: needs {lacking[0]}. Install it: pip install 'clars[deepspeed]'.")
+    if settings.get("num_processes") == "gpu" and not torch.cuda.is_available():
         raise UserError(f"--launch {config.stem}: needs GPUs, and torch finds none here. Choose --launch cpu.")
 
 
