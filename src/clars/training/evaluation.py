@@ -36,7 +36,7 @@ def evaluate(accelerator: Accelerator, model: nn.Module, images: Images, batch_s
     loader = DataLoader(images, batch_sampler=[part or [0] for part in parts], collate_fn=collate, num_workers=workers)
     sums = torch.zeros(4, dtype=torch.float64)
     for part, (x, y) in zip(parts, loader):
-        logits = model(x.to(accelerator.device)).float()
+        logits = model(x.to(accelerator.device, dtype_of(model))).float()
         if part:
             sums += _sums(logits, y.to(accelerator.device)).cpu()
     model.train()
@@ -44,6 +44,11 @@ def evaluate(accelerator: Accelerator, model: nn.Module, images: Images, batch_s
     if count != len(images):
         raise AssertionError(f"{count:.0f} examples were counted of {len(images)}")
     return Scores(100 * top1 / count, 100 * top5 / count if logits.shape[1] > 5 else None, loss / count)
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Return the type of the model's parameters, which DeepSpeed changes for bf16 without changing inputs."""
+    return next(model.parameters(), torch.empty(0)).dtype
 
 
 def _sums(logits: Tensor, labels: Tensor) -> Tensor:
@@ -74,4 +79,4 @@ def recalibrate(accelerator: Accelerator, model: nn.Module, images: Images, batc
     loader = DataLoader(
         images, batch_sampler=[part.tolist() for part in order], collate_fn=collate, num_workers=workers
     )
-    update_bn(loader, model, accelerator.device)
+    update_bn((x.to(dtype_of(model)) for x, _ in loader), model, accelerator.device)

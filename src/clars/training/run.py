@@ -29,7 +29,7 @@ from clars.training.batches import Division, GlobalBatches, divide
 from clars.training.build import build_optimizer, build_schedule
 from clars.training.checkpoint import Progress, State
 from clars.training.display import Display
-from clars.training.evaluation import Scores, evaluate, recalibrate, share_buffers
+from clars.training.evaluation import Scores, dtype_of, evaluate, recalibrate, share_buffers
 from clars.training.faults import explained
 from clars.training.folder import RunFolder
 
@@ -151,7 +151,7 @@ class Run:
 
     def _forward_backward(self, x: Tensor, y: Tensor) -> Tensor:
         device = self.accelerator.device
-        logits = self.model(x.to(device, non_blocking=True))
+        logits = self.model(x.to(device, dtype_of(self.plain), non_blocking=True)).float()
         loss = F.cross_entropy(logits, y.to(device, non_blocking=True), label_smoothing=self.recipe.label_smoothing)
         self.accelerator.backward(loss)
         return loss.detach()
