@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader
@@ -40,6 +41,9 @@ def evaluate(accelerator: Accelerator, model: nn.Module, images: Images, batch_s
         if part:
             sums += _sums(logits, y.to(accelerator.device)).cpu()
     model.train()
+    for module in model.modules():
+        if isinstance(module, FSDPModule):  # whose outermost parameters would stay whole until the next backward pass
+            module.reshard()
     top1, top5, loss, count = accelerator.reduce(sums.to(accelerator.device)).tolist()
     if count != len(images):
         raise AssertionError(f"{count:.0f} examples were counted of {len(images)}")
