@@ -32,6 +32,7 @@ class Case:
     options: dict = field(default_factory=dict, hash=False)
     steps: tuple[int, int] = (0, STEPS)
     state: str = ""  # a file of weights and momentum to begin with
+    merge: bool = False  # the optimizer's groups
     early: bool = False  # whether the momentum is put before the strategy cuts the parameters, or after
 
     def alone(self) -> "Case":
@@ -71,6 +72,8 @@ def train(case: Case, rank: int = 0, world: int = 1) -> dict:
     """Return weights and momentum, whole, in the first process, and each step's statistics by layer in all."""
     model = network()
     optimizer = make(case, model)
+    if case.merge:
+        optimizer.merge_groups()
     state = torch.load(case.state) if case.state else None
     if state:
         model.load_state_dict(state["weights"])
