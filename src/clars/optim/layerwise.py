@@ -170,13 +170,17 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         shards = [shard for shard in self.layout.shards if shard.owner.grad is not None]
         unscale = self._unscale(shards)
         if unscale is None:
-            self._last = ([], *[torch.zeros(0)] * 3, None)  # a skipped step has no statistics
+            self.skip()
         else:
             self.measure(shards)
             self.rate(unscale)
             self.apply(shards)
         self.forget()
         return loss
+
+    def skip(self) -> None:
+        """Note that a step was not taken: it has no statistics."""
+        self._last = ([], *[torch.zeros(0)] * 3, None)
 
     @property
     def exact(self) -> bool:

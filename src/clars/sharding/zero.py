@@ -94,17 +94,19 @@ class ZeroLayout(Layout):
             _give_back_linear()
 
     def _begin(self, optimizer: Any) -> None:
-        first = not optimizer.verified
+        first, self.rated = not optimizer.verified, False
         self.norm = optimizer.measure(self.shards)  # of all layers' gradients together
         self.scale = self._scale()  # ZeRO may change it in the midst of its step, between overflow check and gradients
-        self.reduced = [self.gradient(shard).norm() for shard in self.shards] if first else None
-        self.under_way, self.rated = True, False
+        self.reduced = [self.gradient(shard).float().norm() for shard in self.shards] if first else None
+        self.under_way = True
         for number, owner in enumerate(self.owners):  # DeepSpeed looks for state once, after its first call of step()
             if optimizer.param_groups[_group_number(self.zero, number)]["momentum"]:
                 optimizer.buffer(owner)
 
     def _end(self, optimizer: Any) -> None:
         self.under_way = False
+        if not self.rated:  # ZeRO has found that a gradient overflowed
+            optimizer.skip()
         optimizer.forget()
         self.reached.clear()
         # What is left of these gradients ZeRO would count again, or add to, where a parameter gets none the next time.
