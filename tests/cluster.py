@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from conftest import squared_loss
 from torch import distributed, multiprocessing, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import clars
@@ -32,6 +32,9 @@ class Case:
     options: dict = field(default_factory=dict, hash=False)
     steps: tuple[int, int] = (0, STEPS)
     state: str = ""  # a file of weights and momentum to begin with
+    merge: bool = False  # the optimizer's groups
+    precision: str = "float32"  # bfloat16, float16 (of ZeRO) or autocast
+    skipped: frozenset = frozenset()  # steps
     early: bool = False  # whether the momentum is put before the strategy cuts the parameters, or after
 
     def alone(self) -> "Case":
@@ -71,6 +74,8 @@ def train(case: Case, rank: int = 0, world: int = 1) -> dict:
     """Return weights and momentum, whole, in the first process, and each step's statistics by layer in all."""
     model = network()
     optimizer = make(case, model)
+    if case.merge:
+        optimizer.merge_groups()
     state = torch.load(case.state) if case.state else None
     if state:
         model.load_state_dict(state["weights"])
@@ -83,6 +88,9 @@ def train(case: Case, rank: int = 0, world: int = 1) -> dict:
     stats = []
     for number, batch in list(enumerate(batches()))[slice(*case.steps)]:
         parts = batch.view(case.accumulation, world, -1, *batch.shape[1:])[:, rank]
+        if number in case.skipped:
+            stats.append({})
+            continue
         # without gradients, torch's SGD lets layers roll on under ZeRO; ours leaves them alone, as in one process
         steps(list(parts), number % 3 != 1 or case.method == "SGD")
         if hasattr(optimizer, "layer_stats"):
@@ -95,12 +103,30 @@ def make(case, model):
     if case.method == "SGD":
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return torch.optim.SGD(trained, lr=0.05, momentum=0.9, nesterov=True)
-    return getattr(clars, case.method)(model, lr=2.0, weight_decay=0.01, trust_coefficient=0.02, **case.options)
+    options = {"lr": 2.0, "weight_decay": 0.01, "trust_coefficient": 0.02, **case.options}
+    return getattr(clars, case.method)(model, **options)
 
 
 def bind(optimizer, model):
     if isinstance(optimizer, clars.optim.layerwise.LayerwiseOptimizer):
         clars.bind(optimizer, model)
+
+
+FP16 = {"enabled": True, "initial_scale_power": 20, "loss_scale_window": 2, "hysteresis": 1}
+ENGINES = {"bfloat16": {"bf16": {"enabled": True}}, "float16": {"fp16": FP16}}
+
+
+def in_precision(case, model, seldom):
+    """Return the model as a function of its input, computed in the case's precision."""
+    if case.precision == "autocast":
+
+        def forward(x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return model(x, seldom)
+
+        return lambda x: forward(x).float()
+    dtype = getattr(torch, case.precision) if case.strategy.startswith("zero") else torch.float32
+    return lambda x: model(x.to(dtype), seldom).float()
 
 
 def plain(case, model, optimizer):
@@ -111,7 +137,7 @@ def plain(case, model, optimizer):
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
             with contextlib.nullcontext() if last or case.strategy == "single" else wrapped.no_sync():
-                (squared_loss(lambda x: wrapped(x, seldom), part) / len(parts)).backward()
+                (squared_loss(in_precision(case, wrapped, seldom), part) / len(parts)).backward()
         if case.clip:
             nn.utils.clip_grad_norm_(model.parameters(), case.clip)
         optimizer.step()
@@ -120,9 +146,10 @@ def plain(case, model, optimizer):
 
 
 def fsdp2(case, model, optimizer):
-    for module in (model.conv, model.middle):
-        fully_shard(module)
-    fully_shard(model)
+    half = case.precision == "bfloat16"
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
+    for module in (model.conv, model.middle, model):
+        fully_shard(module, mp_policy=policy)
     if case.method == "SGD":
         optimizer = make(case, model)
     bind(optimizer, model)
@@ -131,7 +158,7 @@ def fsdp2(case, model, optimizer):
         optimizer.zero_grad()
         for number, part in enumerate(parts):
             model.set_requires_gradient_sync(number == len(parts) - 1)
-            (squared_loss(lambda x: model(x, seldom), part) / len(parts)).backward()
+            (squared_loss(in_precision(case, model, seldom), part) / len(parts)).backward()
         if case.clip:
             nn.utils.clip_grad_norm_(model.parameters(), case.clip)
         optimizer.step()
@@ -149,14 +176,16 @@ def zero(case, model, optimizer):
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": {"stage": int(case.strategy[-1]), "reduce_bucket_size": 1000, **case.zero},
+        **ENGINES.get(case.precision, {}),
         **case.config,
     }
+    deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True  # slowly, by any processor
     engine, outer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     bind(optimizer, engine)
 
     def step(parts, seldom):
         for part in parts:
-            engine.backward(squared_loss(lambda x: engine(x, seldom), part))
+            engine.backward(squared_loss(in_precision(case, engine, seldom), part))
             engine.step()
 
     return step, engine, outer

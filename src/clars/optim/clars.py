@@ -10,6 +10,7 @@ from clars.errors import UnsupportedLayerError, UserError
 from clars.layers import LayerUnit
 from clars.norms import ExampleNorms
 from clars.optim.layerwise import LayerwiseOptimizer
+from clars.optim.options import by_layer
 from clars.sharding.check import refuse_unmeasured
 from clars.sharding.layout import Layout, Shard
 
@@ -83,7 +84,7 @@ class CLARS(LayerwiseOptimizer):
             eps=eps,
             norm_floor=norm_floor,
         )
-        adapted = {group["layer"] for group in self.param_groups if group["adapt"]}
+        adapted = self._adapted()
         tracked = [layer for layer in self.layers if layer.name in adapted]
         self.norms = norms if norms is not None else ExampleNorms(model, estimator, layers=tracked, fraction=fraction)
         self._tracked = {layer.name for layer in self.norms.layers}
@@ -134,7 +135,7 @@ class CLARS(LayerwiseOptimizer):
         }
 
     def _adapted(self) -> set[str]:
-        return {group["layer"] for group in self.param_groups if group["adapt"]}
+        return {name for name, group in by_layer(self.param_groups).items() if group["adapt"]}
 
     @property
     def exact(self) -> bool:

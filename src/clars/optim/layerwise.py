@@ -4,6 +4,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from clars.errors import UserError
 from clars.layers import Layer, LayerUnit, layers
 from clars.norms.product import wide
-from clars.optim.options import check, groups
+from clars.optim.options import by_layer, check, groups, layers_of, merged
 from clars.optim.stats import LayerStats
 from clars.optim.update import Momentum, pieces, update
 from clars.sharding.check import verify
@@ -90,9 +91,18 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: always, for a group that a user adds.
         """
-        if len(self.param_groups) == len(self.layers):
+        if sum(len(layers_of(group)) for group in self.param_groups) == len(self.layers):
             raise UserError("The layers are those of the model; make the optimizer anew to train more of them.")
         super().add_param_group(param_group)
+
+    def merge_groups(self) -> None:
+        """Join the parameter groups whose options are the same; the steps stay what they are.
+
+        One group per layer costs time under DeepSpeed, which handles group by group. Call it before
+        `deepspeed.initialize`. The names of a group's layers are then its "layers". Options that change later, such
+        as a schedule's rate, are those of the group.
+        """
+        self.param_groups = merged(self.param_groups)
 
     def __getstate__(self):
         raise UserError(
@@ -160,13 +170,17 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         shards = [shard for shard in self.layout.shards if shard.owner.grad is not None]
         unscale = self._unscale(shards)
         if unscale is None:
-            self._last = ([], *[torch.zeros(0)] * 3, None)  # a skipped step has no statistics
+            self.skip()
         else:
             self.measure(shards)
             self.rate(unscale)
             self.apply(shards)
         self.forget()
         return loss
+
+    def skip(self) -> None:
+        """Note that a step was not taken: it has no statistics."""
+        self._last = ([], *[torch.zeros(0)] * 3, None)
 
     @property
     def exact(self) -> bool:
@@ -252,7 +266,8 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         norms = torch.maximum(weight_norms, constants.floor)
         bottom = self.denominators(gradient_norms, totals) + constants.weight_decay * norms + self.eps
         ratios = torch.where(constants.adapt, constants.trust * norms / bottom, 1.0)
-        self._last = ([], weight_norms, gradient_norms, ratios, totals)
+        active = {self._number[name] for name in self.layout.active()}
+        self._last = (sorted(active), weight_norms, gradient_norms, ratios, totals)
 
     def _vectors(self, weights: list[Tensor], shards: list[Shard], with_gradient: list[Tensor]) -> _Constants:
         wanted = {wide(parameter.dtype) for parameter in self.layout.parameters.values()}
@@ -264,25 +279,27 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
             [(self._number[shard.name], len(pieces(weight))) for shard, weight in zip(of, tensors)]
             for of, tensors in ((self.layout.shards, weights), (shards, with_gradient))
         ]
-        options = ("weight_decay", "trust_coefficient", "adapt")
-        key = (like, blocks, [tuple(group[name] for name in options) for group in self.param_groups])
+        group_of = by_layer(self.param_groups)
+        own = [group_of[layer.name] for layer in self.layers]
+        options = [[group[name] for group in own] for name in ("weight_decay", "trust_coefficient", "adapt")]
+        key = (like, blocks, options)
         if self._constants is None or self._constants[0] != key:
-            layers_of = [[k for k, count in own for _ in range(count)] for own in blocks]
+            indices = [[k for k, count in each for _ in range(count)] for each in blocks]
+            weight_decay, trust, adapt = options
             constants = _Constants(
-                layer_of=[torch.tensor(own, dtype=torch.long, device=like["device"]) for own in layers_of],
+                layer_of=[torch.tensor(each, dtype=torch.long, device=like["device"]) for each in indices],
                 floor=self.norm_floor * torch.tensor(self._sizes, **like).sqrt(),
-                weight_decay=torch.tensor([group["weight_decay"] for group in self.param_groups], **like),
-                trust=torch.tensor([group["trust_coefficient"] for group in self.param_groups], **like),
-                adapt=torch.tensor([group["adapt"] for group in self.param_groups], device=like["device"]),
+                weight_decay=torch.tensor(weight_decay, **like),
+                trust=torch.tensor(trust, **like),
+                adapt=torch.tensor(adapt, device=like["device"]),
             )
             self._constants = (key, constants)
         return self._constants[1]
 
     def apply(self, shards: list[Shard]) -> None:
         """Take the step for `shards`, for all that share their scalar options at once."""
-        applied, *_, ratios, _ = self._last
-        ratios = ratios.unbind()
-        options_of = {group["layer"]: _options(group) for group in self.param_groups}
+        ratios = self._last[3].unbind()
+        options_of = {name: _options(group) for name, group in by_layer(self.param_groups).items()}
         buckets: dict[tuple, list[Shard]] = {}
         for shard in shards:
             buckets.setdefault(options_of[self.layer_of(shard).name], []).append(shard)
@@ -292,7 +309,6 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
             buffers = [shard.view(self.buffer(shard.owner)) if momentum else None for shard in own]
             rates = (torch.stack([ratios[self._number[shard.name]] for shard in own]) * lr).unbind()
             update(weights, gradients, buffers, rates, Momentum(momentum, weight_decay, nesterov))
-        applied += {self._number[shard.name]: None for shard in shards}
 
     def buffer(self, owner: Tensor) -> Tensor:
         """Return the momentum of an owner of shards, made of zeros where there is none yet."""
@@ -316,10 +332,10 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         """
         if self._last is None:
             raise UserError("layer_stats() before the first step: there is nothing to tell yet.")
-        applied, *vectors, totals = self._last
+        active, *vectors, totals = self._last
         rows = list(zip(*(vector.tolist() for vector in vectors)))
         per_example = totals.tolist() if totals is not None else [None] * len(self.layers)
-        stats = {self.layers[k].name: LayerStats.of(*rows[k], per_example[k]) for k in sorted(applied)}
+        stats = {self.layers[k].name: LayerStats.of(*rows[k], per_example[k]) for k in active}
         short = [name for name, row in stats.items() if row.unmeasured and self.exact]
         if short:
             warnings.warn(
@@ -335,18 +351,24 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: the layers differ, or an option in the state is impossible.
         """
-        saved = [group.get("layer") for group in state_dict["param_groups"]]
-        own = [group["layer"] for group in self.param_groups]
+        saved, own = ([_names(group) for group in groups] for groups in (state_dict["param_groups"], self.param_groups))
         if saved != own:
-            missing = sorted(set(own) - set(filter(None, saved)))[:3]
-            raise UserError(f"The state is of other layers ({len(saved)} against {len(own)} here, without {missing}).")
+            missing = sorted(set(chain(*own)) - set(chain(*saved)))[:3]
+            raise UserError(
+                f"The state is of other layers ({len(saved)} groups against {len(own)} here, without {missing})."
+            )
         options = ("lr", "momentum", "weight_decay", "trust_coefficient", "nesterov", "adapt")
         for group in state_dict["param_groups"]:
-            check({name: group[name] for name in options}, f"state of layer {group['layer']!r}")
+            check({name: group[name] for name in options}, f"state of layer {_names(group)[0]!r}")
         super().load_state_dict(state_dict)
 
 
 _layers = layers  # the optimizers' argument has the name of the function
+
+
+def _names(group: dict[str, Any]) -> list[str]:
+    """Return the names of the layers of a saved group, if it has such."""
+    return layers_of(group) if "layers" in group or "layer" in group else []
 
 
 def _options(group: dict[str, Any]) -> tuple:

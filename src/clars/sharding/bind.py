@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from clars.errors import UserError
 from clars.optim.layerwise import LayerwiseOptimizer
+from clars.optim.options import layers_of
 from clars.sharding.find import find, unwrapped
 from clars.sharding.state import put
 from clars.sharding.support import check
@@ -60,6 +61,8 @@ def _take_momentum(optimizer: LayerwiseOptimizer, zero: bool) -> dict[str, Tenso
 
 def _adopt(optimizer: LayerwiseOptimizer) -> None:
     """Have the optimizer step the tensors that are the model's parameters now."""
-    groups = {group["layer"]: group for group in optimizer.param_groups}
-    for layer in optimizer.layers:
-        groups[layer.name]["params"] = [layer.module._parameters[local] for local in layer.parameters]
+    present = {
+        layer.name: [layer.module._parameters[local] for local in layer.parameters] for layer in optimizer.layers
+    }
+    for group in optimizer.param_groups:
+        group["params"] = [parameter for name in layers_of(group) for parameter in present[name]]

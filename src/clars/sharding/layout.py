@@ -71,6 +71,10 @@ class Layout:
         """Return which parameters got a gradient in this process, of those whose gradients are about to be measured."""
         return {shard.name for shard in shards}
 
+    def active(self) -> set[str]:
+        """Return which parameters got a gradient in the step under way, in any process."""
+        return {name for name, parameter in self.parameters.items() if parameter.grad is not None}
+
     def gradient(self, shard: Shard) -> Tensor:
         """Return the gradient of the shard's elements, as the step uses it."""
         return shard.view(shard.owner.grad)

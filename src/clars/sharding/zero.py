@@ -36,18 +36,27 @@ class ZeroLayout(Layout):
         super().__init__(shards, dict(named), _group(zero), device=_device())
         self.strategy = f"zero{stage(zero)}"
         self.reached: set[str] = set()  # parameters that got a gradient since the last step, in this process
-        self.active: set[str] = set()  # and in any, as of the step under way
+        self.stepped: set[str] = set()  # and in any, as of the step under way
         self.under_way = False
+        self.places: dict[tuple[int, int], tuple[int, int]] = {}  # of shards among the reduced gradients
 
     def reached_by(self, shards: Sequence[Shard]) -> set[str]:
         # for the others ZeRO puts zeros, or what was there before, in the gradient's place
         return self.reached
 
+    def active(self) -> set[str]:
+        return self.stepped
+
     def gradient(self, shard: Shard) -> Tensor:
         """Return the shard's gradient: as the step uses it where ZeRO has handed it over, else as it was reduced."""
         if shard.owner.grad is not None:
             return shard.view(shard.owner.grad)
-        return _inside(_reduced(self.zero, self.number[id(shard.owner)]), shard)
+        tensors = _reduced(self.zero, self.number[id(shard.owner)])
+        place = (id(shard.owner), shard.cut.start)
+        if place not in self.places:
+            self.places[place] = _place(tensors, shard)
+        which, begin = self.places[place]
+        return tensors[which].view(-1)[begin : begin + shard.cut.stop - shard.cut.start]
 
     def found(self, shard: Shard) -> Tensor:
         """Return how many of the elements are equal to the model's own, of which ZeRO keeps a copy."""
@@ -55,7 +64,7 @@ class ZeroLayout(Layout):
         return (master.to(model.device, model.dtype) == model).sum()
 
     def whole(self, squares: Tensor, totals: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        self.active = set(self.reached)
+        self.stepped = set(self.reached)
         return super().whole(squares, totals)
 
     def exchange(self, table: Tensor) -> Tensor:
@@ -64,7 +73,7 @@ class ZeroLayout(Layout):
         summed = self.sum(torch.cat([table.flatten(), table.new_tensor(got)]))
         if not all(got):  # else there is nothing to learn, for which one would have to wait for the device
             counts = summed[table.numel() :].tolist()
-            self.active = {name for name, count in zip(self.parameters, counts) if count}
+            self.stepped = {name for name, count in zip(self.parameters, counts) if count}
         return summed[: table.numel()].view(table.shape)
 
     def install(self, optimizer: Any) -> None:
@@ -85,24 +94,27 @@ class ZeroLayout(Layout):
             _give_back_linear()
 
     def _begin(self, optimizer: Any) -> None:
-        first = not optimizer.verified
+        first, self.rated = not optimizer.verified, False
         self.norm = optimizer.measure(self.shards)  # of all layers' gradients together
         self.scale = self._scale()  # ZeRO may change it in the midst of its step, between overflow check and gradients
-        self.reduced = [self.gradient(shard).norm() for shard in self.shards] if first else None
-        self.under_way, self.rated = True, False
+        self.reduced = [self.gradient(shard).float().norm() for shard in self.shards] if first else None
+        self.under_way = True
         for number, owner in enumerate(self.owners):  # DeepSpeed looks for state once, after its first call of step()
             if optimizer.param_groups[_group_number(self.zero, number)]["momentum"]:
                 optimizer.buffer(owner)
 
     def _end(self, optimizer: Any) -> None:
         self.under_way = False
+        if not self.rated:  # ZeRO has found that a gradient overflowed
+            optimizer.skip()
         optimizer.forget()
         self.reached.clear()
-        if stage(self.zero) == 3:  # for a parameter without gradient it would take the last one again, or add to it
-            self.zero.grad_partitions_flat_buffer.zero_()
-            for owner in self.owners:
-                if owner.grad is not None:
-                    owner.grad.zero_()
+        # What is left of these gradients ZeRO would count again, or add to, where a parameter gets none the next time.
+        left = [owner.grad for owner in self.owners if owner.grad is not None]
+        if stage(self.zero) == 3:
+            left.append(self.zero.grad_partitions_flat_buffer)
+        for gradient in left:
+            gradient.zero_()
 
     def hand_over(self, optimizer: Any) -> None:
         """Take the step for the flat tensors that ZeRO has put into the optimizer's groups.
@@ -120,7 +132,7 @@ class ZeroLayout(Layout):
         owners = {id(owner) for group in optimizer.param_groups for owner in group["params"]}
         if self.reduced is not None:
             self._verify_scale(owners, present)
-        shards = [shard for shard in self.shards if id(shard.owner) in owners and shard.name in self.active]
+        shards = [shard for shard in self.shards if id(shard.owner) in owners and shard.name in self.stepped]
         if self.scale != self._scale():  # ZeRO has divided by the scale of the step to come
             for shard in shards:
                 self.gradient(shard).mul_(wanted / present)
@@ -243,11 +255,14 @@ def _reduced(zero: Any, number: int) -> Sequence[Tensor]:
     return zero.averaged_gradients[number]
 
 
-def _inside(tensors: Sequence[Tensor], shard: Shard) -> Tensor:
-    """Return what lies at the shard's place in `tensors` laid end to end."""
+def _place(tensors: Sequence[Tensor], shard: Shard) -> tuple[int, int]:
+    """Return in which of `tensors`, laid end to end, the shard lies, and where in it."""
     begin = 0
-    for tensor in tensors:
+    for which, tensor in enumerate(tensors):
         if begin <= shard.cut.start and shard.cut.stop <= begin + tensor.numel():
-            return tensor.view(-1)[shard.cut.start - begin : shard.cut.stop - begin]
+            return which, shard.cut.start - begin
         begin += tensor.numel()
-    raise UserError(f"DeepSpeed keeps the gradient of {shard.name!r} in a way that is not known.")
+    raise UserError(
+        f"DeepSpeed keeps the gradient of {shard.name!r}, of which {shard.cut.stop - shard.cut.start} elements were "
+        f"expected, among {begin} elements in a way that is not understood."
+    )
