@@ -100,6 +100,18 @@ def test_and_any_number_of_processes(small, optimizer):
 
 @pytest.mark.slow
 @needs_deepspeed
+def test_master_weights_go_with_the_state(small):
+    """DeepSpeed makes them anew from weights that it has rounded to bfloat16."""
+    path, options = small(), ("--mixed_precision", "bf16")
+    launch("zero2", path, "--out", "whole", options=options)
+    command = line("zero2", "interrupt", 7, path, "--checkpoint-every", 3, options=options, script=DISTURBED)
+    subprocess.run(command, capture_output=True, timeout=LIMIT)
+    launch("zero2", path, options=options)
+    assert distance("runs", "whole") == 0
+
+
+@pytest.mark.slow
+@needs_deepspeed
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_the_optimizer_in_the_memory_of_the_machine(small, stage):
     """accelerate would put DeepSpeed's Adam in its place."""

@@ -112,7 +112,10 @@ def prepare(
             "gradient_clipping": 0.0,  # accelerate would clip to 1
             "zero_force_ds_cpu_optimizer": False,  # accelerate would replace the optimizer by DeepSpeed's Adam
         }
-    prepared, stepping = accelerator.prepare(model, optimizer)
+    try:
+        prepared, stepping = accelerator.prepare(model, optimizer)
+    except ValueError as error:  # such as a precision that the device does not have
+        raise UserError(f"The strategy cannot be put into force here: {error}") from error
     found, wanted = _found(prepared), asked()
     if wanted == "zero":
         wanted = f"zero{accelerator.state.deepspeed_plugin.zero_stage}"
