@@ -109,8 +109,10 @@ def inode():
 
 
 FORKS = """\
-import os, sys
+import os, sys, torch
+from accelerate.utils import extract_model_from_parallel
 from clars.training import script
+extract_model_from_parallel(torch.nn.Linear(1, 1))  # imports DeepSpeed, where it is, once for all children
 for _ in range(int(sys.argv[1])):
     child = os.fork()
     if not child:

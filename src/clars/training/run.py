@@ -18,7 +18,6 @@ from clars import data, models
 from clars.chance import derived_seed
 from clars.errors import Fault, UserError
 from clars.optim import CLARS
-from clars.recipes.load import Resolved
 from clars.results.jobs import Job
 from clars.results.provenance import provenance
 from clars.results.record import Record
@@ -32,6 +31,7 @@ from clars.training.display import Display
 from clars.training.evaluation import Scores, dtype_of, evaluate, recalibrate, share_buffers
 from clars.training.faults import explained
 from clars.training.folder import RunFolder
+from clars.training.report import record_of
 
 CHECK_EVERY = 50  # steps between looks at the loss: each look waits for the device
 
@@ -61,7 +61,7 @@ class Run:
 
     def __init__(self, job: Job, accelerator: Accelerator, options: Options, display: Display) -> None:
         self.job, self.accelerator, self.options, self.display = job, accelerator, options, display
-        self.resolved: Resolved = job.resolved
+        self.resolved = job.resolved
         self.recipe = recipe = job.resolved.recipe
         self.started = time.perf_counter()
         display.begin(f"{job.resolved.short_name} seed {job.seed}")
@@ -241,32 +241,9 @@ class Run:
         return state.progress
 
     def _write_record(self, status: str, scores: Scores) -> Record:
-        resolved, recipe, now, cut = self.resolved, self.recipe, self.progress, self.division
-        best = None if now.best_top1 is None else {"top1": now.best_top1, "epoch": now.best_epoch}
-        seen = now.step * recipe.batch_size
-        written = Record(
-            recipe=resolved.name,
-            version=resolved.version,
-            recipe_sha256=resolved.sha256,
-            overrides=list(resolved.overrides),
-            seed=self.job.seed,
-            **provenance(resolved.path, self.accelerator.device),
-            threads=torch.get_num_threads(),
-            strategy=self.strategy,
-            world_size=cut.world_size,
-            global_batch_size=cut.global_batch,
-            micro_batch_size=cut.micro_batch,
-            accumulation=cut.accumulation,
-            steps=now.step,
-            epochs=now.epoch,
-            settings=recipe.model_dump(mode="json"),
-            optimizer=recipe.optimizer.model_dump(mode="json"),
-            schedule={**recipe.schedule.model_dump(mode="json"), "peak_rate": resolved.peak_rate},
-            final=scores._asdict(),
-            best=best,
-            wall_seconds=now.wall_seconds + self._lap(),
-            examples_per_second=seen / now.train_seconds if now.train_seconds else None,
-            status=status,
-        )
+        self.progress = replace(self.progress, wall_seconds=self.progress.wall_seconds + self._lap())
+        machine = provenance(self.resolved.path, self.accelerator.device)
+        machine |= {"strategy": self.strategy, "threads": torch.get_num_threads()}
+        written = record_of(self.job, self.division, self.progress, scores, status, machine)
         self.folder.write(written)
         return written
