@@ -2,13 +2,16 @@
 
 import importlib.util
 import json
+import os
+import random
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from machine import DISTURBED, LIMIT, distance, disturbed, launch, line, numbers, record
+from machine import DISTURBED, LIMIT, ROOT, TRAIN, distance, disturbed, launch, line, numbers, record
 
 from clars.errors import UserError
 from clars.training import strategy
@@ -146,6 +149,36 @@ def test_two_machines(small):
     assert [process.returncode for process in started] == [0, 0], ends
     assert (record("two")["strategy"], record("two")["world_size"]) == ("ddp", 2)
     agree("two", "one")
+
+
+SRUN = """\
+#!/usr/bin/env bash
+shift
+for node in 0 1; do SLURM_NODEID=$node "$@" & done
+wait -n && wait -n
+"""
+
+
+@pytest.mark.slow
+def test_the_slurm_template(small, tmp_path):
+    """Its commands, with an srun that starts both machines' here."""
+    path = small(epochs=1)
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    shutil.copy(TRAIN, tmp_path / "recipes")
+    tools = tmp_path / ".venv" / "bin"
+    tools.mkdir(parents=True)
+    (tools / "activate").write_text(f"export PATH={tools}:$PATH\n")
+    accelerate = f'#!/bin/sh\nexec {sys.executable} -m accelerate.commands.accelerate_cli "$@"\n'
+    for name, text in {"srun": SRUN, "accelerate": accelerate, "scontrol": "#!/bin/sh\necho 127.0.0.1\n"}.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    job = {"SLURM_NNODES": "2", "SLURM_JOB_ID": str(random.randrange(20000)), "SLURM_JOB_NODELIST": "a,b", "GPUS": "1"}
+    script = tmp_path / "configs" / "slurm" / "train.sbatch"
+    done = subprocess.run(
+        ["bash", script, path], env=os.environ | job, capture_output=True, text=True, cwd=tmp_path, timeout=LIMIT
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (record("runs")["strategy"], record("runs")["world_size"]) == ("ddp", 2)
 
 
 REFUSED = [

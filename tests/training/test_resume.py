@@ -109,10 +109,11 @@ def inode():
 
 
 FORKS = """\
-import os, sys, torch
+import contextlib, os, sys, torch
 from accelerate.utils import extract_model_from_parallel
 from clars.training import script
-extract_model_from_parallel(torch.nn.Linear(1, 1))  # imports DeepSpeed, where it is, once for all children
+with contextlib.redirect_stdout(sys.stderr):
+    extract_model_from_parallel(torch.nn.Linear(1, 1))  # imports DeepSpeed, where it is, once for all children
 for _ in range(int(sys.argv[1])):
     child = os.fork()
     if not child:

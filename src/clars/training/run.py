@@ -78,11 +78,11 @@ class Run:
             recipe.model, self.splits.num_classes, recipe.data.channels, recipe.data.image_size
         )
         self.inner: Optimizer = build_optimizer(self.resolved, self.plain)
-        if options.overwrite:
+        state = State() if options.overwrite else self._load()
+        self.model, self.optimizer, self.strategy = strategy.prepare(accelerator, self.division, self.plain, self.inner)
+        if options.overwrite:  # only now, when no mistake can end the run before it begins
             self.folder.clear()
             accelerator.wait_for_everyone()
-        state = self._load()
-        self.model, self.optimizer, self.strategy = strategy.prepare(accelerator, self.division, self.plain, self.inner)
         self.progress = self._resume(state)
         self.loss_sum = torch.tensor(self.progress.loss_sum, dtype=torch.float64)
         self.schedule: LambdaLR = build_schedule(self.resolved, self.inner, self.batches.steps, self.progress.step)

@@ -31,7 +31,7 @@ _REFUSED = {
 
 
 def asked() -> str:
-    """Return the strategy that the launch asks for: single, ddp, fsdp2, zero0 to zero3.
+    """Return the strategy that the launch asks for: single, ddp, fsdp2, or zero of any stage.
 
     Raises:
         UserError: one that this version does not know, or that the launcher has switched off again.
