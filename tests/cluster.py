@@ -37,6 +37,7 @@ class Case:
     steps: tuple[int, int] = (0, STEPS)
     state: str = ""  # a file of weights and momentum to begin with
     norm: str = ""  # "batch" or "running", for a network with batch normalisation
+    born_cut: bool = False  # whether the model is made under deepspeed.zero.Init
     merge: bool = False  # the optimizer's groups
     precision: str = "float32"  # bfloat16, float16 (of ZeRO) or autocast
     skipped: frozenset = frozenset()  # steps
@@ -44,7 +45,7 @@ class Case:
 
     def alone(self) -> "Case":
         """The same in one process."""
-        return replace(self, strategy="single", zero={}, config={}, merge=False, precision="float32")
+        return replace(self, strategy="single", zero={}, config={}, merge=False, born_cut=False, precision="float32")
 
 
 class Network(nn.Module):
@@ -120,7 +121,12 @@ def batches():
 
 def train(case: Case, rank: int = 0, world: int = 1) -> dict:
     """Return weights and momentum, whole, in the first process, and each step's statistics by layer in all."""
-    model = network(case)
+    with contextlib.ExitStack() as stack:
+        if case.born_cut:
+            import deepspeed
+
+            stack.enter_context(deepspeed.zero.Init(config_dict_or_path=config_of(case)))
+        model = network(case)
     optimizer = make(case, model)
     if case.merge:
         optimizer.merge_groups()
@@ -239,10 +245,8 @@ def fsdp2(case, model, optimizer):
     return step, model, optimizer
 
 
-def zero(case, model, optimizer):
-    import deepspeed
-
-    config = {
+def config_of(case):
+    return {
         "train_micro_batch_size_per_gpu": BATCH // case.accumulation // distributed.get_world_size(),
         "gradient_accumulation_steps": case.accumulation,
         "gradient_clipping": case.clip,
@@ -252,8 +256,13 @@ def zero(case, model, optimizer):
         **ENGINES.get(case.precision, {}),
         **case.config,
     }
+
+
+def zero(case, model, optimizer):
+    import deepspeed
+
     deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True  # slowly, by any processor
-    engine, outer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    engine, outer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config_of(case))
     bind(optimizer, engine)
 
     def step(parts, seldom):

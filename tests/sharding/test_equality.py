@@ -68,8 +68,8 @@ def test_replicas_and_fully_sharded(tmp_path):
 
 @needs_deepspeed
 def test_zero(tmp_path):
-    merged = [Case("zero2", "CLARS", 4, 0.05, {"round_robin_gradients": True}, merge=True)]
-    check(2, tmp_path, cases(ZERO, SOME) + merged)
+    merged = Case("zero2", "CLARS", 4, 0.05, {"round_robin_gradients": True}, merge=True)
+    check(2, tmp_path, [*cases(ZERO, SOME), merged, Case("zero3", "LARS", 1, 0.05, born_cut=True)])
 
 
 @full
