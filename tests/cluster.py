@@ -2,14 +2,18 @@
 
 import contextlib
 import os
+import sys
 import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from conftest import squared_loss
 from torch import distributed, multiprocessing, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.modules import batchnorm
 from torch.nn.parallel import DistributedDataParallel
 
 import clars
@@ -32,6 +36,8 @@ class Case:
     options: dict = field(default_factory=dict, hash=False)
     steps: tuple[int, int] = (0, STEPS)
     state: str = ""  # a file of weights and momentum to begin with
+    norm: str = ""  # "batch" or "running", for a network with batch normalisation
+    born_cut: bool = False  # whether the model is made under deepspeed.zero.Init
     merge: bool = False  # the optimizer's groups
     precision: str = "float32"  # bfloat16, float16 (of ZeRO) or autocast
     skipped: frozenset = frozenset()  # steps
@@ -39,7 +45,7 @@ class Case:
 
     def alone(self) -> "Case":
         """The same in one process."""
-        return Case("single", self.method, self.accumulation, self.clip, options=self.options)
+        return replace(self, strategy="single", zero={}, config={}, merge=False, born_cut=False, precision="float32")
 
 
 class Network(nn.Module):
@@ -60,9 +66,52 @@ class Network(nn.Module):
         return self.last(self.small(self.middle(x.flatten(1)).tanh()))
 
 
-def network():
+class OnProcessors(torch.autograd.Function):
+    """What torch.nn.SyncBatchNorm calls, which torch has on accelerators only."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, mean, variance, eps, momentum, group, world):
+        sums = torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))])
+        distributed.all_reduce(sums)
+        ctx.count = world * x[:, 0].numel()
+        mean, squares = (sums / ctx.count)[:, None, :, None, None]
+        ctx.scale = (squares - mean.square() + eps).rsqrt()
+        normal = (x - mean) * ctx.scale
+        ctx.save_for_backward(normal, weight)
+        return normal * weight[:, None, None] + bias[:, None, None]
+
+    @staticmethod
+    def backward(ctx, gy):
+        normal, weight = ctx.saved_tensors
+        own = torch.stack([gy.sum((0, 2, 3)), (gy * normal).sum((0, 2, 3))])
+        distributed.all_reduce(sums := own.clone())
+        bias, slope = (sums / ctx.count)[:, None, :, None, None]
+        gx = (gy - bias - normal * slope) * ctx.scale * weight[:, None, None]
+        return gx, own[1], own[0], *[None] * 6
+
+
+class Synchronised(nn.BatchNorm2d):
+    def forward(self, x):
+        if not distributed.is_initialized():
+            return super().forward(x)
+        others = (None, None, self.eps, 0.1, None, distributed.get_world_size())
+        return batchnorm.sync_batch_norm.apply(x, self.weight, self.bias, *others)
+
+
+class Normalised(nn.Sequential):
+    """Batch normalisation by the statistics of all processes, or by the running ones."""
+
+    def __init__(self, norm):
+        norm = nn.BatchNorm2d(5).eval() if norm == "running" else Synchronised(5, track_running_stats=False)
+        super().__init__(nn.Conv2d(2, 5, 3, bias=False), norm, nn.ReLU(), nn.Flatten(), nn.Linear(45, 3))
+
+    def forward(self, x, seldom=True):
+        return super().forward(x)
+
+
+def network(case):
     torch.manual_seed(0)
-    return Network()
+    return Normalised(case.norm) if case.norm else Network()
 
 
 def batches():
@@ -72,7 +121,12 @@ def batches():
 
 def train(case: Case, rank: int = 0, world: int = 1) -> dict:
     """Return weights and momentum, whole, in the first process, and each step's statistics by layer in all."""
-    model = network()
+    with contextlib.ExitStack() as stack:
+        if case.born_cut:
+            import deepspeed
+
+            stack.enter_context(deepspeed.zero.Init(config_dict_or_path=config_of(case)))
+        model = network(case)
     optimizer = make(case, model)
     if case.merge:
         optimizer.merge_groups()
@@ -81,22 +135,45 @@ def train(case: Case, rank: int = 0, world: int = 1) -> dict:
         model.load_state_dict(state["weights"])
         if case.early:
             put_momentum(optimizer, model, state["momentum"])
-    take = {"single": plain, "ddp": plain, "fsdp2": fsdp2}.get(case.strategy, zero)
+    take = {"single": plain, "ddp": plain, "fsdp2": fsdp2, "hsdp": fsdp2}.get(case.strategy, zero)
     steps, wrapped, outer = take(case, model, optimizer)
     if state and not case.early:
         put_momentum(outer, wrapped, state["momentum"])
-    stats = []
+    stats, collectives = [], []
     for number, batch in list(enumerate(batches()))[slice(*case.steps)]:
         parts = batch.view(case.accumulation, world, -1, *batch.shape[1:])[:, rank]
         if number in case.skipped:
             stats.append({})
             continue
         # without gradients, torch's SGD lets layers roll on under ZeRO; ours leaves them alone, as in one process
-        steps(list(parts), number % 3 != 1 or case.method == "SGD")
+        with Collectives() as counted:
+            steps(list(parts), number % 3 != 1 or case.method == "SGD")
+        collectives.append(counted.bytes)
         if hasattr(optimizer, "layer_stats"):
             stats.append({name: row._asdict() for name, row in optimizer.layer_stats().items()})
     weights, momentum = gather_weights(outer, wrapped), gather_momentum(outer, wrapped)
-    return {"weights": weights, "momentum": momentum, "stats": stats}
+    return {"weights": weights, "momentum": momentum, "stats": stats, "collectives": collectives}
+
+
+class Collectives:
+    """Lists the bytes of each collective that the package calls while this is entered."""
+
+    NAMES = ("all_reduce", "reduce", "broadcast", "all_gather", "all_gather_into_tensor", "reduce_scatter", "barrier")
+
+    def __enter__(self):
+        self.bytes, self.before = [], {name: getattr(distributed, name) for name in self.NAMES}
+        for name, function in self.before.items():
+            setattr(distributed, name, partial(self.call, function))
+        return self
+
+    def call(self, function, *args, **kwargs):
+        if sys._getframe(1).f_globals["__name__"].startswith("clars."):
+            self.bytes.append(args[0].nbytes)
+        return function(*args, **kwargs)
+
+    def __exit__(self, *_):
+        for name, function in self.before.items():
+            setattr(distributed, name, function)
 
 
 def make(case, model):
@@ -148,8 +225,10 @@ def plain(case, model, optimizer):
 def fsdp2(case, model, optimizer):
     half = case.precision == "bfloat16"
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
-    for module in (model.conv, model.middle, model):
-        fully_shard(module, mp_policy=policy)
+    mesh = init_device_mesh("cpu", (2, 2) if case.strategy == "hsdp" else (distributed.get_world_size(),))
+    children = (child for child in model.children() if isinstance(child, (nn.Conv2d, nn.Linear)))
+    for module in (*list(children)[:3:2], model):
+        fully_shard(module, mp_policy=policy, mesh=mesh)
     if case.method == "SGD":
         optimizer = make(case, model)
     bind(optimizer, model)
@@ -166,10 +245,8 @@ def fsdp2(case, model, optimizer):
     return step, model, optimizer
 
 
-def zero(case, model, optimizer):
-    import deepspeed
-
-    config = {
+def config_of(case):
+    return {
         "train_micro_batch_size_per_gpu": BATCH // case.accumulation // distributed.get_world_size(),
         "gradient_accumulation_steps": case.accumulation,
         "gradient_clipping": case.clip,
@@ -179,8 +256,13 @@ def zero(case, model, optimizer):
         **ENGINES.get(case.precision, {}),
         **case.config,
     }
+
+
+def zero(case, model, optimizer):
+    import deepspeed
+
     deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True  # slowly, by any processor
-    engine, outer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    engine, outer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config_of(case))
     bind(optimizer, engine)
 
     def step(parts, seldom):
@@ -194,6 +276,7 @@ def zero(case, model, optimizer):
 def work(rank, world, folder, function, cases):
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_SIZE": str(world)}
+    batchnorm.sync_batch_norm = OnProcessors
     os.environ |= {"DS_ACCELERATOR": "cpu", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world)
     for number, case in enumerate(cases):

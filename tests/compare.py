@@ -6,7 +6,8 @@ BOUND = 1e-5
 
 
 def relative(value, expected) -> float:
-    return float((value.double() - expected.double()).norm() / expected.double().norm())
+    """Return the norm of the difference over that of what is expected, if that is not zero."""
+    return float((value.double() - expected.double()).norm() / (expected.double().norm() or 1.0))
 
 
 def assert_equal(got: dict, expected: dict, bound: float = BOUND) -> None:

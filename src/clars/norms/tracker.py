@@ -12,6 +12,7 @@ from clars.layers import Layer, layers
 from clars.norms.account import Account, BackwardPass, totals
 from clars.norms.estimator import Estimator
 from clars.norms.intercept import Part, install, tensors_in, tracker_of, uninstall
+from clars.norms.synchronised import take_apart
 
 
 class ExampleNorms:
@@ -73,6 +74,7 @@ class ExampleNorms:
         self._install()
 
     def _install(self) -> None:
+        take_apart()
         for module in self._parts_of:
             earlier = tracker_of(module)
             if earlier is not None and earlier is not self:

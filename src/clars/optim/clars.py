@@ -107,8 +107,6 @@ class CLARS(LayerwiseOptimizer):
             layer.name for layer in self.layers if any(layer.prefix + local in names for local in layer.parameters)
         }
         reached &= adapted
-        if reached and not totals:
-            raise UserError("step() without a backward pass since the last step: no per-example norms have arrived.")
         if self.layout.world == 1:  # else another process may have measured what this one has only the gradient of
             refuse_unmeasured(names, self.unmeasured())
         if (self.norms.estimator.compiled or self.layout.tells_own_gradients) and reached - totals.keys():
@@ -117,6 +115,8 @@ class CLARS(LayerwiseOptimizer):
                 "under activation checkpointing; and another function may have taken the place of torch's own.",
                 min(reached - totals.keys()),
             )
+        if reached and not totals:
+            raise UserError("step() without a backward pass since the last step: no per-example norms have arrived.")
         none = like.new_zeros(3)
         return torch.stack([totals.get(layer.name, none).to(none) for layer in self.layers])
 

@@ -18,7 +18,7 @@ from clars.optim.stats import LayerStats
 from clars.optim.update import Momentum, pieces, update
 from clars.sharding.check import verify
 from clars.sharding.find import find
-from clars.sharding.layout import Layout, Shard
+from clars.sharding.layout import Layout, Shard, whole_shape
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,11 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         self.eps, self.norm_floor = eps, norm_floor
         self.grad_scaler: torch.amp.GradScaler | None = None
         self.model = model
-        self._sizes = [sum(p.numel() for p in layer.parameters.values()) for layer in self.layers]
+        self._elements = {
+            layer.prefix + local: whole_shape(parameter).numel()
+            for layer in self.layers
+            for local, parameter in layer.parameters.items()
+        }
         self.known_layout: Layout | None = None
         self.verified = False
         self._constants: tuple[Any, _Constants] | None = None
@@ -242,7 +246,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         if any(gradient.is_sparse for gradient in gradients):
             raise UserError("A gradient is sparse; layer-wise rates need dense gradients (sparse=False).")
         if not self.verified:
-            verify(self.layout, self.layout.reached_by(shards), self.unmeasured())
+            verify(self.layout, self._elements, self.layout.reached_by(shards), self.unmeasured())
             self.verified = True
         with_gradient = [shard.view(shard.owner) for shard in shards]
         weights = [shard.view(shard.owner) for shard in self.layout.shards]
@@ -286,9 +290,10 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         if self._constants is None or self._constants[0] != key:
             indices = [[k for k, count in each for _ in range(count)] for each in blocks]
             weight_decay, trust, adapt = options
+            sizes = [sum(self._elements[layer.prefix + local] for local in layer.parameters) for layer in self.layers]
             constants = _Constants(
                 layer_of=[torch.tensor(each, dtype=torch.long, device=like["device"]) for each in indices],
-                floor=self.norm_floor * torch.tensor(self._sizes, **like).sqrt(),
+                floor=self.norm_floor * torch.tensor(sizes, **like).sqrt(),
                 weight_decay=torch.tensor(weight_decay, **like),
                 trust=torch.tensor(trust, **like),
                 adapt=torch.tensor(adapt, device=like["device"]),

@@ -5,16 +5,17 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from clars.errors import UnsupportedLayerError, UserError
-from clars.sharding.layout import Layout, whole_shape
+from clars.sharding.layout import Layout
 
 
-def verify(layout: Layout, reached: Iterable[str], unmeasured: Mapping[str, str]) -> None:
+def verify(layout: Layout, expected: Mapping[str, int], reached: Iterable[str], unmeasured: Mapping[str, str]) -> None:
     """Compare, over all processes, the elements that are held with those that there should be.
 
-    Costs one all-reduce of two or three 8-byte numbers per parameter.
+    Costs one all-reduce of three 8-byte numbers per parameter.
 
     Args:
         layout: what is believed.
+        expected: the number of elements of each parameter.
         reached: the parameters that have a gradient in this process.
         unmeasured: those of which no per-example norms were formed in this process, and their layers.
 
@@ -32,12 +33,12 @@ def verify(layout: Layout, reached: Iterable[str], unmeasured: Mapping[str, str]
     if layout.world > 1:
         table = layout.sum(table)
     for name, (found, with_gradient, measured) in zip(names, table.tolist()):
-        expected = whole_shape(layout.parameters[name]).numel()
-        if found != expected * layout.copies:
+        wanted = expected[name] * layout.copies
+        if found != wanted:
             raise UserError(
-                f"Parameter {name!r} has {expected} elements, of which {found / layout.copies:g} were found in the "
-                f"optimizer's tensors ({layout.strategy}, {layout.world} processes). The parameters are sharded in a "
-                "way that is not understood, or were changed since."
+                f"Parameter {name!r} has {expected[name]} elements; {wanted} should be found in the optimizer's "
+                f"tensors in {layout.world} processes ({layout.strategy}), and {found} were. The parameters are "
+                "sharded in a way that is not understood, or were changed since."
             )
         if with_gradient and not measured:
             refuse_unmeasured([name], unmeasured)

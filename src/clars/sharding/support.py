@@ -33,7 +33,7 @@ def check(zero: Any) -> None:
         _refuse("torch_autocast in float16", "the fp16 section, or bfloat16")
     if getattr(zero, "swap_optimizer", False):
         _refuse("optimizer states on NVMe", 'offload_optimizer: {"device": "cpu"}')
-    if getattr(zero, "partial_offload", 0.0) not in (0.0, 1.0) or hasattr(zero, "backup_optimizer"):
+    if hasattr(zero, "backup_optimizer"):
         _refuse("offloading a part of the optimizer (ratio)", '"ratio": 1.0')
     if getattr(zero, "low_precision_master_weights_and_grads", False):
         _refuse("master weights of low precision", "master weights in float32")

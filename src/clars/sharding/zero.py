@@ -90,8 +90,7 @@ class ZeroLayout(Layout):
                 self._end(optimizer)
 
         self.zero.step = step
-        if stage(self.zero) == 3:
-            _give_back_linear()
+        _give_back_linear()
 
     def _begin(self, optimizer: Any) -> None:
         first, self.rated = not optimizer.verified, False
@@ -172,7 +171,7 @@ def stage(zero: Any) -> int:
 
 
 def _give_back_linear() -> None:
-    """Put torch's own linear function back, which ZeRO-3 replaces by one whose weight gradient nobody can measure."""
+    """Put torch's own linear function back, which ZeRO-3 replaces in the whole process by one that hides weights."""
     from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses as Replacing
 
     torch.nn.functional.linear = getattr(Replacing, "linear_bk", torch.nn.functional.linear)
