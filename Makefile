@@ -17,7 +17,7 @@ quickstart: $(INSTALLED)  ## train CLARS, LARS and Nesterov SGD on real digits; 
 	$(BIN)/clars table quickstart
 
 test: $(TESTABLE)  ## the default test suite
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not full"
 
 test-all: $(TESTABLE)  ## every test, the long ones included
 	$(BIN)/python -m pytest -n 2
@@ -32,6 +32,7 @@ bench: $(BENCHABLE)  ## measure the cost of a step, alone, beside other tools an
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/optimizer_step.py
 	$(BIN)/python benchmarks/subset.py
+	$(BIN)/python benchmarks/sharding_time.py
 
 tables: $(INSTALLED)  ## regenerate every committed table and figure from its committed records
 	$(BIN)/clars table quickstart --no-run --out recipes/quickstart/results

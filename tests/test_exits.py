@@ -60,7 +60,29 @@ def test_without_our_launcher_the_code_is_the_process_code(code):
 def test_our_launcher_learns_the_code(monkeypatch, tmp_path, code, own):
     monkeypatch.setenv(exits.FILE, str(tmp_path / "code"))
     assert exits.report(code) == own
-    assert exits.reported(tmp_path / "code", otherwise=9) == code
+    assert exits.reported(tmp_path / "code", otherwise=0) == code
+
+
+def test_of_several_processes_the_first_that_fails_has_the_cause(monkeypatch, tmp_path):
+    monkeypatch.setenv(exits.FILE, str(tmp_path / "code"))
+    for code in (0, 2, 1, 130):
+        exits.report(code)
+    assert exits.reported(tmp_path / "code", otherwise=9) == 2
+
+
+def test_a_second_signal_does_not_disturb_the_end():
+    """A terminal and a launcher send one each; the second used to interrupt what the first had begun."""
+    saved = []
+
+    def work():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            signal.raise_signal(signal.SIGTERM)
+            saved.append(True)
+            raise
+
+    assert exits.guard(work) == 130 and saved
 
 
 def test_a_process_that_died_has_the_launchers_code(tmp_path):

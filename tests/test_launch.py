@@ -87,6 +87,12 @@ def test_a_configuration_for_gpus_needs_gpus(repository, monkeypatch):
         launch(["0"], find_config("ddp"))
 
 
+def test_a_configuration_for_deepspeed_needs_deepspeed(repository, monkeypatch):
+    monkeypatch.setattr("clars.launch.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"--launch zero2: needs deepspeed.*clars\[deepspeed\]"):
+        launch(["0"], find_config("zero2"))
+
+
 def test_cpu_is_one_process_on_the_cpu(repository, monkeypatch, capfd):
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert launch(["3", "a b", "--flag"], find_config("cpu")) == 3

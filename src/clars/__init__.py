@@ -6,6 +6,7 @@ from clars.errors import UnsupportedLayerError, UserError
 from clars.layers import Layer, layers
 from clars.norms import ExampleNorms, oracle
 from clars.optim import CLARS, LARS, LayerStats
+from clars.sharding.bind import bind
 
 __version__ = version("clars")
 
@@ -17,6 +18,7 @@ __all__ = [
     "LayerStats",
     "UnsupportedLayerError",
     "UserError",
+    "bind",
     "layers",
     "oracle",
 ]

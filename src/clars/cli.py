@@ -67,6 +67,12 @@ def run(
     launch: Launch = "cpu",
     overwrite: Overwrite = False,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="examples per process and pass")] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, metavar="STEPS", help="save the state between epochs as well")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=1, metavar="SECONDS", help="give up on a process that does not answer; 600")
+    ] = None,
     log_with: Annotated[str | None, typer.Option(help="a tracker that accelerate knows, such as tensorboard")] = None,
 ) -> None:
     """Train a recipe, through `accelerate launch`."""
@@ -79,6 +85,8 @@ def run(
     arguments += ["--out", str(out or _default_out(resolved))]
     arguments += ["--overwrite"] if overwrite else []
     arguments += ["--micro-batch", str(micro_batch)] if micro_batch else []
+    arguments += ["--checkpoint-every", str(checkpoint_every)] if checkpoint_every else []
+    arguments += ["--timeout", str(timeout)] if timeout else []
     arguments += ["--log-with", log_with] if log_with else []
     raise typer.Exit(launcher.launch(arguments, launcher.find_config(launch)))
 

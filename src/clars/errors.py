@@ -29,6 +29,10 @@ class UnsupportedLayerError(UserError):
         self.layer = layer
 
 
+class Fault(UserError):
+    """Another process of the run is gone or does not answer. The run can be resumed."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean ...?" with the known names closest to `name`, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)

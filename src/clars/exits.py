@@ -7,48 +7,74 @@ $CLARS_EXIT_FILE names, where that is set.
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from clars.errors import UserError
+from clars.errors import Fault, UserError
 
 FINISHED = 0
+FAULT = 1
 USER_ERROR = 2
 DIVERGED = 3
 INTERRUPTED = 130
 FILE = "CLARS_EXIT_FILE"
 
 
+STOP = (signal.SIGINT, signal.SIGTERM)  # of a terminal, and of job schedulers
+
+
 def guard(function: Callable[[], int | None]) -> int:
     """Call `function` and return its exit code; a mistake of the user becomes one message and the code 2.
 
-    Mistakes are UserError, and OSError: files that are not there or cannot be written. Ctrl-C gives 130.
+    Mistakes are UserError, and OSError: files that are not there or cannot be written. Ctrl-C and SIGTERM give 130,
+    another process that was lost 1.
     """
-    if FILE in os.environ:
-        # Our own launcher ignores Ctrl-C while it waits, and processes inherit that.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    with _stopping_once():
+        try:
+            return function() or FINISHED
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return FAULT if isinstance(error, Fault) else USER_ERROR
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            print(f"error: {place}{error.strerror or error}.", file=sys.stderr)
+            return USER_ERROR
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED
+
+
+@contextmanager
+def _stopping_once() -> Iterator[None]:
+    """Let the first signal to stop end what runs; those after it find the end in hand and are ignored.
+
+    A terminal and a launcher may send one each. Our own launcher hands its processes down with both ignored.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        for each in STOP:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in STOP}
     try:
-        return function() or FINISHED
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        print(f"error: {place}{error.strerror or error}.", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    return USER_ERROR
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def report(code: int) -> int:
     """Leave `code` for our own launcher, if that started this process, and return the code to exit with.
 
     A run that diverged did what it was asked: towards a launcher that has the code already it exits with 0, as
-    launchers print a page about any other.
+    launchers print a page about any other. Of several processes, the first that fails has the cause.
     """
-    if FILE not in os.environ:
+    if FILE not in os.environ or code == FINISHED:
         return code
-    Path(os.environ[FILE]).write_text(str(code), encoding="utf-8")
+    with suppress(FileExistsError), Path(os.environ[FILE]).open("x", encoding="utf-8") as file:
+        file.write(str(code))
     return FINISHED if code == DIVERGED else code
 
 

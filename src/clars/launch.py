@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -50,29 +51,53 @@ def command(arguments: Sequence[str], config: Path) -> list[str]:
 def launch(arguments: Sequence[str], config: Path) -> int:
     """Print and run the command; return the exit code of recipes/train.py.
 
-    Ctrl-C reaches the training processes, which stop in their own way and are waited for.
+    Ctrl-C, SIGTERM and a closed terminal are handed on to the training processes, which stop in their own way and are
+    waited for, whether the signal was sent to this process alone or to all; a second one kills them.
 
     Raises:
-        UserError: the configuration wants GPUs and there are none.
+        UserError: the configuration wants GPUs or DeepSpeed and there are none.
     """
-    _require_devices(config)
+    _require_machine(config)
     line = command(arguments, config)
     print(f"$ {shlex.join(line)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         code = Path(folder) / "code"
         module = [sys.executable, "-m", "accelerate.commands.accelerate_cli"]
-        # Neither we nor the launcher may die of Ctrl-C while training saves its state; `exits.guard` undoes this there.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            done = subprocess.run([*module, *line[1:]], env={**os.environ, exits.FILE: str(code)}, check=False)
-        finally:
-            signal.signal(signal.SIGINT, handler)
-        return exits.reported(code, otherwise=done.returncode)
+        returned, stopped = _run([*module, *line[1:]], {**os.environ, exits.FILE: str(code)})
+        found = exits.reported(code, otherwise=returned)
+    # A launcher that has lost one process interrupts the others: that is no end that anyone asked for.
+    return exits.FAULT if found == exits.INTERRUPTED and not stopped else found
 
 
-def _require_devices(config: Path) -> None:
-    # torchrun would say so too, at the end of a long traceback.
-    if read_file(config)[0].get("num_processes") == "gpu" and not torch.cuda.is_available():
+def _run(line: Sequence[str], environment: dict[str, str]) -> tuple[int, bool]:
+    """Run a command in a process group of its own; return its exit code, and whether it was told to stop."""
+    signals = (*exits.STOP, signal.SIGHUP)
+    # The launcher must not die of a signal that its training processes take to save their state. It inherits that
+    # they are ignored; the training processes undo it by `exits.guard`.
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
+    told: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        os.killpg(process.pid, signal.SIGKILL if told else number if number in exits.STOP else signal.SIGTERM)
+        told.append(number)
+
+    try:
+        process = subprocess.Popen(line, env=environment, process_group=0)
+        for number in signals:
+            signal.signal(number, stop)
+        return process.wait(), bool(told)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _require_machine(config: Path) -> None:
+    # The launchers would say so too, at the end of a long traceback.
+    settings = read_file(config)[0]
+    lacking = [name for name in ("deepspeed", "transformers") if not find_spec(name)]
+    if settings.get("distributed_type") == "DEEPSPEED" and lacking:
+        raise UserError(f"--launch {config.stem}: needs {lacking[0]}. Install it: pip install 'clars[deepspeed]'.")
+    if settings.get("num_processes") == "gpu" and not torch.cuda.is_available():
         raise UserError(f"--launch {config.stem}: needs GPUs, and torch finds none here. Choose --launch cpu.")
 
 

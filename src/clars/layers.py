@@ -23,11 +23,15 @@ JOINT = (
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One layer: its name, the module that owns its parameters, and those parameters by their local names."""
+    """One layer: its name, the module that owns its parameters, and those parameters by their local names.
+
+    `prefix` before a local name makes the parameter's name in the model.
+    """
 
     name: str
     module: nn.Module
     parameters: dict[str, nn.Parameter]
+    prefix: str = ""
 
 
 def layers(model: nn.Module, by: LayerUnit = "module") -> list[Layer]:
@@ -58,10 +62,10 @@ def layers(model: nn.Module, by: LayerUnit = "module") -> list[Layer]:
             if parameter.requires_grad and id(parameter) not in seen
         }
         seen.update(id(parameter) for parameter in own.values())
+        prefix = f"{module_name}." if module_name else ""
         if by == "module" and isinstance(module, JOINT):
             if own:
-                found.append(Layer(module_name or "(model)", module, own))
+                found.append(Layer(module_name or "(model)", module, own, prefix))
         else:
-            prefix = f"{module_name}." if module_name else ""
-            found += [Layer(prefix + name, module, {name: parameter}) for name, parameter in own.items()]
+            found += [Layer(prefix + name, module, {name: parameter}, prefix) for name, parameter in own.items()]
     return found

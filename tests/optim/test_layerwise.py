@@ -48,8 +48,8 @@ class Plain(LayerwiseOptimizer):
             norm_floor=0.0,
         )
 
-    def denominators(self, active, gradient_norms, unscale):
-        return torch.ones_like(gradient_norms), None
+    def denominators(self, gradient_norms, totals):
+        return torch.ones_like(gradient_norms)
 
 
 @pytest.mark.parametrize("nesterov", [True, False])

@@ -1,5 +1,11 @@
+import sys
+from pathlib import Path
+
 import pytest
 import yaml
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))  # for machine.py beside this file
 
 
 @pytest.fixture
@@ -23,3 +29,18 @@ def recipe(tmp_path, monkeypatch):
         return path
 
     return write
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A local data set in the schema of an image folder: split/class/file, 36 pictures of 3 classes in each."""
+    for split in ("train", "test"):
+        for label in range(3):
+            folder = tmp_path / "pictures" / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for index in range(12):
+                colour = (80 * label, 255 - 80 * label, 10 * index)
+                Image.effect_noise((20, 20), 60).convert("RGB").point(lambda v, c=colour: (v + c[0]) % 256).save(
+                    folder / f"{index}.png"
+                )
+    return tmp_path / "pictures"

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clars.chance import seed_example
 from clars.data.splits import Batch, Images
 from clars.data.transforms import Transform
 from clars.errors import DataError
@@ -37,8 +38,13 @@ class EncodedImages(Images):
         index = torch.as_tensor(indices)
         rows = self.rows[index].tolist()
         (cells,) = self.split[rows].values()
-        images = [self.transform(self._decode(cell, row)) for cell, row in zip(cells, rows, strict=True)]
+        images = [self._image(cell, row) for cell, row in zip(cells, rows, strict=True)]
         return torch.stack(images), self.labels[index]
+
+    def _image(self, cell: dict | None, row: int) -> Tensor:
+        if self.place is not None:
+            seed_example(*self.place, row)
+        return self.transform(self._decode(cell, row))
 
     def _decode(self, cell: dict | None, row: int) -> Image.Image:
         content, path = (cell["bytes"], cell["path"]) if cell else (None, None)

@@ -22,6 +22,8 @@ class Images(Dataset, ABC):
 
     labels: Tensor
     """int64 [len(self)]"""
+    place: tuple[int, ...] | None = None
+    """Seed and epoch: the random choices for an example follow from them and its index alone. None: unseeded."""
 
     def __len__(self) -> int:
         return len(self.labels)

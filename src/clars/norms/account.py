@@ -25,6 +25,7 @@ class BackwardPass:
         self.examples = 0
         self.first = ""
         self.batch_sizes: tuple[int, ...] = ()
+        self.gradients_stay = True  # in the parameters, until the user clears them; some strategies move them away
         self.measure, self.blocks = Measure(), 1
 
     def check_rows(self, rows: int, layer: str) -> None:
@@ -65,7 +66,7 @@ class Account:
         self.measured: set[str] = set()  # local names of the parameters that ever entered a rule
         self.compiled_twice = False  # an error in the midst of a compilation would only send parts of it to Python
         self.booked: list[tuple[Tensor, int]] = []  # squared norms [b], and of how many blocks they are one
-        self._owner, self._names = layer.module, tuple(layer.parameters)
+        self._module, self._parameters = layer.module, layer.parameters
         self._leaf = _new_leaf(next(iter(layer.parameters.values())))
 
     def leaf(self, like: Tensor) -> Tensor:
@@ -80,10 +81,14 @@ class Account:
             self.refuse_second_use()
         self.current.enter(number, examples, self.layer)
         self.last_pass = number
-        if (self.booked or self._leaf.grad is not None) and all(
-            getattr(self._owner, name).grad is None for name in self._names
-        ):
-            self.reset()  # the gradients were cleared behind our back: what was summed beside them is over too
+        if (self.booked or self._leaf.grad is not None) and self._gradients_were_cleared():
+            self.reset()  # behind our back: what was summed beside them is over too
+
+    def _gradients_were_cleared(self) -> bool:
+        """Tell whether no parameter has a gradient. Where a strategy keeps them elsewhere, that would say nothing."""
+        present = [(getattr(self._module, name), own) for name, own in self._parameters.items()]
+        stay = self.current.gradients_stay and all(value is own for value, own in present)
+        return stay and all(value.grad is None for value, _ in present)
 
     def refuse_second_use(self) -> None:
         raise UnsupportedLayerError(

@@ -18,6 +18,7 @@ from clars.norms.affine import BatchNorm, GroupNorm, LayerNorm
 from clars.norms.conv import Conv, resolve_padding
 from clars.norms.embedding import Embedding
 from clars.norms.linear import Linear
+from clars.norms.synchronised import scale_and_shift
 from clars.norms.tap import spread, tapped
 
 Lookup = Callable[[Tensor | None], Account | None]
@@ -120,6 +121,13 @@ def group_norm(find: Lookup, input, num_groups, weight=None, bias=None, eps=1e-5
     return tapped(GroupNorm(num_groups, eps), *_autocast_to_float32(input, weight, bias), accounts)
 
 
+def scaled_and_shifted(find: Lookup, y, weight, bias):
+    """Scale and shift the channels of what `SyncBatchNorm` has normalised."""
+    rows = spread(torch.Size(y.shape[:2]), [weight, bias], [find(weight), find(bias)])
+    scale, shift = (row.view(*row.shape, *[1] * (y.dim() - 2)) for row in rows)
+    return y * scale + shift
+
+
 def instance_norm(
     find: Lookup,
     input,
@@ -183,6 +191,7 @@ RULES: dict[Callable, Callable] = {
     F.group_norm: group_norm,
     F.instance_norm: instance_norm,
     F.embedding: embedding,
+    scale_and_shift: scaled_and_shifted,
 }
 
 # A parameter keeps its norm under these: what comes out is followed like the parameter itself, as long as no element

@@ -12,6 +12,7 @@ from clars.layers import Layer, layers
 from clars.norms.account import Account, BackwardPass, totals
 from clars.norms.estimator import Estimator
 from clars.norms.intercept import Part, install, tensors_in, tracker_of, uninstall
+from clars.norms.synchronised import take_apart
 
 
 class ExampleNorms:
@@ -73,6 +74,7 @@ class ExampleNorms:
         self._install()
 
     def _install(self) -> None:
+        take_apart()
         for module in self._parts_of:
             earlier = tracker_of(module)
             if earlier is not None and earlier is not self:
@@ -171,6 +173,10 @@ class ExampleNorms:
         """Forget the sums; the next backward pass starts anew."""
         for account in self._accounts.values():
             account.reset()
+
+    def keep_until_reset(self) -> None:
+        """Keep the sums until `reset`, though the parameters have no gradients: a strategy moves those away."""
+        self._pass.gradients_stay = False
 
     def measured(self, layer: str) -> set[str]:
         """Return the local names of the layer's parameters that were ever measured."""

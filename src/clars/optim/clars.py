@@ -10,7 +10,9 @@ from clars.errors import UnsupportedLayerError, UserError
 from clars.layers import LayerUnit
 from clars.norms import ExampleNorms
 from clars.optim.layerwise import LayerwiseOptimizer
-from clars.sharding.replicas import average, replicas
+from clars.optim.options import by_layer
+from clars.sharding.check import refuse_unmeasured
+from clars.sharding.layout import Layout, Shard
 
 
 class CLARS(LayerwiseOptimizer):
@@ -82,7 +84,7 @@ class CLARS(LayerwiseOptimizer):
             eps=eps,
             norm_floor=norm_floor,
         )
-        adapted = {group["layer"] for group in self.param_groups if group["adapt"]}
+        adapted = self._adapted()
         tracked = [layer for layer in self.layers if layer.name in adapted]
         self.norms = norms if norms is not None else ExampleNorms(model, estimator, layers=tracked, fraction=fraction)
         self._tracked = {layer.name for layer in self.norms.layers}
@@ -90,53 +92,50 @@ class CLARS(LayerwiseOptimizer):
         if missing:
             raise ValueError(f"norms does not track {sorted(missing)[:3]}; make it with the same model and layers.")
 
-    def denominators(self, active: list[dict], gradient_norms: Tensor, unscale) -> tuple[Tensor, Tensor]:
-        totals = self.norms.totals()
-        if not totals and any(group["adapt"] for group in active):
-            raise UserError("step() without a backward pass since the last step: no per-example norms have arrived.")
-        if self.norms.estimator.compiled:
-            self._refuse_missing(active, totals)
-        if replicas() == 1:  # else another process may have measured what this one has only the gradient of
-            self._refuse_unmeasured(active)
-        none = gradient_norms.new_zeros(3)
-        rows = average([totals.get(layer.name, none).to(none.dtype) for layer in self.layers])
-        row_of = dict(zip((layer.name for layer in self.layers), rows.unbind()))
-        rows = torch.stack([row_of[group["layer"]] for group in active])
-        sums = rows[:, 0] * unscale
+    def denominators(self, gradient_norms: Tensor, totals: Tensor) -> Tensor:
         # S >= ||g|| by the triangle inequality. Where a part of the gradient came by another way than the layers'
         # forward (a penalty in the loss), this holds the rate to that of LARS, and `layer_stats` warns.
-        bottom = torch.maximum(sums, gradient_norms)
-        return bottom, torch.stack([sums, rows[:, 1] * unscale * unscale, rows[:, 2]], 1)
+        return torch.maximum(totals[:, 0], gradient_norms)
 
-    def _refuse_unmeasured(self, active: list[dict]) -> None:
-        """Refuse a parameter that has a gradient but was never measured: it came there by another way."""
-        own = {layer.name: layer.parameters for layer in self.layers}
-        for group in active:
-            name = group["layer"]
-            if not group["adapt"]:
-                continue
-            if name not in self._tracked:
-                raise UserError(
-                    f"Layer {name!r} was made with adapt=False and is not tracked; make the optimizer anew."
-                )
-            measured = self.norms.measured(name)
-            for local, parameter in own[name].items():
-                if parameter.grad is not None and local not in measured:
-                    raise UnsupportedLayerError(
-                        f"has a gradient for {local!r} but no per-example norms: the parameter was used outside of its "
-                        "module's own forward, as torch.nn.MultiheadAttention does with out_proj.",
-                        name,
-                    )
+    def totals(self, shards: list[Shard], like: Tensor) -> Tensor:
+        totals = self.norms.totals()
+        adapted = self._adapted()
+        for name in adapted - self._tracked:
+            raise UserError(f"Layer {name!r} was made with adapt=False and is not tracked; make the optimizer anew.")
+        names = self.layout.reached_by(shards)
+        reached = {
+            layer.name for layer in self.layers if any(layer.prefix + local in names for local in layer.parameters)
+        }
+        reached &= adapted
+        if self.layout.world == 1:  # else another process may have measured what this one has only the gradient of
+            refuse_unmeasured(names, self.unmeasured())
+        if (self.norms.estimator.compiled or self.layout.tells_own_gradients) and reached - totals.keys():
+            raise UnsupportedLayerError(
+                "has a gradient in this step but no per-example norms. A compiled model does not measure layers "
+                "under activation checkpointing; and another function may have taken the place of torch's own.",
+                min(reached - totals.keys()),
+            )
+        if reached and not totals:
+            raise UserError("step() without a backward pass since the last step: no per-example norms have arrived.")
+        none = like.new_zeros(3)
+        return torch.stack([totals.get(layer.name, none).to(none) for layer in self.layers])
 
-    def _refuse_missing(self, active: list[dict], totals: dict[str, Tensor]) -> None:
-        """Refuse a layer of a compiled model that has a gradient in this step and no norms."""
-        for group in active:
-            if group["adapt"] and group["layer"] in self._tracked and group["layer"] not in totals:
-                raise UnsupportedLayerError(
-                    "has a gradient in this step but no per-example norms. A compiled model does not measure layers "
-                    "under activation checkpointing.",
-                    group["layer"],
-                )
+    def place(self, layout: Layout) -> None:
+        super().place(layout)
+        if layout.sharded:
+            self.norms.keep_until_reset()
+
+    def unmeasured(self) -> dict[str, str]:
+        adapted = self._adapted() & self._tracked
+        return {
+            layer.prefix + local: layer.name
+            for layer in self.layers
+            if layer.name in adapted
+            for local in layer.parameters.keys() - self.norms.measured(layer.name)
+        }
+
+    def _adapted(self) -> set[str]:
+        return {name for name, group in by_layer(self.param_groups).items() if group["adapt"]}
 
     @property
     def exact(self) -> bool:

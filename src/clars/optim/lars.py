@@ -12,5 +12,5 @@ class LARS(LayerwiseOptimizer):
     `overrides` says otherwise; other implementations leave them out by themselves.
     """
 
-    def denominators(self, active, gradient_norms, unscale):
-        return gradient_norms, None
+    def denominators(self, gradient_norms, totals):
+        return gradient_norms

@@ -4,6 +4,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,16 +13,19 @@ from torch import Tensor, nn
 from clars.errors import UserError
 from clars.layers import Layer, LayerUnit, layers
 from clars.norms.product import wide
-from clars.optim.options import check, groups
+from clars.optim.options import by_layer, check, groups, layers_of, merged
 from clars.optim.stats import LayerStats
 from clars.optim.update import Momentum, norms, pieces, update
+from clars.sharding.check import verify
+from clars.sharding.find import find
+from clars.sharding.layout import Layout, Shard, whole_shape
 
 
 @dataclass(frozen=True)
 class _Constants:
-    """Vectors over the active layers that change only when an option does."""
+    """Vectors over the layers that change only when an option does, or which parameters get a gradient."""
 
-    layer_of: Tensor  # [pieces] index of the layer of each piece of a parameter
+    layer_of: list[Tensor]  # of each piece of the weights, and of each piece of the gradients, the layer's index
     floor: Tensor  # [K] smallest weight norm assumed
     weight_decay: Tensor  # [K]
     trust: Tensor  # [K]
@@ -65,8 +69,16 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
             raise ValueError(f"{type(model).__name__} has no trainable parameter.")
         self.eps, self.norm_floor = eps, norm_floor
         self.grad_scaler: torch.amp.GradScaler | None = None
+        self.model = model
+        self._elements = {
+            layer.prefix + local: whole_shape(parameter).numel()
+            for layer in self.layers
+            for local, parameter in layer.parameters.items()
+        }
+        self.known_layout: Layout | None = None
+        self.verified = False
         self._constants: tuple[Any, _Constants] | None = None
-        self._last: tuple[list[str], Tensor, Tensor, Tensor, Tensor | None] | None = None
+        self._last: tuple[list[int], Tensor, Tensor, Tensor, Tensor | None] | None = None
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -83,9 +95,18 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: always, for a group that a user adds.
         """
-        if len(self.param_groups) == len(self.layers):
+        if sum(len(layers_of(group)) for group in self.param_groups) == len(self.layers):
             raise UserError("The layers are those of the model; make the optimizer anew to train more of them.")
         super().add_param_group(param_group)
+
+    def merge_groups(self) -> None:
+        """Join the parameter groups whose options are the same; the steps stay what they are.
+
+        One group per layer costs time under DeepSpeed, which handles group by group. Call it before
+        `deepspeed.initialize`. The names of a group's layers are then its "layers". Options that change later, such
+        as a schedule's rate, are those of the group.
+        """
+        self.param_groups = merged(self.param_groups)
 
     def __getstate__(self):
         raise UserError(
@@ -94,35 +115,76 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         )
 
     @abstractmethod
-    def denominators(self, active: list[dict], gradient_norms: Tensor, unscale: Tensor | float) -> tuple[Tensor, Any]:
-        """Return the ratios' denominators [K] of the active groups, and their example totals [K, 3] or None.
+    def denominators(self, gradient_norms: Tensor, totals: Tensor | None) -> Tensor:
+        """Return the ratios' denominators [K] from ||g|| [K] and the examples' totals [K, 3], both of whole layers."""
 
-        `unscale` times a quantity in the backward pass's scale is that quantity in the gradient's.
+    def totals(self, shards: list[Shard], like: Tensor) -> Tensor | None:
+        """Return the totals [K, 3] of this process's examples, in the backward pass's scale; None if none are formed.
+
+        `shards` have a gradient in this step; `like` has the type and device wanted.
         """
+        return None
+
+    def unmeasured(self) -> dict[str, str]:
+        """Return the parameters of adapted layers that were never measured in this process, and their layers."""
+        return {}
+
+    @property
+    def layout(self) -> Layout:
+        """Where the layers' elements are; looked up at the first step, unless `clars.bind` has told."""
+        if self.known_layout is None:
+            self.place(find(self))
+        return self.known_layout
+
+    def place(self, layout: Layout) -> None:
+        """Take the elements to be where `layout` says."""
+        self.known_layout, self.verified, self._constants = layout, False, None
+        self._number = {layer.prefix + local: k for k, layer in enumerate(self.layers) for local in layer.parameters}
+
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Return what are the layers' parameters now, by their names in the model."""
+        return [
+            (layer.prefix + local, layer.module._parameters[local])
+            for layer in self.layers
+            for local in layer.parameters
+        ]
+
+    def layer_of(self, shard: Shard) -> Layer:
+        """Return the layer to which the elements belong."""
+        return self.layers[self._number[shard.name]]
 
     @torch.no_grad()
     def step(self, closure=None):
         """Take one step; return the closure's loss if one is given.
 
         Raises:
-            ValueError: no gradient has arrived since the last step; the model's parameters were replaced; a gradient
-                is sparse.
+            ValueError: no gradient has arrived since the last step; the model's parameters were replaced, or sharded
+                in a way that is not understood; a gradient is sparse.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self.layout.steps_in_parts:
+            self.layout.hand_over(self)
+            return loss
         self._check_parameters()
-        active = [group for group in self.param_groups if any(p.grad is not None for p in group["params"])]
-        if not active:
+        if all(parameter.grad is None for parameter in self.layout.parameters.values()):
             raise UserError("step() without gradients: call loss.backward() first.")
-        unscale = self._unscale(active)
+        shards = [shard for shard in self.layout.shards if shard.owner.grad is not None]
+        unscale = self._unscale(shards)
         if unscale is None:
-            self._last = ([], *[torch.zeros(0)] * 3, None)  # a skipped step has no statistics
+            self.skip()
         else:
-            self._update(active, unscale)
+            self.measure(shards)
+            self.rate(unscale)
+            self.apply(shards)
         self.forget()
         return loss
+
+    def skip(self) -> None:
+        """Note that a step was not taken: it has no statistics."""
+        self._last = ([], *[torch.zeros(0)] * 3, None)
 
     @property
     def exact(self) -> bool:
@@ -147,7 +209,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
                         "after the change to the model."
                     )
 
-    def _unscale(self, active: list[dict]) -> Tensor | float | None:
+    def _unscale(self, shards: list[Shard]) -> Tensor | float | None:
         """Bring the gradients to their own unit; return the factor for the norms, or None to skip the step.
 
         Only under a GradScaler is there anything to do; like GradScaler itself for any optimizer, this then asks the
@@ -160,8 +222,9 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
             return None
         scale = getattr(self, "grad_scale", None)
         if scale is not None:
-            grads = [p.grad for group in active for p in group["params"] if p.grad is not None]
-            torch._foreach_mul_(grads, scale.reciprocal().to(grads[0].device))
+            grads = [self.layout.gradient(shard) for shard in shards]
+            if grads:
+                torch._foreach_mul_(grads, scale.reciprocal().to(grads[0].device))
             return scale.reciprocal()
         return self._scale_of_explicit_unscaling()
 
@@ -174,65 +237,89 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
             )
         return 1.0 / self.grad_scaler.get_scale()
 
-    def _update(self, active: list[dict], unscale: Tensor | float) -> None:
-        members = [[p for p in group["params"] if p.grad is not None] for group in active]
-        parameters = [p for group in members for p in group]
-        gradients = [p.grad for p in parameters]
+    def measure(self, shards: list[Shard]) -> Tensor:
+        """Form the norms of whole layers and the totals of the global batch; return the norm of all gradients.
+
+        `shards` are those whose gradients are here; other processes do the same with theirs.
+        """
+        gradients = [self.layout.gradient(shard) for shard in shards]
         if any(gradient.is_sparse for gradient in gradients):
             raise UserError("A gradient is sparse; layer-wise rates need dense gradients (sparse=False).")
-        constants = self._vectors(active, members)
-        weight_norms = _layer_norms(parameters, parameters, constants)
-        gradient_norms = _layer_norms(gradients, parameters, constants)
-        denominators, totals = self.denominators(active, gradient_norms, unscale)
-        norms = torch.maximum(weight_norms, constants.floor)
-        ratios = constants.trust * norms / (denominators + constants.weight_decay * norms + self.eps)
-        ratios = torch.where(constants.adapt, ratios, 1.0)
-        self._last = ([group["layer"] for group in active], weight_norms, gradient_norms, ratios, totals)
-        self._apply(active, members, ratios)
+        if not self.verified:
+            verify(self.layout, self._elements, self.layout.reached_by(shards), self.unmeasured())
+            self.verified = True
+        with_gradient = [shard.view(shard.owner) for shard in shards]
+        weights = [shard.view(shard.owner) for shard in self.layout.shards]
+        constants = self._vectors(weights, shards, with_gradient)
+        by_weight, by_gradient = constants.layer_of
+        squares = [
+            _squares(weights, weights, by_weight, constants.floor),
+            _squares(gradients, with_gradient, by_gradient, constants.floor),
+        ]
+        whole, totals = self.layout.whole(torch.stack(squares, 1), self.totals(shards, squares[0]))
+        self._measured = (constants, *whole.sqrt().unbind(1), totals)
+        return whole[:, 1].sum().sqrt()
 
-    def _vectors(self, active: list[dict], members: list[list[Tensor]]) -> _Constants:
-        first = members[0][0]
-        wanted = {wide(p.dtype) for own in members for p in own}
-        like = {"dtype": torch.float64 if torch.float64 in wanted else torch.float32, "device": first.device}
-        options = ("weight_decay", "trust_coefficient", "adapt")
-        key = (
-            like,
-            [
-                ([(id(p), len(pieces(p))) for p in own], *(group[name] for name in options))
-                for group, own in zip(active, members)
-            ],
-        )
+    def rate(self, unscale_norms: Tensor | float, unscale_gradients: Tensor | float = 1.0) -> None:
+        """Form the ratios. The factors bring what was measured to the unit of the gradients that the step uses."""
+        constants, weight_norms, gradient_norms, totals = self._measured
+        gradient_norms = gradient_norms * unscale_gradients
+        if totals is not None:
+            sums, squares, examples = totals.unbind(1)
+            totals = torch.stack([sums * unscale_norms, squares * unscale_norms * unscale_norms, examples], 1)
+        assumed = torch.maximum(weight_norms, constants.floor)
+        bottom = self.denominators(gradient_norms, totals) + constants.weight_decay * assumed + self.eps
+        ratios = torch.where(constants.adapt, constants.trust * assumed / bottom, 1.0)
+        active = {self._number[name] for name in self.layout.active()}
+        self._last = (sorted(active), weight_norms, gradient_norms, ratios, totals)
+
+    def _vectors(self, weights: list[Tensor], shards: list[Shard], with_gradient: list[Tensor]) -> _Constants:
+        wanted = {wide(parameter.dtype) for parameter in self.layout.parameters.values()}
+        like = {
+            "dtype": torch.float64 if torch.float64 in wanted else torch.float32,
+            "device": weights[0].device if weights else self.layout.device,
+        }
+        blocks = [
+            [(self._number[shard.name], len(pieces(weight))) for shard, weight in zip(of, tensors)]
+            for of, tensors in ((self.layout.shards, weights), (shards, with_gradient))
+        ]
+        group_of = by_layer(self.param_groups)
+        own = [group_of[layer.name] for layer in self.layers]
+        options = [[group[name] for group in own] for name in ("weight_decay", "trust_coefficient", "adapt")]
+        key = (like, blocks, options)
         if self._constants is None or self._constants[0] != key:
-            sizes = torch.tensor([sum(p.numel() for p in own) for own in members], **like)
+            indices = [[k for k, count in each for _ in range(count)] for each in blocks]
+            weight_decay, trust, adapt = options
+            sizes = [sum(self._elements[layer.prefix + local] for local in layer.parameters) for layer in self.layers]
             constants = _Constants(
-                layer_of=torch.tensor(
-                    [k for k, own in enumerate(members) for p in own for _ in pieces(p)], device=first.device
-                ),
-                floor=self.norm_floor * sizes.sqrt(),
-                weight_decay=torch.tensor([group["weight_decay"] for group in active], **like),
-                trust=torch.tensor([group["trust_coefficient"] for group in active], **like),
-                adapt=torch.tensor([group["adapt"] for group in active], device=first.device),
+                layer_of=[torch.tensor(each, dtype=torch.long, device=like["device"]) for each in indices],
+                floor=self.norm_floor * torch.tensor(sizes, **like).sqrt(),
+                weight_decay=torch.tensor(weight_decay, **like),
+                trust=torch.tensor(trust, **like),
+                adapt=torch.tensor(adapt, device=like["device"]),
             )
             self._constants = (key, constants)
         return self._constants[1]
 
-    def _apply(self, active: list[dict], members: list[list[Tensor]], ratios: Tensor) -> None:
-        """Take the step for all layers that share their scalar options at once."""
-        buckets: dict[tuple, list[tuple[Tensor, Tensor]]] = {}
-        for group, own, ratio in zip(active, members, ratios.unbind()):
-            options = tuple(group[name] for name in ("lr", "momentum", "weight_decay", "nesterov"))
-            buckets.setdefault(options, []).extend((parameter, ratio) for parameter in own)
-        for (lr, momentum, weight_decay, nesterov), pairs in buckets.items():
-            parameters = [parameter for parameter, _ in pairs]
-            gradients = [parameter.grad for parameter in parameters]
-            buffers = [self._buffer(parameter) if momentum else None for parameter in parameters]
-            rates = (torch.stack([ratio for _, ratio in pairs]) * lr).unbind()
-            update(parameters, gradients, buffers, rates, Momentum(momentum, weight_decay, nesterov))
+    def apply(self, shards: list[Shard]) -> None:
+        """Take the step for `shards`, for all that share their scalar options at once."""
+        ratios = self._last[3].unbind()
+        options_of = {name: _options(group) for name, group in by_layer(self.param_groups).items()}
+        buckets: dict[tuple, list[Shard]] = {}
+        for shard in shards:
+            buckets.setdefault(options_of[self.layer_of(shard).name], []).append(shard)
+        for (lr, momentum, weight_decay, nesterov), own in buckets.items():
+            weights = [shard.view(shard.owner) for shard in own]
+            gradients = [self.layout.gradient(shard) for shard in own]
+            buffers = [shard.view(self.buffer(shard.owner)) if momentum else None for shard in own]
+            rates = (torch.stack([ratios[self._number[shard.name]] for shard in own]) * lr).unbind()
+            update(weights, gradients, buffers, rates, Momentum(momentum, weight_decay, nesterov))
 
-    def _buffer(self, parameter: Tensor) -> Tensor:
-        state = self.state[parameter]
+    def buffer(self, owner: Tensor) -> Tensor:
+        """Return the momentum of an owner of shards, made of zeros where there is none yet."""
+        state = self.state[owner]
         if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
+            state["momentum_buffer"] = torch.zeros_like(owner)
         return state["momentum_buffer"]
 
     def layer_stats(self) -> dict[str, LayerStats]:
@@ -250,10 +337,10 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         """
         if self._last is None:
             raise UserError("layer_stats() before the first step: there is nothing to tell yet.")
-        names, *vectors, totals = self._last
-        rows = zip(*(vector.tolist() for vector in vectors))
-        per_example = totals.tolist() if totals is not None else [None] * len(names)
-        stats = {name: LayerStats.of(*row, total) for name, row, total in zip(names, rows, per_example)}
+        active, *vectors, totals = self._last
+        rows = list(zip(*(vector.tolist() for vector in vectors)))
+        per_example = totals.tolist() if totals is not None else [None] * len(self.layers)
+        stats = {self.layers[k].name: LayerStats.of(*rows[k], per_example[k]) for k in active}
         short = [name for name, row in stats.items() if row.unmeasured and self.exact]
         if short:
             warnings.warn(
@@ -269,28 +356,40 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: the layers differ, or an option in the state is impossible.
         """
-        saved = [group.get("layer") for group in state_dict["param_groups"]]
-        own = [group["layer"] for group in self.param_groups]
+        saved, own = ([_names(group) for group in groups] for groups in (state_dict["param_groups"], self.param_groups))
         if saved != own:
-            missing = sorted(set(own) - set(filter(None, saved)))[:3]
-            raise UserError(f"The state is of other layers ({len(saved)} against {len(own)} here, without {missing}).")
+            missing = sorted(set(chain(*own)) - set(chain(*saved)))[:3]
+            raise UserError(
+                f"The state is of other layers ({len(saved)} groups against {len(own)} here, without {missing})."
+            )
         options = ("lr", "momentum", "weight_decay", "trust_coefficient", "nesterov", "adapt")
         for group in state_dict["param_groups"]:
-            check({name: group[name] for name in options}, f"state of layer {group['layer']!r}")
+            check({name: group[name] for name in options}, f"state of layer {_names(group)[0]!r}")
         super().load_state_dict(state_dict)
 
 
 _layers = layers  # the optimizers' argument has the name of the function
 
 
-def _layer_norms(tensors: list[Tensor], like: list[Tensor], constants: _Constants) -> Tensor:
-    """Return the joint 2-norm [K] of each layer's tensors, accumulated in float32 at least.
+def _names(group: dict[str, Any]) -> list[str]:
+    """Return the names of the layers of a saved group, if it has such."""
+    return layers_of(group) if "layers" in group or "layer" in group else []
+
+
+def _options(group: dict[str, Any]) -> tuple:
+    return tuple(group[name] for name in ("lr", "momentum", "weight_decay", "nesterov"))
+
+
+def _squares(tensors: list[Tensor], like: list[Tensor], layer_of: Tensor, vector: Tensor) -> Tensor:
+    """Return each layer's sum of squares of the tensors, [K] as `vector`, accumulated in float32 at least.
 
     Piece by piece, which is also the more accurate: one long sum in float32 would lose two digits.
     """
+    if not tensors:
+        return torch.zeros_like(vector)
     cut = [piece for tensor, other in zip(tensors, like) for piece in _pieces_as(tensor, other)]
-    found = norms(cut, constants.floor.dtype)
-    return torch.zeros_like(constants.floor).index_add_(0, constants.layer_of, found.square()).sqrt()
+    found = norms(cut, vector.dtype)
+    return torch.zeros_like(vector).index_add_(0, layer_of, found.square())
 
 
 def _pieces_as(tensor: Tensor, parameter: Tensor) -> tuple[Tensor, ...]:

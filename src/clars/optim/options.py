@@ -62,6 +62,27 @@ def groups(
     return result
 
 
+def merged(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Join the groups with the same options; "layers" are then the names."""
+    joined: dict[tuple, dict[str, Any]] = {}
+    for group in groups:
+        options = {name: value for name, value in group.items() if name not in ("params", "layer", "layers")}
+        whole = joined.setdefault(tuple(sorted(options.items())), {"params": [], "layers": [], **options})
+        whole["params"] += group["params"]
+        whole["layers"] += layers_of(group)
+    return list(joined.values())
+
+
+def layers_of(group: Mapping[str, Any]) -> list[str]:
+    """Return the names of the layers in a parameter group."""
+    return group["layers"] if "layers" in group else [group["layer"]]
+
+
+def by_layer(groups: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return for each layer's name the group that it is in."""
+    return {layer: group for group in groups for layer in layers_of(group)}
+
+
 def _matches(name: str, pattern: str) -> bool:
     """A name matches itself, whatever characters it holds, and any pattern of fnmatch."""
     return name == pattern or fnmatchcase(name, pattern)

@@ -15,6 +15,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written)  # else a power failure may leave the new name and none of the content
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

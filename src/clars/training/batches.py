@@ -46,7 +46,8 @@ class GlobalBatches(Sampler):
     """Micro-batches of one process, in such an order that the processes together form the same global batches.
 
     The order of an epoch depends on seed and epoch alone: not on processes, micro-batches or where a run resumed.
-    Examples that fill no global batch are left out of the epoch.
+    Examples that fill no global batch are left out of the epoch. Set `epoch` before each, and `first_step` to the
+    number of its global batches that are behind the run.
     """
 
     def __init__(self, examples: int, division: Division, rank: int, seed: int) -> None:
@@ -56,7 +57,7 @@ class GlobalBatches(Sampler):
                 f"Choose at most batch_size={examples}."
             )
         self.examples, self.division, self.rank, self.seed = examples, division, rank, seed
-        self.epoch = 0
+        self.epoch = self.first_step = 0
 
     @property
     def steps(self) -> int:
@@ -64,14 +65,14 @@ class GlobalBatches(Sampler):
         return self.examples // self.division.global_batch
 
     def __len__(self) -> int:
-        return self.steps * self.division.accumulation
+        return (self.steps - self.first_step) * self.division.accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
         order = torch.randperm(self.examples, generator=generator)
         cut = self.division
         order = order[: self.steps * cut.global_batch].view(self.steps, cut.accumulation, cut.world_size, -1)
-        for micro_batch in order[:, :, self.rank].flatten(0, 1):
+        for micro_batch in order[self.first_step :, :, self.rank].flatten(0, 1):
             yield micro_batch.tolist()
 
 

@@ -4,7 +4,9 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader
@@ -22,21 +24,35 @@ class Scores(NamedTuple):
 
 @torch.no_grad()
 def evaluate(accelerator: Accelerator, model: nn.Module, images: Images, batch_size: int, workers: int = 0) -> Scores:
-    """Measure `model` on `images`; each process takes every world-size-th example. A non-finite output is wrong."""
+    """Measure `model` on `images`; each process takes every world-size-th example. A non-finite output is wrong.
+
+    A forward pass may be a matter of all processes, where parameters are sharded. So all take as many, and one that
+    has no example left passes the first once more, without counting it.
+    """
     model.eval()
-    own = range(accelerator.process_index, len(images), accelerator.num_processes)
-    batches = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
-    loader = DataLoader(images, batch_sampler=batches, collate_fn=collate, num_workers=workers)
+    world = accelerator.num_processes
+    own = range(accelerator.process_index, len(images), world)
+    passes = range(0, len(range(0, len(images), world)), batch_size)
+    parts = [own[start : start + batch_size] for start in passes]
+    loader = DataLoader(images, batch_sampler=[part or [0] for part in parts], collate_fn=collate, num_workers=workers)
     sums = torch.zeros(4, dtype=torch.float64)
-    for x, y in loader:
-        logits = model(x.to(accelerator.device)).float()
-        sums += _sums(logits, y.to(accelerator.device)).cpu()
+    for part, (x, y) in zip(parts, loader):
+        logits = model(x.to(accelerator.device, dtype_of(model))).float()
+        if part:
+            sums += _sums(logits, y.to(accelerator.device)).cpu()
     model.train()
+    for module in model.modules():
+        if isinstance(module, FSDPModule):  # whose outermost parameters would stay whole until the next backward pass
+            module.reshard()
     top1, top5, loss, count = accelerator.reduce(sums.to(accelerator.device)).tolist()
     if count != len(images):
         raise AssertionError(f"{count:.0f} examples were counted of {len(images)}")
-    classes = logits.shape[1] if len(own) else 0
-    return Scores(100 * top1 / count, 100 * top5 / count if classes > 5 else None, loss / count)
+    return Scores(100 * top1 / count, 100 * top5 / count if logits.shape[1] > 5 else None, loss / count)
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Return the type of the model's parameters, which DeepSpeed changes for bf16 without changing inputs."""
+    return next(model.parameters(), torch.empty(0)).dtype
 
 
 def _sums(logits: Tensor, labels: Tensor) -> Tensor:
@@ -45,6 +61,16 @@ def _sums(logits: Tensor, labels: Tensor) -> Tensor:
     right = best & finite.unsqueeze(1)
     loss = F.cross_entropy(logits, labels, reduction="sum")
     return torch.stack([right[:, 0].sum(), right.sum(), loss, loss.new_tensor(len(labels))]).double()
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the main one's buffers, BatchNorm's running statistics among them.
+
+    DistributedDataParallel does so before each forward pass, other strategies never; what a process has kept for
+    itself is then thrown away here, so that the numbers do not depend on the strategy.
+    """
+    for buffer in model.buffers():
+        broadcast(buffer)
 
 
 def recalibrate(accelerator: Accelerator, model: nn.Module, images: Images, batch_size: int, workers: int = 0) -> None:
@@ -57,4 +83,4 @@ def recalibrate(accelerator: Accelerator, model: nn.Module, images: Images, batc
     loader = DataLoader(
         images, batch_sampler=[part.tolist() for part in order], collate_fn=collate, num_workers=workers
     )
-    update_bn(loader, model, accelerator.device)
+    update_bn((x.to(dtype_of(model)) for x, _ in loader), model, accelerator.device)

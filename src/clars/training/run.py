@@ -3,13 +3,11 @@
 import math
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -17,31 +15,41 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from clars import data, models
-from clars.errors import UserError
+from clars.chance import derived_seed
+from clars.errors import Fault, UserError
 from clars.optim import CLARS
-from clars.recipes.load import Resolved
-from clars.results import metrics, record
-from clars.results.files import replacing
 from clars.results.jobs import Job
 from clars.results.provenance import provenance
 from clars.results.record import Record
-from clars.training import resume
-from clars.training.batches import Division, GlobalBatches, divide, epoch_seed
+from clars.sharding.restore import put_weights
+from clars.sharding.state import gather_momentum, gather_weights, put_momentum
+from clars.training import checkpoint, strategy
+from clars.training.batches import Division, GlobalBatches, divide
 from clars.training.build import build_optimizer, build_schedule
+from clars.training.checkpoint import Progress, State
 from clars.training.display import Display
-from clars.training.evaluation import Scores, evaluate, recalibrate
+from clars.training.evaluation import Scores, dtype_of, evaluate, recalibrate, share_buffers
+from clars.training.faults import explained
+from clars.training.folder import RunFolder
+from clars.training.report import record_of
 
-WEIGHTS = "model.safetensors"
-LAYERS = "layers.jsonl"
 CHECK_EVERY = 50  # steps between looks at the loss: each look waits for the device
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the machine and the person at it decide; nothing that changes the numbers of a run."""
+    """What the machine and the person at it decide; nothing that changes the numbers of a run.
+
+    The state to resume from is written after each epoch, and after every `checkpoint_every` steps where that is given.
+    """
 
     micro_batch: int | None = None
     overwrite: bool = False
+    checkpoint_every: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_every is not None and self.checkpoint_every < 1:
+            raise UserError(f"--checkpoint-every {self.checkpoint_every}: a number of steps above 0 is needed.")
 
 
 class Diverged(Exception):
@@ -49,125 +57,125 @@ class Diverged(Exception):
 
 
 class Run:
-    """A run in its folder: `run.json`, `metrics.jsonl`, `layers.jsonl` where asked for, `model.safetensors`."""
+    """A run in its folder, under the strategy that the launch asks for."""
 
     def __init__(self, job: Job, accelerator: Accelerator, options: Options, display: Display) -> None:
-        self.job, self.accelerator, self.display = job, accelerator, display
-        self.resolved: Resolved = job.resolved
-        self.recipe = job.resolved.recipe
+        self.job, self.accelerator, self.options, self.display = job, accelerator, options, display
+        self.resolved = job.resolved
+        self.recipe = recipe = job.resolved.recipe
         self.started = time.perf_counter()
+        display.begin(f"{job.resolved.short_name} seed {job.seed}")
+        self.folder = RunFolder(
+            Path(job.folder), checkpoint.identity(job.resolved, job.seed), accelerator.is_main_process
+        )
         if not options.overwrite:
-            _refuse_finished(job.folder)
-        recipe = self.recipe
+            self.folder.refuse_finished()
         self.splits = data.load(recipe.data, evaluation=recipe.evaluation.split)
         self.division: Division = divide(recipe.batch_size, accelerator.num_processes, options.micro_batch)
         self.batches = GlobalBatches(len(self.splits.train), self.division, accelerator.process_index, job.seed)
         set_seed(job.seed)
-        model = models.create(recipe.model, self.splits.num_classes, recipe.data.channels, recipe.data.image_size)
-        optimizer = build_optimizer(self.resolved, model)
-        accelerator.gradient_accumulation_steps = self.division.accumulation
-        self.model: nn.Module
-        self.optimizer: Optimizer
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.inner = self.optimizer.optimizer
-        if hasattr(self.inner, "grad_scaler"):
-            self.inner.grad_scaler = accelerator.scaler
-        if options.overwrite:
-            self._clear()
-        self.progress = self.resumed = self._resume()
+        self.plain: nn.Module = models.create(  # without the wrapper of a strategy
+            recipe.model, self.splits.num_classes, recipe.data.channels, recipe.data.image_size
+        )
+        self.inner: Optimizer = build_optimizer(self.resolved, self.plain)
+        state = State() if options.overwrite else self._load()
+        self.model, self.optimizer, self.strategy = strategy.prepare(accelerator, self.division, self.plain, self.inner)
+        if options.overwrite:  # only now, when no mistake can end the run before it begins
+            self.folder.clear()
+            accelerator.wait_for_everyone()
+        self.progress = self._resume(state)
+        self.loss_sum = torch.tensor(self.progress.loss_sum, dtype=torch.float64)
         self.schedule: LambdaLR = build_schedule(self.resolved, self.inner, self.batches.steps, self.progress.step)
-
-    @property
-    def plain(self) -> nn.Module:
-        """The model itself, without the wrapper of a strategy."""
-        return self.accelerator.unwrap_model(self.model)
 
     def __call__(self) -> Record:
         """Train to the end, and write the record whatever the end is.
 
         Raises:
-            KeyboardInterrupt: after the record says so; the same job goes on from its last whole epoch.
+            KeyboardInterrupt, Fault: after the record says so; the same job goes on from its last whole state.
         """
         status, scores = "finished", Scores(None, None, None)
         try:
-            for epoch in range(self.progress.epoch, self.recipe.epochs):
-                loss = self._train_epoch(epoch)
-                scores = self._evaluate()
-                if not math.isfinite(scores.loss):  # the last step may be the one that went astray
-                    raise Diverged
-                self._close_epoch(epoch, loss, scores)
-            if scores.top1 is None:  # the run was killed between its last epoch and its record
-                scores = self._evaluate()
+            with explained():
+                for epoch in range(self.progress.epoch, self.recipe.epochs):
+                    loss = self._train_epoch(epoch)
+                    scores = self._evaluate()
+                    if not math.isfinite(scores.loss):  # the last step may be the one that went astray
+                        raise Diverged
+                    self._close_epoch(epoch, loss, scores)
+                if scores.top1 is None:  # the run was killed between its last epoch and its record
+                    scores = self._evaluate()
         except Diverged:
             status, scores = "diverged", self._evaluate()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Fault):
             self._write_record("interrupted", scores)
-            self.display.tell(f"{self.job.folder}: the same command goes on after epoch {self.progress.epoch}")
+            self.display.tell(f"{self.job.folder}: the same command goes on from the last saved state")
             raise
         return self._finish(status, scores)
 
     def _finish(self, status: str, scores: Scores) -> Record:
         """Leave weights and record, and take away what a resumption would need."""
-        if self.accelerator.is_main_process:
-            tensors = {name: value.detach().cpu().contiguous() for name, value in self.plain.state_dict().items()}
-            with replacing(self.job.folder / WEIGHTS) as temporary:
-                save_file(tensors, temporary, {"format": "pt"})
+        self.folder.write_weights(gather_weights(self.optimizer, self.model))
         written = self._write_record(status, scores)
-        if self.accelerator.is_main_process:
-            resume.clear(self.job.folder)
+        self.folder.end()
         return written
 
     def _train_epoch(self, epoch: int) -> float:
-        """Take the steps of one epoch; return the mean training loss.
-
-        Every source of chance is seeded anew, so that an epoch depends on seed and number alone.
-        """
+        """Take the steps of one epoch that are left; return the mean training loss of the whole epoch."""
         began = time.perf_counter()
-        self.batches.epoch = epoch
-        set_seed(epoch_seed(self.job.seed, epoch), device_specific=True)
-        if isinstance(self.inner, CLARS):
-            processes = self.accelerator.num_processes
-            self.inner.norms.estimator.seed(
-                epoch_seed(self.job.seed, epoch) * processes + self.accelerator.process_index
-            )
+        cut, now = self.division, self.progress
+        self.batches.epoch, self.batches.first_step = epoch, now.step - epoch * self.batches.steps
+        self.splits.train.place = (self.job.seed, epoch)
         workers = self.recipe.data.workers
         loader = DataLoader(self.splits.train, batch_sampler=self.batches, collate_fn=data.collate, num_workers=workers)
-        losses: list[Tensor] = []
-        step = self.progress.step
         self.model.train()
-        for x, y in loader:
+        for number, (x, y) in enumerate(loader, self.batches.first_step * cut.accumulation):
+            self._seed(epoch, number)
             with self.accelerator.accumulate(self.model):
-                losses.append(self._forward_backward(x, y))
+                self.loss_sum = self.loss_sum + self._forward_backward(x, y).double() / cut.accumulation
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            if not self.accelerator.sync_gradients:
-                continue
-            self.schedule.step()
-            step += 1
-            self._log_layers(step)
-            self.display.step(step, self.batches.steps * self.recipe.epochs)
-            seconds = self.progress.train_seconds + time.perf_counter() - began
-            self.progress, began = replace(self.progress, step=step, train_seconds=seconds), time.perf_counter()
-            if step % CHECK_EVERY == 0:
-                self._mean(losses)
-        return self._mean(losses)
+            if self.accelerator.sync_gradients:
+                self.schedule.step()
+                seconds = self.progress.train_seconds + time.perf_counter() - began
+                self.progress = replace(self.progress, step=self.progress.step + 1, train_seconds=seconds)
+                self._after_step()
+                began = time.perf_counter()
+        return self._mean_loss_sum() / self.batches.steps
+
+    def _seed(self, epoch: int, number: int) -> None:
+        """Begin all draws of a micro-batch anew, so that they depend on nothing but seed and place in the run."""
+        place = (self.job.seed, epoch, number, self.accelerator.process_index)
+        set_seed(derived_seed(*place))
+        if isinstance(self.inner, CLARS):
+            self.inner.norms.estimator.seed(derived_seed(*place, 1))
 
     def _forward_backward(self, x: Tensor, y: Tensor) -> Tensor:
         device = self.accelerator.device
-        logits = self.model(x.to(device, non_blocking=True))
+        logits = self.model(x.to(device, dtype_of(self.plain), non_blocking=True)).float()
         loss = F.cross_entropy(logits, y.to(device, non_blocking=True), label_smoothing=self.recipe.label_smoothing)
         self.accelerator.backward(loss)
         return loss.detach()
 
-    def _mean(self, losses: list[Tensor]) -> float:
-        """Return the mean loss over all processes, or raise Diverged on all of them."""
-        mean = self.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+    def _after_step(self) -> None:
+        step, every = self.progress.step, self.options.checkpoint_every
+        self._log_layers(step)
+        self.display.step(step, self.batches.steps * self.recipe.epochs)
+        due = every is not None and step % every == 0
+        if due or step % CHECK_EVERY == 0:
+            loss_sum = self._mean_loss_sum()
+            if due and step % self.batches.steps:  # at the end of an epoch, the state is saved after the evaluation
+                self._save(replace(self.progress, loss_sum=loss_sum))
+
+    def _mean_loss_sum(self) -> float:
+        """Return the sum over the epoch's steps of their mean losses, or raise Diverged on all processes."""
+        mean = self.accelerator.reduce(self.loss_sum.to(self.accelerator.device), "mean").item()
         if not math.isfinite(mean):
             raise Diverged
         return mean
 
     def _evaluate(self) -> Scores:
         settings, workers = self.recipe.evaluation, self.recipe.data.workers
+        share_buffers(self.plain)
         if settings.batch_norm == "recalibrated":
             recalibrate(self.accelerator, self.plain, self.splits.train, settings.batch_size, workers)
         return evaluate(self.accelerator, self.model, self.splits.test, settings.batch_size, workers)
@@ -176,13 +184,8 @@ class Run:
         now = self.progress
         if now.best_top1 is None or scores.top1 > now.best_top1:
             now = replace(now, best_top1=scores.top1, best_epoch=epoch + 1)
-        scaler = self.accelerator.scaler
-        self.progress = replace(
-            now,
-            epoch=epoch + 1,
-            wall_seconds=now.wall_seconds + self._lap(),
-            loss_scale=scaler.get_scale() if scaler else None,
-        )
+        self.progress = replace(now, epoch=epoch + 1, loss_sum=0.0, wall_seconds=now.wall_seconds + self._lap())
+        self.loss_sum = torch.zeros_like(self.loss_sum)
         line = {
             "step": now.step,
             "epoch": epoch + 1,
@@ -195,10 +198,8 @@ class Run:
         }
         self.accelerator.log({key: value for key, value in line.items() if value is not None}, step=now.step)
         self.display.epoch(train_loss, scores.top1)
-        if self.accelerator.is_main_process:
-            self._epoch_lines.append(line)
-            path = self.job.folder / resume.FILE
-            resume.save(path, self.plain, self.inner, self.progress, resume.identity(self.resolved, self.job.seed))
+        self.folder.log_epoch(line)
+        self._save(self.progress)
 
     def _lap(self) -> float:
         """Return the seconds since the last lap."""
@@ -211,83 +212,38 @@ class Run:
         if not every or step % every or not self.accelerator.is_main_process or not hasattr(self.inner, "layer_stats"):
             return
         rows = self.inner.layer_stats().items()
-        self._layer_lines.append(*({"step": step, "layer": name, **stats._asdict()} for name, stats in rows))
+        self.folder.log_layers([{"step": step, "layer": name, **stats._asdict()} for name, stats in rows])
 
-    def _resume(self) -> resume.Progress:
-        path = self.job.folder / resume.FILE
-        if not path.exists():
-            return resume.Progress()
-        progress = resume.load(path, self.plain, self.inner, resume.identity(self.resolved, self.job.seed))
-        self.display.tell(f"{self.job.folder}: going on after epoch {progress.epoch}")
-        if self.accelerator.scaler and progress.loss_scale:
-            self.accelerator.scaler.update(progress.loss_scale)
-        return progress
+    def _save(self, progress: Progress) -> None:
+        """Write the state to go on from; every process takes part, as each may hold a part of it."""
+        self.progress = replace(progress, wall_seconds=progress.wall_seconds + self._lap())
+        share_buffers(self.plain)
+        whole = gather_weights(self.optimizer, self.model), gather_momentum(self.optimizer, self.model)
+        scale = strategy.loss_scale(self.accelerator, self.optimizer)
+        self.folder.save(State(*whole, replace(self.progress, loss_scale=scale)))
 
-    @cached_property
-    def _epoch_lines(self) -> metrics.Metrics:
-        """The file of epochs, opened without those of a part that is trained again."""
-        return metrics.Metrics(self.job.folder / metrics.FILE, resume_at=self.resumed.epoch or None)
+    def _load(self) -> State:
+        """Read the state to go on from, and put its weights into the model before a strategy cuts that."""
+        state = self.folder.load()
+        strategy.same_everywhere(self.accelerator, state.progress.step, self.job.folder)
+        if state.model:
+            self.plain.load_state_dict(state.model)
+            progress = state.progress
+            self.display.tell(f"{self.job.folder}: going on after epoch {progress.epoch}, step {progress.step}")
+        return state
 
-    @cached_property
-    def _layer_lines(self) -> metrics.Metrics:
-        """The file of layer statistics, likewise."""
-        return metrics.Metrics(self.job.folder / LAYERS, "step", resume_at=self.resumed.step or None)
-
-    def _clear(self) -> None:
-        """Take away the run that is replaced."""
-        if self.accelerator.is_main_process:
-            for name in (record.FILE, metrics.FILE, LAYERS, WEIGHTS, resume.FILE):
-                (self.job.folder / name).unlink(missing_ok=True)
-        self.accelerator.wait_for_everyone()
+    def _resume(self, state: State) -> Progress:
+        """Give the optimizer its state back, now that a strategy may have cut what it steps."""
+        if state.model:
+            put_weights(self.optimizer, self.model, state.model)
+            put_momentum(self.optimizer, self.model, state.momentum)
+            strategy.put_loss_scale(self.accelerator, self.optimizer, state.progress.loss_scale)
+        return state.progress
 
     def _write_record(self, status: str, scores: Scores) -> Record:
-        resolved, recipe, now, cut = self.resolved, self.recipe, self.progress, self.division
-        best = None if now.best_top1 is None else {"top1": now.best_top1, "epoch": now.best_epoch}
-        seen = now.step * recipe.batch_size
-        written = Record(
-            recipe=resolved.name,
-            version=resolved.version,
-            recipe_sha256=resolved.sha256,
-            overrides=list(resolved.overrides),
-            seed=self.job.seed,
-            **provenance(resolved.path, self.accelerator.device),
-            threads=torch.get_num_threads(),
-            strategy=strategy(self.accelerator),
-            world_size=cut.world_size,
-            global_batch_size=cut.global_batch,
-            micro_batch_size=cut.micro_batch,
-            accumulation=cut.accumulation,
-            steps=now.step,
-            epochs=now.epoch,
-            settings=recipe.model_dump(mode="json"),
-            optimizer=recipe.optimizer.model_dump(mode="json"),
-            schedule={**recipe.schedule.model_dump(mode="json"), "peak_rate": resolved.peak_rate},
-            final=scores._asdict(),
-            best=best,
-            wall_seconds=now.wall_seconds + self._lap(),
-            examples_per_second=seen / now.train_seconds if now.train_seconds else None,
-            status=status,
-        )
-        if self.accelerator.is_main_process:
-            written.write(self.job.folder / record.FILE)
+        self.progress = replace(self.progress, wall_seconds=self.progress.wall_seconds + self._lap())
+        machine = provenance(self.resolved.path, self.accelerator.device)
+        machine |= {"strategy": self.strategy, "threads": torch.get_num_threads()}
+        written = record_of(self.job, self.division, self.progress, scores, status, machine)
+        self.folder.write(written)
         return written
-
-
-def strategy(accelerator: Accelerator) -> str:
-    """Return the name of the strategy in force.
-
-    Raises:
-        UserError: parameters would be sharded, which the layer-wise optimizers of this version do not handle.
-    """
-    name = accelerator.distributed_type.value
-    if name == "NO":
-        return "single"
-    if name in ("MULTI_CPU", "MULTI_GPU"):
-        return "ddp"
-    raise UserError(f"{name} shards parameters, which is not supported. Use configs/accelerate/cpu.yaml or ddp.yaml.")
-
-
-def _refuse_finished(folder: Path) -> None:
-    path = folder / record.FILE
-    if path.exists() and Record.read(path).status != "interrupted":
-        raise UserError(f"{folder} holds a run that is over. Choose another --out, or replace it by --overwrite.")

@@ -2,13 +2,9 @@
 
 import argparse
 import json
-import os
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
 from pydantic import TypeAdapter, ValidationError
 
 from clars import exits
@@ -16,8 +12,10 @@ from clars.errors import UserError
 from clars.recipes.load import load
 from clars.results.jobs import Job, pending
 from clars.results.runs import folder
+from clars.training import strategy
 from clars.training.display import Display
-from clars.training.run import Options, Run, strategy
+from clars.training.faults import explained
+from clars.training.run import Options, Run
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -30,6 +28,14 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("runs"), help="runs go to OUT/<recipe>/seed<k>")
     parser.add_argument("--jobs", type=Path, help="a JSON list of {recipe, overrides, seed, out}, instead of recipes")
     parser.add_argument("--micro-batch", type=int, help="most examples a process handles at once (default: all)")
+    parser.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="save the state between epochs as well")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=strategy.TIMEOUT,
+        metavar="SECONDS",
+        help="give up on another process that does not answer (default: %(default)g)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace runs that are over")
     parser.add_argument("--skip-finished", action="store_true", help="leave out runs that are over")
     parser.add_argument("--log-with", help="a tracker of accelerate: tensorboard, wandb, ... or all")
@@ -39,34 +45,31 @@ def arguments() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the jobs of a command line; return the exit code.
 
-    0: all finished; 2: a mistake of the user, said in one line; 3: a run diverged; 130: interrupted, and the same
-    command goes on from the last whole epoch.
+    0: all finished; 1: another process was lost; 2: a mistake of the user, said in one line; 3: a run diverged; 130:
+    interrupted. After 1 and 130 the same command goes on from the last saved state.
     """
     options = arguments().parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # job schedulers end a run in this way
     return exits.guard(lambda: _run_all(options))
 
 
-def _run_all(options: argparse.Namespace) -> int:
-    jobs = _jobs(options)
-    if options.skip_finished and not options.overwrite:
+def _run_all(words: argparse.Namespace) -> int:
+    options = Options(words.micro_batch, words.overwrite, words.checkpoint_every)
+    jobs = _jobs(words)
+    if words.skip_finished and not words.overwrite:
         jobs = pending(jobs)
-    accelerator = _accelerator(options.log_with)
-    strategy(accelerator)
+    accelerator = strategy.start(words.log_with, words.timeout)
     worst = exits.FINISHED
-    with Display(len(jobs), shown=accelerator.is_main_process) as display:
+    with explained(), Display(len(jobs), shown=accelerator.is_main_process) as display:
         for job in jobs:
-            if _run(job, accelerator, options, display) == "diverged":
+            if _run(Run(job, accelerator, options, display), words.log_with) == "diverged":
                 worst = exits.DIVERGED
-    accelerator.end_training()
+        accelerator.end_training()
     return worst
 
 
-def _run(job: Job, accelerator: Accelerator, options: argparse.Namespace, display: Display) -> str:
-    title = f"{job.resolved.full_name} seed {job.seed}"
-    display.begin(f"{job.resolved.short_name} seed {job.seed}")
-    run = Run(job, accelerator, Options(options.micro_batch, options.overwrite), display)
-    if options.log_with:
+def _run(run: Run, log_with: str | None) -> str:
+    job, accelerator, display = run.job, run.accelerator, run.display
+    if log_with:
         settings = {"recipe": job.resolved.full_name, "seed": job.seed, "sha256": job.resolved.sha256}
         accelerator.project_configuration.logging_dir = str(job.folder)
         accelerator.init_trackers(job.resolved.short_name, settings)
@@ -74,23 +77,10 @@ def _run(job: Job, accelerator: Accelerator, options: argparse.Namespace, displa
     for tracker in accelerator.trackers:
         tracker.finish()
     accelerator.trackers = []
+    title = f"{job.resolved.full_name} seed {job.seed}"
     display.end(title, f"{result.status}, top-1 {result.final.top1:.2f} %, {result.wall_seconds:.1f} s, {job.folder}")
     accelerator.free_memory()
     return result.status
-
-
-def _accelerator(log_with: str | None) -> Accelerator:
-    try:
-        accelerator = Accelerator(cpu=not torch.cuda.is_available(), log_with=log_with, project_dir=".")
-    except (ValueError, ImportError) as error:
-        raise UserError(f"accelerate cannot start here: {error}") from error
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if launched != accelerator.num_processes:
-        raise UserError(
-            f"{launched} processes were launched, and accelerate made {accelerator.num_processes} of them one run. "
-            "Use a configuration of configs/accelerate."
-        )
-    return accelerator
 
 
 def _jobs(options: argparse.Namespace) -> list[Job]:

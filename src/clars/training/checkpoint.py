@@ -1,13 +1,16 @@
-"""The state of an unfinished run, in one safetensors file: written whole or not at all, after every epoch."""
+"""The state of an unfinished run, in one safetensors file: whole tensors by name, whatever held them.
+
+It belongs to no strategy and no number of processes. It is written beside the last one and takes its place when it
+is complete, so at every moment one whole state is on disk.
+"""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from clars.errors import UserError
 from clars.recipes.load import Resolved
@@ -18,32 +21,48 @@ FILE = "resume.safetensors"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come. Seconds are of this run's training and of the whole, over all its parts."""
+    """How far a run has come. Seconds are of this run's training and of the whole, over all its parts.
+
+    `step` counts optimizer steps and `epoch` the epochs that are over and evaluated; `loss_sum` adds the mean loss of
+    each step since then. `loss_scale` is the state of the scaler of float16's gradients.
+    """
 
     epoch: int = 0
     step: int = 0
+    loss_sum: float = 0.0
     best_top1: float | None = None
     best_epoch: int | None = None
     train_seconds: float = 0.0
     wall_seconds: float = 0.0
-    loss_scale: float | None = None
+    loss_scale: dict[str, float] | None = None
 
 
-def save(path: Path, model: nn.Module, optimizer: Optimizer, progress: Progress, identity: dict[str, str]) -> None:
-    """Write weights, buffers, momentum by parameter name, and how far the run is."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= {f"momentum.{name}": value for name, value in _momentum(model, optimizer).items()}
-    metadata = {"progress": json.dumps(asdict(progress)), "identity": json.dumps(identity)}
+@dataclass(frozen=True)
+class State:
+    """What a run goes on from: weights and buffers, and momentum, by name in the model; and how far it is."""
+
+    model: dict[str, Tensor] = field(default_factory=dict)
+    momentum: dict[str, Tensor] = field(default_factory=dict)
+    progress: Progress = Progress()
+
+
+def write(path: Path, state: State, identity: dict[str, str]) -> None:
+    """Write the state of a run, whole or not at all."""
+    tensors = {f"model.{name}": value for name, value in state.model.items()}
+    tensors |= {f"momentum.{name}": value for name, value in state.momentum.items()}
+    metadata = {"progress": json.dumps(asdict(state.progress)), "identity": json.dumps(identity)}
     with replacing(path) as temporary:
         save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
 
 
-def load(path: Path, model: nn.Module, optimizer: Optimizer, identity: dict[str, str]) -> Progress:
-    """Put the saved state into model and optimizer; return how far the run had come.
+def read(path: Path, identity: dict[str, str]) -> State:
+    """Read the state of a run; that of a beginning where there is no file.
 
     Raises:
         UserError: the file is damaged, or is of another recipe, seed or settings than `identity` says.
     """
+    if not path.exists():
+        return State()
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -58,8 +77,7 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer, identity: dict[str,
             f"{path} is of a run with {key} {saved.get(key)!r}, not {identity[key]!r}. Choose another --out, or start "
             "anew with --overwrite."
         )
-    _split_into(tensors, model, optimizer)
-    return progress
+    return State(_below("model.", tensors), _below("momentum.", tensors), progress)
 
 
 def identity(resolved: Resolved, seed: int) -> dict[str, str]:
@@ -72,19 +90,10 @@ def identity(resolved: Resolved, seed: int) -> dict[str, str]:
     }
 
 
-def _momentum(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    buffers = {name: optimizer.state[p].get("momentum_buffer") for name, p in model.named_parameters()}
-    return {name: value for name, value in buffers.items() if value is not None}
-
-
-def _split_into(tensors: dict[str, Tensor], model: nn.Module, optimizer: Optimizer) -> None:
-    model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
-    for name, parameter in model.named_parameters():
-        if f"momentum.{name}" in tensors:
-            value = tensors[f"momentum.{name}"]
-            optimizer.state[parameter]["momentum_buffer"] = value.to(parameter.device, copy=True)
-
-
 def clear(folder: Path) -> None:
     """Remove the state of a run that is over."""
     (folder / FILE).unlink(missing_ok=True)
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

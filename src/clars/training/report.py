@@ -1,0 +1,48 @@
+"""The record of a run, put together from what the run knows."""
+
+from collections.abc import Mapping
+
+from clars.results.jobs import Job
+from clars.results.record import Record
+from clars.training.batches import Division
+from clars.training.checkpoint import Progress
+from clars.training.evaluation import Scores
+
+
+def record_of(
+    job: Job, cut: Division, now: Progress, scores: Scores, status: str, machine: Mapping[str, object]
+) -> Record:
+    """Return the record.
+
+    Args:
+        job: recipe and seed.
+        cut: how the global batch is divided.
+        now: how far the run is.
+        scores: the last evaluation.
+        status: how the run ends.
+        machine: strategy in force, threads, and what `provenance` returns.
+    """
+    resolved, recipe = job.resolved, job.resolved.recipe
+    seen = now.step * recipe.batch_size
+    return Record(
+        recipe=resolved.name,
+        version=resolved.version,
+        recipe_sha256=resolved.sha256,
+        overrides=list(resolved.overrides),
+        seed=job.seed,
+        **machine,
+        world_size=cut.world_size,
+        global_batch_size=cut.global_batch,
+        micro_batch_size=cut.micro_batch,
+        accumulation=cut.accumulation,
+        steps=now.step,
+        epochs=now.epoch,
+        settings=recipe.model_dump(mode="json"),
+        optimizer=recipe.optimizer.model_dump(mode="json"),
+        schedule={**recipe.schedule.model_dump(mode="json"), "peak_rate": resolved.peak_rate},
+        final=scores._asdict(),
+        best=None if now.best_top1 is None else {"top1": now.best_top1, "epoch": now.best_epoch},
+        wall_seconds=now.wall_seconds,
+        examples_per_second=seen / now.train_seconds if now.train_seconds else None,
+        status=status,
+    )

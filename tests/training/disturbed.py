@@ -1,0 +1,47 @@
+"""recipes/train.py with something that goes wrong on the way: disturbed.py DISTURBANCE STEP WORDS...
+
+interrupt: Ctrl-C on every process after that step. nan: the loss of the last process alone is not finite in it.
+raise: the last process raises an error in it. half: killed when half of the state after that step is written.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from clars import exits
+from clars.training import checkpoint, run, script
+
+DISTURBANCE, STEP = sys.argv[1], int(sys.argv[2])
+after_step, forward_backward, save_file = run.Run._after_step, run.Run._forward_backward, checkpoint.save_file
+
+
+def after(self):
+    after_step(self)
+    if self.progress.step == STEP:
+        raise KeyboardInterrupt
+
+
+def alone(self, x, y):
+    accelerator = self.accelerator
+    if self.progress.step + 1 == STEP and accelerator.process_index == accelerator.num_processes - 1:
+        if DISTURBANCE == "raise":
+            raise OSError(5, "the disk is gone", "data")
+        x = x * float("nan")
+    return forward_backward(self, x, y)
+
+
+def half(tensors, path, metadata):
+    save_file(tensors, path, metadata)
+    if f'"step": {STEP},' in metadata["progress"]:
+        os.truncate(path, Path(path).stat().st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if DISTURBANCE == "interrupt":
+    run.Run._after_step = after
+elif DISTURBANCE == "half":
+    checkpoint.save_file = half
+else:
+    run.Run._forward_backward = alone
+sys.exit(exits.report(script.main(sys.argv[3:])))
