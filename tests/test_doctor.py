@@ -33,7 +33,7 @@ def test_a_missing_package_says_what_to_do(monkeypatch):
     monkeypatch.setattr(doctor, "version", missing)
     deepspeed = by_subject(doctor.machine())["deepspeed"]
     assert not deepspeed.ok
-    assert "not supported yet" in deepspeed.text
+    assert "pip install 'clars[deepspeed]'" in deepspeed.text
     accelerate = by_subject(doctor.machine())["accelerate"]
     assert "pip install accelerate" in accelerate.text
 

@@ -47,7 +47,7 @@ def machine() -> Iterator[Finding]:
     threads = os.environ.get("OMP_NUM_THREADS", "1 without OMP_NUM_THREADS")
     yield Finding("threads", True, f"{threads} for each process of a run, of {os.cpu_count()} processors")
     yield _package("accelerate", "pip install accelerate")
-    yield _package("deepspeed", "not needed: sharded strategies are not supported yet")
+    yield _package("deepspeed", "needed for ZeRO only: pip install 'clars[deepspeed]'")
     fonts = len(list(Path(matplotlib.get_data_path(), "fonts", "ttf").glob("*.ttf")))
     yield Finding("fonts", fonts > 0, f"{fonts} TrueType fonts come with matplotlib")
 
