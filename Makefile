@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 TESTABLE := .venv/.testable
+SHARDABLE := .venv/.shardable
 BENCHABLE := .venv/.benchable
 export OMP_NUM_THREADS ?= 1
 
@@ -19,7 +20,7 @@ quickstart: $(INSTALLED)  ## train CLARS, LARS and Nesterov SGD on real digits; 
 test: $(TESTABLE)  ## the default test suite
 	$(BIN)/python -m pytest -n 2 -m "not slow and not full"
 
-test-all: $(TESTABLE)  ## every test, the long ones included
+test-all: $(SHARDABLE)  ## every test, the long ones and those of DeepSpeed included
 	$(BIN)/python -m pytest -n 2
 
 lint: $(TESTABLE)  ## check style
@@ -51,6 +52,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(TESTABLE): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	@touch $@
+
+$(SHARDABLE): $(TESTABLE)
+	$(BIN)/python -m pip install --quiet --editable '.[dev,deepspeed]' --constraint constraints.txt
 	@touch $@
 
 $(BENCHABLE): $(INSTALLED)

@@ -27,7 +27,16 @@ def commands():
 
 @pytest.mark.parametrize("block", list(blocks("python")))
 def test_python_blocks(block, tmp_path):
-    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
+    """A block that begins with a command of torchrun is run by that, the port chosen by the system."""
+    if "import deepspeed" in block:
+        pytest.importorskip("deepspeed")
+    command = [sys.executable, "-c", block]
+    if block.startswith("# torchrun "):
+        words = shlex.split(block.splitlines()[0])
+        (tmp_path / words[-1]).write_text(block, encoding="utf-8")
+        command = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+        command += words[2:]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
@@ -67,3 +76,8 @@ def test_the_readme_shows_the_generated_costs():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     generated = (ROOT / "benchmarks/step_time.md").read_text(encoding="utf-8")
     assert all(line in readme for line in generated.splitlines() if line.startswith("|"))
+
+
+def test_the_page_on_sharding_shows_the_generated_errors():
+    page = (ROOT / "docs/sharding.md").read_text(encoding="utf-8")
+    assert (ROOT / "benchmarks/naive_sharding.md").read_text(encoding="utf-8") in page

@@ -50,7 +50,7 @@ def machine() -> Iterator[Finding]:
     kernels = cpu.load()
     yield Finding("CPU kernels", kernels.loaded, kernels.text)
     yield _package("accelerate", "pip install accelerate")
-    yield _package("deepspeed", "only for ZeRO: pip install 'clars[deepspeed]'")
+    yield _package("deepspeed", "needed for ZeRO only: pip install 'clars[deepspeed]'")
     fonts = len(list(Path(matplotlib.get_data_path(), "fonts", "ttf").glob("*.ttf")))
     yield Finding("fonts", fonts > 0, f"{fonts} TrueType fonts come with matplotlib")
 

@@ -222,7 +222,7 @@ class MiCS_Optimizer(SimpleNamespace):
 def test_kinds_of_parallelism(found, remedy, monkeypatch):
     monkeypatch.setattr(support, "version", lambda _: "0.19.8")
     support.check(DeepSpeedZeroOptimizer())
-    with pytest.raises(clars.UserError, match="MiCS_Optimizer is not supported.*ZeRO stage 1, 2 or 3"):
+    with pytest.raises(clars.UserError, match=r"MiCS_Optimizer is not supported.*ZeRO stage 1, 2 or 3"):
         support.check(MiCS_Optimizer())
     with pytest.raises(clars.UserError, match=remedy):
         support.check(DeepSpeedZeroOptimizer(**found))

@@ -92,6 +92,7 @@ class ZeroLayout(Layout):
         self.zero.step = step
         _give_back_linear()
 
+    @torch.no_grad()
     def _begin(self, optimizer: Any) -> None:
         first, self.rated = not optimizer.verified, False
         self.norm = optimizer.measure(self.shards)  # of all layers' gradients together

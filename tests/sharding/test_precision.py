@@ -1,0 +1,37 @@
+"""Half precision: as near to float32 as its rounding allows, steps that overflow left out, no S_k left over by them."""
+
+from dataclasses import replace
+from importlib.util import find_spec
+
+import pytest
+from cluster import Case, launch, train
+from compare import assert_equal
+
+HALF, OVERFLOWING = ("fsdp2", "zero1", "zero2", "zero3"), ("zero1", "zero2", "zero3")
+AUTOCAST = ("ddp", "fsdp2", "zero2")
+SLOW = {"lr": 0.1}  # so that rounding does not grow from step to step
+pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the extra [deepspeed]")
+
+
+def cases(strategies, precision):
+    return [
+        Case(strategy, method, 2, clip, precision=precision, options=SLOW)
+        for strategy in strategies
+        for method, clip in (("CLARS", 0.0), ("LARS", 0.05))
+    ]
+
+
+def test_bfloat16(tmp_path):
+    """A unit of rounding is 4e-3. The momentum holds gradients, which cancel more than they are rounded."""
+    both = cases(HALF, "bfloat16") + cases(AUTOCAST, "autocast")
+    for case, results in zip(both, launch(2, tmp_path, train, both)):
+        assert_equal(results[0], train(case.alone()), 3e-2)
+
+
+def test_float16_with_a_dynamic_loss_scale(tmp_path):
+    """The scale starts too large, doubles after every second step, and so overflows again in the midst of it."""
+    scaled = cases(OVERFLOWING, "float16")
+    for case, results in zip(scaled, launch(2, tmp_path, train, scaled)):
+        skipped = frozenset(step for step, row in enumerate(results[0]["stats"]) if not row)
+        assert skipped == {0, 1, 2, 3, 4, 8}
+        assert_equal(results[0], train(replace(case.alone(), skipped=skipped)), 2e-2)
