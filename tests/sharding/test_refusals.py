@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cluster import launch
-from conftest import squared_loss
+from losses import squared_loss
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard

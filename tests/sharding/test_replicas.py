@@ -1,7 +1,7 @@
 """What data-parallel replicas can do that one process cannot."""
 
 import torch
-from conftest import squared_loss
+from losses import squared_loss
 from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 

@@ -5,7 +5,7 @@ import pytest
 import yaml
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent))  # for machine.py beside this file
+sys.path.append(str(Path(__file__).parent))  # for machine.py beside this file
 
 
 @pytest.fixture
