@@ -81,7 +81,7 @@ def test_a_process_that_is_killed(recipe, running):
     run.ranks()[1].kill()
     code, errors = run.end()
     assert code == 1
-    assert "error: process 0 lost another process" in errors and "exitcode  : -9" in errors
+    assert "exitcode  : -9" in errors  # the launcher tells; process 0 may be ended before it can
     assert record("runs")["status"] == "interrupted"
 
 
