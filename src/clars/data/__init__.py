@@ -1,15 +1,16 @@
-"""Data sets: scikit-learn's digits, image data sets of the Hub, and local folders in the same schema."""
+"""Data sets: scikit-learn's digits, glyphs drawn from fonts, those of the Hub, and local folders in the same schema."""
 
 from typing import Literal
 
-from clars.data import digits, hub, source
+from clars.data import digits, glyphs, hub, source
 from clars.data.images import UnreadableImageError
 from clars.data.splits import Batch, Images, Splits, collate
 from clars.recipes import schema
 
 __all__ = ["Batch", "Images", "Splits", "UnreadableImageError", "collate", "load", "reachable"]
 
-EMBEDDED = {"digits": digits.load}
+EMBEDDED = {"digits": digits.load, "glyphs": glyphs.load}
+ORIGINS = {"digits": "comes with scikit-learn", "glyphs": "drawn from the fonts of matplotlib"}
 
 
 def load(data: schema.Data, *, evaluation: Literal["test", "validation"]) -> Splits:
@@ -27,5 +28,5 @@ def load(data: schema.Data, *, evaluation: Literal["test", "validation"]) -> Spl
 def reachable(data: schema.Data) -> tuple[bool, str]:
     """Say, without network, whether the data is on this machine, and where it is or what to do about it."""
     if not data.path and data.name in EMBEDDED:
-        return True, "comes with scikit-learn"
+        return True, ORIGINS[data.name]
     return source.reachable(data)

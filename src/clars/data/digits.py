@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
-from torch.nn.functional import interpolate
 
+from clars.data.memory import resize
 from clars.data.splits import Batch, Images, Splits, hold_out
 from clars.data.transforms import per_channel
 from clars.errors import DataError
@@ -36,7 +36,7 @@ def load(data: schema.Data, evaluation: Literal["test", "validation"]) -> Splits
     if data.augmentation != "none":
         raise DataError(f"data.augmentation={data.augmentation!r}: digits are not augmented. Use 'none'.")
     pixels, targets = load_digits(return_X_y=True)
-    images = _resize(torch.from_numpy(pixels).float().view(-1, 1, 8, 8) / 16, data.image_size)
+    images = resize(torch.from_numpy(pixels).float().view(-1, 1, 8, 8) / 16, data.image_size)
     labels = torch.from_numpy(targets).long()
     train, test = hold_out(labels, TEST_FRACTION, "test fraction")
     if evaluation == "validation":
@@ -45,12 +45,6 @@ def load(data: schema.Data, evaluation: Literal["test", "validation"]) -> Splits
     images = _normalise(images, train, data)
     splits = (TensorImages(images[rows], labels[rows]) for rows in (train, test))
     return Splits(*splits, num_classes=10, class_names=tuple("0123456789"))
-
-
-def _resize(images: Tensor, size: int) -> Tensor:
-    if size == images.shape[-1]:
-        return images
-    return interpolate(images, size=(size, size), mode="bilinear", antialias=True)
 
 
 def _normalise(images: Tensor, train: Tensor, data: schema.Data) -> Tensor:

@@ -11,6 +11,7 @@ from clars.errors import RecipeError
 from clars.recipes import schema
 
 Transform = Callable[[Image], Tensor]
+MARGIN = 4
 
 
 def build(data: schema.Data, training: bool) -> Transform:
@@ -28,7 +29,7 @@ def build(data: schema.Data, training: bool) -> Transform:
     plain = create_transform(**common, is_training=True, no_aug=True)
     if data.augmentation == "crop" and training:
         # After normalisation: the padding is then the mean colour.
-        return Compose([plain, RandomCrop(data.image_size, padding=4), RandomHorizontalFlip()])
+        return Compose([plain, RandomCrop(data.image_size, padding=MARGIN), RandomHorizontalFlip()])
     return plain
 
 

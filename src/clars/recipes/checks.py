@@ -6,6 +6,7 @@ from clars.recipes.schema import Recipe
 
 _LAYERWISE_ONLY = ("trust_coefficient", "layers", "overrides")
 _CLARS_ONLY = ("estimator", "fraction")
+EMBEDDED = ("digits", "glyphs")  # data sets that this package brings
 _HUB_ONLY = ("config", "image_column", "label_column", "train_split", "test_split")
 
 
@@ -40,7 +41,9 @@ def ignored(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "optimizer.fraction", "optimizer.estimator = 'exact'"
     if optimizer.momentum == 0 and optimizer.nesterov and "nesterov" in optimizer.model_fields_set:
         yield "optimizer.nesterov", "optimizer.momentum = 0"
-    if data.name == "digits" and data.path is None:
-        for key in _HUB_ONLY:
-            if key in data.model_fields_set:
-                yield f"data.{key}", "data.name = 'digits'"
+    embedded = data.name in EMBEDDED and data.path is None
+    for key in _HUB_ONLY if embedded else ():
+        if key in data.model_fields_set:
+            yield f"data.{key}", f"data.name = {data.name!r}"
+    if data.train_examples is not None and not (embedded and data.name == "glyphs"):
+        yield "data.train_examples", f"data.name = {data.name!r}"

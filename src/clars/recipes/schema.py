@@ -21,7 +21,10 @@ class Model(Settings):
 
 
 class Data(Settings):
-    """`digits`, a Hub data set by id, or a local folder (parquet files or images) in the same schema."""
+    """`digits`, `glyphs`, a Hub data set by id, or a local folder (parquet files or images) in the same schema.
+
+    `train_examples` is the number of glyphs to train on, from the first.
+    """
 
     name: str
     config: str | None = None
@@ -36,6 +39,7 @@ class Data(Settings):
     std: list[PositiveFloat] | None = None
     augmentation: Literal["none", "crop", "imagenet"] = "none"
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    train_examples: PositiveInt | None = None
     workers: NonNegativeInt = 0
 
 
