@@ -2,6 +2,8 @@
 
 from importlib.metadata import version
 
+import clars.models  # noqa: F401  registers the small networks with timm
+from clars.checkpoints import load
 from clars.errors import UnsupportedLayerError, UserError
 from clars.layers import Layer, layers
 from clars.norms import ExampleNorms, oracle
@@ -20,5 +22,6 @@ __all__ = [
     "UserError",
     "bind",
     "layers",
+    "load",
     "oracle",
 ]

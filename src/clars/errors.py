@@ -16,6 +16,10 @@ class DataError(UserError):
     """A data set that cannot be reached, read, or that lacks what the recipe names."""
 
 
+class CheckpointError(UserError):
+    """A published checkpoint, or one to be published, that cannot be found, read or trusted."""
+
+
 class UnsupportedLayerError(UserError):
     """A parameter of a layer is used in a way for which no exact per-example norm is known."""
 

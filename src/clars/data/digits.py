@@ -42,14 +42,15 @@ def load(data: schema.Data, evaluation: Literal["test", "validation"]) -> Splits
     if evaluation == "validation":
         kept, held = hold_out(labels[train], data.validation_fraction, "data.validation_fraction")
         train, test = train[kept], train[held]
-    images = _normalise(images, train, data)
+    mean, std = _statistics(images[train], data)
+    images = (images.expand(-1, data.channels, -1, -1) - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
     splits = (TensorImages(images[rows], labels[rows]) for rows in (train, test))
-    return Splits(*splits, num_classes=10, class_names=tuple("0123456789"))
+    return Splits(*splits, 10, tuple("0123456789"), tuple(mean.tolist()), tuple(std.tolist()))
 
 
-def _normalise(images: Tensor, train: Tensor, data: schema.Data) -> Tensor:
+def _statistics(images: Tensor, data: schema.Data) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation per channel: the recipe's, or those of the training images."""
     channels = data.channels
-    mean = per_channel("data.mean", data.mean, channels) or [images[train].mean().item()] * channels
-    std = per_channel("data.std", data.std, channels) or [images[train].std().item()] * channels
-    images = images.expand(-1, channels, -1, -1)
-    return (images - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
+    mean = per_channel("data.mean", data.mean, channels) or [images.mean().item()] * channels
+    std = per_channel("data.std", data.std, channels) or [images.std().item()] * channels
+    return torch.tensor(mean), torch.tensor(std)

@@ -10,7 +10,7 @@ from torch import Tensor
 from clars.data.images import EncodedImages
 from clars.data.source import open_splits
 from clars.data.splits import Splits, hold_out
-from clars.data.transforms import build
+from clars.data.transforms import build, statistics
 from clars.errors import DataError, nearest
 from clars.recipes import schema
 
@@ -48,6 +48,7 @@ def load(data: schema.Data, evaluation: Literal["test", "validation"]) -> Splits
         EncodedImages(test.images, test.labels, held, build(data, training=False), mode),
         num_classes,
         train.class_names,
+        *statistics(data),
     )
 
 

@@ -44,12 +44,17 @@ def collate(batch: Batch) -> Batch:
 
 @dataclass(frozen=True)
 class Splits:
-    """What to train on and what to measure accuracy on."""
+    """What to train on and what to measure accuracy on.
+
+    `mean` and `std` of each channel turn pixels in [0, 1] into what the images hold.
+    """
 
     train: Images
     test: Images
     num_classes: int
     class_names: tuple[str, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
 
 def hold_out(labels: Tensor, fraction: float, key: str) -> tuple[Tensor, Tensor]:

@@ -19,16 +19,14 @@ def create(model: schema.Model, num_classes: int, channels: int, image_size: int
             f"model.name={model.name!r} is no timm model.{nearest(model.name, timm.list_models())}"
             " `timm.list_models()` lists the names."
         )
-    arguments = {"num_classes": num_classes, "in_chans": channels}
-    if _fixes_input_size(model.name):
-        arguments["img_size"] = image_size
-    if clash := sorted({*arguments, "img_size"} & set(model.arguments)):
+    if clash := sorted({"num_classes", "in_chans", "img_size"} & set(model.arguments)):
         raise RecipeError(
             f"model.arguments: {', '.join(clash)} cannot be set here; the classes, channels and image size"
             " follow from the data section. Remove it."
         )
+    settings = arguments(model, channels, image_size)
     try:
-        network = timm.create_model(model.name, **arguments, **model.arguments)
+        network = timm.create_model(model.name, num_classes=num_classes, **settings)
         with torch.no_grad():  # many a model finds out only here that it cannot take this image size
             network.eval()(torch.zeros(1, channels, image_size, image_size))
         return network.train()
@@ -39,6 +37,12 @@ def create(model: schema.Model, num_classes: int, channels: int, image_size: int
             f"model.name={model.name!r} cannot be built with model.arguments {given}"
             f" for {channels} channels of {image_size}x{image_size} pixels: {error}"
         ) from error
+
+
+def arguments(model: schema.Model, channels: int, image_size: int) -> dict[str, bool | int | float | str]:
+    """Return what a model's constructor is given for images of [channels, image_size, image_size], but its classes."""
+    size = {"img_size": image_size} if _fixes_input_size(model.name) else {}
+    return {"in_chans": channels, **size, **model.arguments}
 
 
 def _fixes_input_size(name: str) -> bool:

@@ -85,8 +85,21 @@ class Evaluation(Settings):
     batch_size: PositiveInt = 512
 
 
+class Average(Settings):
+    """An exponential moving average of weights and buffers over the steps, which is then evaluated and saved.
+
+    With `warmup` the decay grows to its value over the steps, so that the average forgets the beginning sooner.
+    """
+
+    decay: Annotated[float, Field(gt=0, lt=1)]
+    warmup: bool = False
+
+
 class Recipe(Settings):
-    """One row of a table: everything that decides the numbers, nothing about the machine."""
+    """One row of a table: everything that decides the numbers, nothing about the machine.
+
+    `init` names a published checkpoint, or its folder, whose weights the network begins with.
+    """
 
     description: str
     model: Model
@@ -97,6 +110,8 @@ class Recipe(Settings):
     batch_size: PositiveInt
     epochs: PositiveInt
     label_smoothing: Fraction = 0.0
+    ema: Average | None = None
+    init: str | None = None
     layer_statistics: Annotated[NonNegativeInt, Field(description="write layers.jsonl every N steps; 0: never")] = 0
 
 

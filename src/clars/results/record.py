@@ -46,12 +46,21 @@ class Best(_Part):
     epoch: int
 
 
+class Init(_Part):
+    """What the weights began with: a checkpoint by name or folder, its SHA-256, and whether its head was kept."""
+
+    checkpoint: str
+    sha256: str
+    head: Literal["kept", "new"]
+
+
 class Record(_Part):
     """What `run.json` holds. The names are part of the public format.
 
     `settings` is the whole recipe as it was run, defaults and overrides included. `optimizer` and `schedule` repeat its
     sections, `schedule` with `peak_rate`. A loss that is not finite is stored as null. `wall_seconds` is the time of
-    the whole run, `examples_per_second` that of training alone.
+    the whole run, `examples_per_second` that of training alone. `weights` tells which were evaluated and saved: the
+    last ones or their moving average.
     """
 
     recipe: str
@@ -79,6 +88,8 @@ class Record(_Part):
     wall_seconds: float
     examples_per_second: Annotated[float | None, BeforeValidator(finite)]
     status: Literal["finished", "diverged", "interrupted"]
+    weights: Literal["last", "ema"] = "last"
+    init: Init | None = None
 
     @classmethod
     def read(cls, path: Path) -> "Record":

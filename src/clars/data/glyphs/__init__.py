@@ -46,7 +46,7 @@ def load(data: schema.Data, evaluation: Literal["test", "validation"]) -> Splits
     splits = (
         StoredImages(resize(part.unsqueeze(1), data.image_size), labels, mean, std) for part, labels in (train, test)
     )
-    return Splits(*splits, num_classes=len(CHARACTERS), class_names=tuple(CHARACTERS))
+    return Splits(*splits, len(CHARACTERS), tuple(CHARACTERS), tuple(mean), tuple(std))
 
 
 def _statistics(pixels: Tensor) -> tuple[float, float]:

@@ -1,0 +1,22 @@
+"""Published checkpoints: folders that timm reads as they are, each traceable to the run that made it."""
+
+from pathlib import Path
+
+from torch import nn
+
+
+def load(name: str | Path) -> nn.Module:
+    """Return the network of a published checkpoint, in evaluation mode, on the CPU.
+
+    Everything in the folder is checked first, and nothing in it is unpickled. The network carries timm's
+    `pretrained_cfg`, from which `timm.data.resolve_model_data_config` tells how images are to be prepared.
+
+    Args:
+        name: a name that `clars checkpoints list` shows, pulled where it is not on this machine; or a folder.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, it cannot be reached, or it is not what it says.
+    """
+    from clars.checkpoints import form, pull  # these take long to import
+
+    return form.read(pull.find(name)).network()

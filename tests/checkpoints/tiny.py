@@ -1,0 +1,33 @@
+"""A small recipe, and what tests of checkpoints do again and again."""
+
+import json
+from pathlib import Path
+
+import yaml
+
+RECIPE = {
+    "description": "a small network, one epoch",
+    "model": {"name": "resnet8", "arguments": {"width": 4}},
+    "data": {"name": "digits", "image_size": 8, "channels": 1},
+    "optimizer": {"name": "clars"},
+    "schedule": {"base_rate": 4.0, "base_batch": 64},
+    "batch_size": 256,
+    "epochs": 1,
+}
+
+
+def write_recipe(root, name="small", **changes):
+    path = root / "recipes" / "tiny" / "v1" / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(RECIPE | changes))
+    return path
+
+
+def files(root):
+    """Every file below a folder with its content, but locks."""
+    return {path: path.read_bytes() for path in Path(root).rglob("*") if path.is_file() and path.suffix != ".lock"}
+
+
+def change(path, **changes):
+    """Change keys of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
