@@ -9,7 +9,7 @@ from clars.results.record import Record
 
 KEYS = """recipe version recipe_sha256 overrides seed command git versions device threads strategy world_size
 global_batch_size micro_batch_size accumulation steps epochs settings optimizer schedule final best wall_seconds
-examples_per_second status"""
+examples_per_second status weights init"""
 
 
 def test_a_record_survives_the_disk(demo, tmp_path):
