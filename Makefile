@@ -36,7 +36,7 @@ bench: $(BENCHABLE)  ## measure the cost of a step, alone, beside other tools an
 	$(BIN)/python benchmarks/sharding_time.py
 
 tables: $(INSTALLED)  ## regenerate every committed table and figure from its committed records
-	$(BIN)/clars table quickstart --no-run --out recipes/quickstart/results
+	$(BIN)/clars table quickstart --no-run --out recipes/quickstart/results/v1/lite
 
 clean:  ## remove the environment and all runs
 	rm -rf .venv runs

@@ -37,7 +37,7 @@ rows:
 seeds: [0, 1, 2]
 search:
   grid: {small: [0.1, 0.05], large: [2, 4]}
-  seeds: [0, 1]
+  seeds: [10, 11]
 """
 
 

@@ -169,8 +169,8 @@ def test_a_table_without_running(clars, launched):
 def test_a_published_table_lies_beside_the_recipes(clars, launched):
     code, out, _ = clars("table", "demo", "--publish")
     assert code == 0
-    assert "results/table.md" in out
-    assert sorted(path.name for path in Path("recipes/demo/results/large").iterdir()) == [
+    assert "results/v1/lite/table.md" in out
+    assert sorted(path.name for path in Path("recipes/demo/results/v1/lite/large").iterdir()) == [
         "seed0.json",
         "seed1.json",
         "seed2.json",
@@ -216,7 +216,7 @@ def test_tune_searches_and_tells_the_winners(clars, launched):
         "demo/small@v1": 0.1,
         "demo/large@v1": 4.0,
     }
-    assert json.loads(Path("recipes/demo/results/search.json").read_text()) == summary
+    assert json.loads(Path("recipes/demo/results/v1/lite/search.json").read_text()) == summary
     assert "best, at edge" in out
 
 

@@ -22,6 +22,7 @@ app = typer.Typer(
 Recipe = Annotated[str, typer.Argument(help="folder/name, folder/name@v1, or a .yaml file")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="changes to the recipe")]
 Folder = Annotated[str, typer.Argument(help="a recipe folder with a table, such as quickstart")]
+TierName = Annotated[str, typer.Option("--tier", help="lite, for a plain machine, or full")]
 Launch = Annotated[str, typer.Option(help="a name in configs/accelerate, or an accelerate .yaml file")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace runs that are there")]
 Publish = Annotated[bool, typer.Option("--publish", help="write into the results folder beside the recipes as well")]
@@ -95,6 +96,7 @@ def run(
 @app.command()
 def table(
     folder: Folder,
+    tier: TierName = "lite",
     seeds: Annotated[str | None, typer.Option(help="such as 0,1,2; those of table.yaml by default")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the runs; runs/FOLDER by default")] = None,
     launch: Launch = "cpu",
@@ -110,12 +112,12 @@ def table(
     from clars.results.jobs import table_jobs
     from clars.results.render import as_rich
 
-    resolved = load_table(folder)
-    out = out or Path("runs", resolved.folder)
+    resolved = load_table(folder, tier)
+    out = out or _table_out(resolved)
     if not no_run:
-        _run_jobs(table_jobs(resolved, _numbers(seeds) or resolved.table.seeds, out), out, launch, overwrite)
+        _run_jobs(table_jobs(resolved, _numbers(seeds) or resolved.tier.seeds, out), out, launch, overwrite)
     rows, files = publishing.generate(resolved, out)
-    Console().print(as_rich(rows, resolved.table.title))
+    Console().print(as_rich(rows, resolved.head.title))
     if publish:
         files += publishing.publish(resolved, out, resolved.results)
     typer.echo("\n".join(f"wrote {file}" for file in files))
@@ -124,6 +126,7 @@ def table(
 @app.command()
 def tune(
     folder: Folder,
+    tier: TierName = "lite",
     out: Annotated[Path | None, typer.Option(help="folder of the runs; runs/FOLDER/search by default")] = None,
     launch: Launch = "cpu",
     overwrite: Overwrite = False,
@@ -137,10 +140,11 @@ def tune(
     from clars.results.files import write_json
     from clars.results.render import search_as_rich
 
-    resolved = load_table(folder)
-    out = out or Path("runs", resolved.folder, "search")
-    _run_jobs(search.search_jobs(resolved, out), out, launch, overwrite)
-    summary = search.summarise_search(resolved, out)
+    resolved = load_table(folder, tier)
+    out = out or _table_out(resolved) / "search"
+    found = search.candidates(resolved, out)
+    _run_jobs(search.jobs_of(found), out, launch, overwrite)
+    summary = search.summarise(found, resolved.folder, resolved.version)
     Console().print(search_as_rich(summary, f"Base rates of {resolved.folder}"))
     for target in [out, resolved.results] if publish else [out]:
         write_json(target / search.FILE, summary)
@@ -221,6 +225,11 @@ def _run_jobs(jobs: list, out: Path, launch: str, overwrite: bool) -> None:
     code = launcher.launch(arguments, config)
     if code not in (exits.FINISHED, exits.DIVERGED):
         raise typer.Exit(code)
+
+
+def _table_out(table) -> Path:
+    """Return where the runs of a table go: those of the full tier apart."""
+    return Path("runs", table.folder if table.tier_name == "lite" else f"{table.folder}-{table.tier_name}")
 
 
 def _default_out(resolved) -> Path:

@@ -52,7 +52,10 @@ def test_layer_overrides_keep_truth_values_apart_from_numbers(demo):
         ("weight_decay=0", "weight_decay is not a known key. Did you mean 'optimizer.weight_decay'?"),
         ("evalution.split=validation", "evalution is not a known key. Did you mean 'evaluation'"),
         ("optimizer.zzzz=0", "optimizer.zzzz is not a known key. Known here: optimizer.name, optimizer.momentum"),
-        ("optimizer.name=clarz", "optimizer.name = 'clarz' must be 'clars', 'lars' or 'sgd'. Did you mean 'clars'"),
+        (
+            "optimizer.name=clarz",
+            "optimizer.name = 'clarz' must be 'clars', 'lars', 'sgd' or 'lamb'. Did you",
+        ),
         ("optimizer.momentum=1.5", "optimizer.momentum = 1.5 must be less than 1."),
         ("optimizer.weight_decay=-1", "optimizer.weight_decay = -1 must be greater than or equal to 0."),
         ("schedule.base_rate=.inf", "schedule.base_rate = inf must be a finite number."),
@@ -102,6 +105,11 @@ def test_keys_that_are_no_text_are_refused(demo):
     "overrides, message",
     [
         (["schedule.warmup_epochs=3"], "schedule.warmup_epochs = 3 leaves nothing of epochs = 3"),
+        (
+            ["schedule.frozen_head_epochs=3"],
+            "frozen_head_epochs = 3 never trains the classifier in epochs = 3",
+        ),
+        (["optimizer.name=lamb", "schedule.frozen_head_epochs=1"], "cannot be combined with optimizer.name = 'lamb'"),
         (["data.mean=[0.1, 0.2]"], r"data.mean = \[0.1, 0.2\] must have a value for each of data.channels = 1"),
     ],
 )
@@ -118,6 +126,8 @@ def test_settings_that_exclude_each_other(demo, overrides, message):
         (["optimizer.layers=parameter"], "optimizer.layers", "optimizer.name = 'sgd'"),
         (["optimizer.overrides={}"], "optimizer.overrides", "optimizer.name = 'sgd'"),
         (["optimizer.momentum=0", "optimizer.nesterov=true"], "optimizer.nesterov", "optimizer.momentum = 0"),
+        (["optimizer.name=lamb", "optimizer.nesterov=true"], "optimizer.nesterov", "optimizer.name = 'lamb'"),
+        (["layer_statistics=5"], "layer_statistics", "optimizer.name = 'sgd'"),
         (["data.image_column=img"], "data.image_column", "data.name = 'digits'"),
     ],
 )

@@ -1,7 +1,7 @@
 import pytest
 
 from clars.errors import RecipeError
-from clars.recipes.overrides import apply, read
+from clars.recipes.overrides import apply, read, write
 
 
 def test_values_are_yaml():
@@ -38,3 +38,20 @@ def test_apply_changes_a_copy_and_adds_sections():
 def test_a_key_inside_a_value_is_an_error():
     with pytest.raises(RecipeError, match=r"override 'epochs.x=3': epochs is a value, not a section"):
         apply({"epochs": 2}, {"epochs.x": 3})
+
+
+def test_what_is_written_reads_as_what_it_was():
+    values = {
+        "a": "lars",
+        "b": 5e-05,
+        "c": True,
+        "d": None,
+        "e": "1",
+        "f": {"*.bn*": {"adapt": False}},
+        "g": "[x",
+        "h": 2.0,
+    }
+    written = write(values)
+    assert written[:4] == ["a=lars", "b=5e-05", "c=true", "d=null"]
+    assert read(written) == values
+    assert [type(value) for value in read(written).values()] == [type(value) for value in values.values()]

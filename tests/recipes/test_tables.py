@@ -8,12 +8,12 @@ from clars.recipes.tables import load_table
 def test_a_table_with_its_recipes(demo):
     table = load_table("demo")
     assert (table.folder, table.version) == ("demo", "v1")
-    assert [(row.label, resolved.name) for row, resolved in table.rows] == [
+    assert [(row.label, row.resolved.name) for row in table.rows] == [
         ("Nesterov SGD, batch 64", "demo/small"),
         ("CLARS", "demo/large"),
     ]
-    assert table.recipes["large"].sha256 == table.recipes["demo/large"].sha256
-    assert table.results == demo / "recipes" / "demo" / "results"
+    assert table.load("large").sha256 == table.load("demo/large").sha256
+    assert table.results == demo / "recipes" / "demo" / "results" / "v1" / "lite"
 
 
 def test_rows_come_from_the_version_of_their_table(demo):
@@ -22,16 +22,20 @@ def test_rows_come_from_the_version_of_their_table(demo):
     (folder / "small.yaml").write_text(SMALL.replace("epochs: 3", "epochs: 9"))
     table = load_table("demo")
     assert table.version == "v1"
-    assert table.recipes["small"].recipe.epochs == 3
+    assert table.load("small").recipe.epochs == 3
 
 
 @pytest.mark.parametrize(
-    "folder, version, message",
-    [("dem", None, "Did you mean 'demo'"), ("demo", "v2", "no version 'v2'"), ("demo@v3", None, "no version 'v3'")],
+    "folder, tier, message",
+    [
+        ("dem", "lite", "Did you mean 'demo'"),
+        ("demo@v3", "lite", "no version 'v3'"),
+        ("demo", "full", r"table\.yaml: has no tier 'full'; it has lite"),
+    ],
 )
-def test_an_unknown_table(demo, folder, version, message):
+def test_an_unknown_table(demo, folder, tier, message):
     with pytest.raises(RecipeError, match=message):
-        load_table(folder, version)
+        load_table(folder, tier)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +45,7 @@ def test_an_unknown_table(demo, folder, version, message):
         ("recipe: small", "recipe: other/small", "'other/small' lies elsewhere"),
         ("recipe: small", "recip: small", "rows.0.recip is not a known key. Did you mean 'rows.recipe'"),
         ("label: CLARS", 'label: "Nesterov SGD, batch 64"', "the label Nesterov SGD, batch 64 stands twice"),
-        ("demo/large", "small", "the recipe small stands twice"),
+        ("demo/large", "small", "the name small stands twice. Give rows of one recipe names"),
         ("[2, 4]", "[2, 4, 8]", "equally many different rates, not small 2, large 3"),
         ("[2, 4]", "[2, 2]", "equally many different rates, not small 2, large 1"),
         ("[2, 4]", "[2, -4]", "search.grid.large.1 = -4 must be greater than 0"),

@@ -28,4 +28,4 @@ def test_runs_that_do_not_count_are_not_published(demo):
     write(demo / "recipes", large=LARGE + "# changed\n")
     with pytest.warns(SkippedRecord):
         publish(load_table("demo"), out, demo / "results")
-    assert not (demo / "results" / "large").exists()
+    assert not (demo / "results" / "v1" / "lite" / "large").exists()

@@ -6,8 +6,8 @@ from demo import TABLE, write, write_run
 from rich.console import Console
 
 from clars.recipes.tables import load_table
+from clars.results import search
 from clars.results.render import NOTE, as_rich, search_as_rich, write_csv, write_markdown
-from clars.results.search import RULE, summarise_search
 from clars.results.table import summarise
 
 
@@ -69,7 +69,8 @@ def test_the_terminal_table_fits_80_columns(rows):
 
 
 def test_the_search_in_the_terminal_fits_80_columns(demo):
-    text = terminal(search_as_rich(summarise_search(load_table("demo"), demo / "search"), "Rates"), width=80)
+    found = search.summarise(search.candidates(load_table("demo"), demo / "search"), "demo", "v1")
+    text = terminal(search_as_rich(found, "Rates"), width=80)
     assert "…" not in text
-    assert " ".join(RULE.split()) in " ".join(text.split())
+    assert " ".join(search.RULE.split()) in " ".join(text.split())
     assert all(word in text for word in ("Rates", "small@v1", "0.05", "0.1", "not run"))

@@ -20,7 +20,8 @@ NO_BATCH_STATISTICS = {
     "data": {"name": "digits", "image_size": 32, "channels": 1},
 }
 CHANGES = {
-    **{name: {"optimizer": {"name": name}} for name in ("clars", "lars", "sgd")},
+    **{name: {"optimizer": {"name": name}} for name in ("clars", "lars", "sgd", "lamb")},
+    "frozen": {"schedule": {"base_rate": 4.0, "base_batch": 64, "frozen_head_epochs": 1.6}},
     "subset": {"optimizer": {"name": "clars", "estimator": "subset", "fraction": 0.25}},
     "dropout": {**NO_BATCH_STATISTICS, "model": {"name": "test_convnext2", "arguments": {"drop_rate": 0.3}}},
 }

@@ -18,6 +18,13 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, str]]:
             "schedule.warmup_epochs",
             f"= {schedule.warmup_epochs:g} leaves nothing of epochs = {recipe.epochs}; warm up less or train longer",
         )
+    if schedule.frozen_head_epochs >= recipe.epochs:
+        yield (
+            "schedule.frozen_head_epochs",
+            f"= {schedule.frozen_head_epochs:g} never trains the classifier in epochs = {recipe.epochs}",
+        )
+    if schedule.frozen_head_epochs and recipe.optimizer.name == "lamb":  # whose bias correction counts all steps
+        yield "schedule.frozen_head_epochs", "cannot be combined with optimizer.name = 'lamb'; leave one of them out"
     for key in ("mean", "std"):
         values = getattr(data, key)
         if values is not None and len(values) != data.channels:
@@ -29,18 +36,22 @@ def ignored(recipe: Recipe) -> Iterator[tuple[str, str]]:
     data, optimizer, schedule = recipe.data, recipe.optimizer, recipe.schedule
     if schedule.name != "polynomial" and "power" in schedule.model_fields_set:
         yield "schedule.power", f"schedule.name = {schedule.name!r}"
-    if optimizer.name == "sgd":
+    if optimizer.name in ("sgd", "lamb"):
         for key in _LAYERWISE_ONLY:
             if key in optimizer.model_fields_set:
-                yield f"optimizer.{key}", "optimizer.name = 'sgd'"
+                yield f"optimizer.{key}", f"optimizer.name = {optimizer.name!r}"
+        if recipe.layer_statistics:
+            yield "layer_statistics", f"optimizer.name = {optimizer.name!r}"
+    if optimizer.name == "lamb" and "nesterov" in optimizer.model_fields_set:
+        yield "optimizer.nesterov", "optimizer.name = 'lamb'"
+    elif optimizer.momentum == 0 and optimizer.nesterov and "nesterov" in optimizer.model_fields_set:
+        yield "optimizer.nesterov", "optimizer.momentum = 0"
     if optimizer.name != "clars":
         for key in _CLARS_ONLY:
             if key in optimizer.model_fields_set:
                 yield f"optimizer.{key}", f"optimizer.name = {optimizer.name!r}"
     elif optimizer.fraction is not None and optimizer.estimator == "exact":
         yield "optimizer.fraction", "optimizer.estimator = 'exact'"
-    if optimizer.momentum == 0 and optimizer.nesterov and "nesterov" in optimizer.model_fields_set:
-        yield "optimizer.nesterov", "optimizer.momentum = 0"
     embedded = data.name in EMBEDDED and data.path is None
     for key in _HUB_ONLY if embedded else ():
         if key in data.model_fields_set:

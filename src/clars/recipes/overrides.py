@@ -1,7 +1,8 @@
 """Changes to a recipe from the command line: `optimizer.weight_decay=0`."""
 
 import copy
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 
 from clars.errors import RecipeError
 from clars.recipes.reading import parse
@@ -24,6 +25,11 @@ def read(overrides: Sequence[str]) -> dict[str, object]:
     return values
 
 
+def write(values: Mapping[str, object]) -> list[str]:
+    """Return the overrides that `read` turns into `values`; texts stand without quotes where they can."""
+    return [f"{key}={_written(value)}" for key, value in values.items()]
+
+
 def apply(data: dict, values: dict[str, object]) -> dict:
     """Return a copy of `data`, a recipe file's content, in which each dotted key of `values` has its value.
 
@@ -43,3 +49,11 @@ def apply(data: dict, values: dict[str, object]) -> dict:
                 raise RecipeError(f"override '{key}={value}': {above} is a value, not a section.")
         section[last] = value
     return data
+
+
+def _written(value: object) -> str:
+    try:
+        plain = isinstance(value, str) and parse(value, "a value") == value
+    except RecipeError:
+        plain = False
+    return value if plain else json.dumps(value)  # YAML reads JSON

@@ -5,6 +5,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Figure = Literal["curves", "accuracy-by-batch", "steps-to-target", "layers"]
+Changes = dict[str, object]  # values by dotted key, as overrides on the command line
 
 
 class Settings(BaseModel):
@@ -46,10 +49,11 @@ class Data(Settings):
 class Optimizer(Settings):
     """The method. `layers`, `trust_coefficient` and `overrides` have a meaning for layer-wise methods only.
 
-    `estimator` and `fraction` are CLARS's: whether every example's norm is formed, or those of a drawn share.
+    `estimator` and `fraction` are CLARS's: whether every example's norm is formed, or those of a drawn share. `lamb` is
+    timm's, with `momentum` as its first beta.
     """
 
-    name: Literal["clars", "lars", "sgd"]
+    name: Literal["clars", "lars", "sgd", "lamb"]
     momentum: Fraction = 0.9
     nesterov: bool = True
     weight_decay: NonNegativeFloat = 5e-4
@@ -63,7 +67,8 @@ class Optimizer(Settings):
 class Schedule(Settings):
     """The rate over time: linear scaling from a base batch, an optional gradual warmup, then a decay per step.
 
-    The peak rate is `base_rate * batch_size / base_batch`.
+    The peak rate is `base_rate * batch_size / base_batch`. For the first `frozen_head_epochs` the classifier stays as
+    it was initialised.
     """
 
     name: Literal["polynomial", "cosine", "constant"] = "polynomial"
@@ -71,6 +76,7 @@ class Schedule(Settings):
     base_batch: PositiveInt
     power: PositiveFloat = 2.0
     warmup_epochs: NonNegativeFloat = 0.0
+    frozen_head_epochs: NonNegativeFloat = 0.0
 
 
 class Evaluation(Settings):
@@ -116,24 +122,101 @@ class Recipe(Settings):
 
 
 class Row(Settings):
-    """One row of a table: a label and the recipe (by name, without version) that fills it."""
+    """One row of a table: a label, the recipe (by name, without version) that fills it, and what it changes of it.
+
+    `name` is the folder of its runs, the recipe's name by default.
+    """
 
     label: str
     recipe: str
+    name: Name | None = None
+    set: Changes = {}
+
+
+class Method(Settings):
+    """One method of a product: its settings, those of single batches beside them, and whose base rate it takes."""
+
+    label: str
+    set: Changes = {}
+    at: dict[PositiveInt, Changes] = {}
+    rate_of: str | None = None
+
+
+class Product(Settings):
+    """Rows for each recipe (a network on its data), method and global batch.
+
+    Rates follow from the best at the recipe's base batch by linear scaling; the methods in `tuned` have a second row at
+    every other batch, with the rate that was best there.
+    """
+
+    recipes: Annotated[list[str], Field(min_length=1)]
+    methods: Annotated[dict[Name, Method], Field(min_length=1)]
+    batches: Annotated[list[PositiveInt], Field(min_length=1)]
+    batches_of: dict[str, list[PositiveInt]] = {}
+    tuned: list[str] = []
 
 
 class Search(Settings):
-    """A search for base rates at the base batch, on the validation split: the same grid size for every method."""
+    """A search for base rates on the validation split: the same grid size for every method.
+
+    The names in `grid` are recipes where rows are listed, methods where they are a product.
+    """
 
     grid: dict[str, list[PositiveFloat]]
     seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
+    set: Changes = {}
 
 
-class Table(Settings):
-    """`table.yaml` of a recipe folder: the rows in order, the seeds of each, and the search behind the base rates."""
+class Tier(Settings):
+    """The rows of a table at one scale, the seeds of each, and the search behind the base rates.
+
+    `set` changes every recipe. `result: false` says that the runs only show that they work: a tier without a result.
+    """
+
+    rows: list[Row] = []
+    product: Product | None = None
+    set: Changes = {}
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
+    search: Search | None = None
+    result: bool = True
+
+
+class Tiers(Settings):
+    """A table at the scale of a plain machine, and at that of the paper."""
+
+    lite: Tier | None = None
+    full: Tier | None = None
+
+
+class Comparison(Settings):
+    """Two methods of a product, or two listed rows, by name, whose difference is judged seed by seed."""
+
+    first: str
+    second: str
+    claim: str
+    batches: list[PositiveInt] | None = None
+
+
+class Head(Settings):
+    """What the tiers of a table share: what it says, what is compared, and which figures show it.
+
+    `targets` are top-1 accuracies in percent by recipe, for the steps it takes to reach them. `paper` holds the paper's
+    top-1 by row name as far as it is known; giving it, even empty, gives the table its column.
+    """
 
     title: str
     claim: str
-    rows: Annotated[list[Row], Field(min_length=1)]
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
-    search: Search | None = None
+    comparisons: list[Comparison] = []
+    figures: Annotated[list[Figure], Field(min_length=1)] = ["curves"]
+    targets: dict[str, Annotated[float, Field(gt=0, lt=100)]] = {}
+    paper: dict[str, float] | None = None
+
+
+class Table(Head):
+    """`table.yaml` of a recipe folder."""
+
+    tiers: Tiers
+
+
+class SingleTable(Head, Tier):
+    """`table.yaml` of a folder with one tier, lite, whose keys stand at the top."""

@@ -1,78 +1,145 @@
 """`table.yaml` of a recipe folder, with the recipes that its rows and its search name."""
 
+import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from clars.errors import RecipeError
 from clars.recipes import registry
 from clars.recipes.load import Resolved, load, read_file, validate
-from clars.recipes.schema import Row, Search, Table
+from clars.recipes.overrides import write
+from clars.recipes.rows import RATE, Plan, Source, plans
+from clars.recipes.schema import Changes, Head, SingleTable, Table, Tier
+from clars.recipes.table_checks import wrong_head, wrong_tier
+
+TIERS = ("lite", "full")
+SEARCH = "search.json"
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A row with its recipe. `lacking` says why its base rate is not known, where it is not."""
+
+    plan: Plan
+    resolved: Resolved
+    lacking: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What the row is called."""
+        return self.plan.label
+
+    @property
+    def name(self) -> str:
+        """The folder of its runs below that of the table."""
+        return self.plan.name
 
 
 @dataclass(frozen=True)
 class ResolvedTable:
-    """A table with its origin and its recipes, by the names that `table.yaml` gives them."""
+    """One tier of a table with its origin. `head` is what it shares with the other tier."""
 
     folder: str
     version: str
+    tier_name: str
     path: Path
     sha256: str
-    table: Table
-    recipes: dict[str, Resolved]
+    head: Head
+    tier: Tier
 
     @property
     def results(self) -> Path:
         """The folder of published results."""
-        return self.path.parents[1] / "results"
+        return self.path.parents[1] / "results" / self.version / self.tier_name
 
     @property
-    def rows(self) -> list[tuple[Row, Resolved]]:
-        """The rows in order, each with its recipe."""
-        return [(row, self.recipes[row.recipe]) for row in self.table.rows]
+    def command(self) -> str:
+        """What the command line calls it."""
+        return self.folder if self.tier_name == TIERS[0] else f"{self.folder} --tier {self.tier_name}"
+
+    @cached_property
+    def rows(self) -> list[TableRow]:
+        """The rows in order, with the base rates that the published search has found."""
+        recipes = self.tier.product.recipes if self.tier.product else ()
+        bases = {name: self.load(name).recipe.schedule.base_batch for name in recipes}
+        winners = _winners(self.results / SEARCH)
+        return [self._row(plan, winners) for plan in plans(self.tier, bases)]
+
+    @cached_property
+    def sources(self) -> list[Source]:
+        """What the search decides, in order."""
+        if self.tier.search and not self.tier.product:
+            return [Source(self.load(name).full_name, name, name, self.tier.set) for name in self.tier.search.grid]
+        return list({row.plan.source.key: row.plan.source for row in self.rows if row.plan.source}.values())
+
+    def load(self, name: str, changes: Changes | None = None) -> Resolved:
+        """Load a recipe that stands beside the table; `folder/` before its name may be left out."""
+        within, _, stem = name.rpartition("/")
+        if within not in ("", self.folder):
+            raise RecipeError(f"{self.path}: {name!r} lies elsewhere; a table takes recipes of its own folder.")
+        try:
+            return load(f"{self.folder}/{stem}@{self.version}", write(changes or {}))
+        except RecipeError as error:
+            raise RecipeError(f"{self.path} names {name!r}: {error}") from None
+
+    def _row(self, plan: Plan, winners: dict[str, dict]) -> TableRow:
+        if plan.source is None:
+            return TableRow(plan, self.load(plan.recipe, plan.changes))
+        resolved, lacking = self.load(plan.source.recipe, plan.source.changes), None
+        found = winners.get(plan.source.key, {})
+        if found.get("winner") is None:
+            lacking = "its base rate was not searched yet"
+        elif (found["recipe_sha256"], found["overrides"]) != (resolved.sha256, list(resolved.overrides)):
+            lacking = f"{self.results / SEARCH} has searched its base rate with other settings"
+        rate = {} if lacking else {RATE: found["winner"]}
+        return TableRow(plan, self.load(plan.recipe, plan.changes | rate), lacking)
 
 
-def load_table(folder: str, version: str | None = None) -> ResolvedTable:
-    """Read and check the table of a recipe folder, and every recipe it names.
+def load_table(folder: str, tier: str = TIERS[0]) -> ResolvedTable:
+    """Read and check one tier of the table of a recipe folder, and every recipe it names.
 
     Args:
-        folder: a folder of the recipes root; `folder@v1` is understood as well.
-        version: the version, such as `v1`; the newest one by default.
+        folder: a folder of the recipes root, in its newest version, or `folder@v1`.
+        tier: "lite" or "full".
 
     Raises:
-        RecipeError: no such folder or version; or the table, or a recipe of it, cannot be used.
+        RecipeError: no such folder, version or tier; or the table, or a recipe of it, cannot be used.
     """
-    folder, _, suffix = folder.partition("@")
-    version, path = registry.find_table(folder, version or suffix)
+    folder, version, path, sha256, found = _read(folder)
+    if tier not in found:
+        raise RecipeError(f"{path}: has no tier {tier!r}; it has {' and '.join(found)}.")
+    head, chosen = found[tier]
+    if problems := [*wrong_head(head, [each for _, each in found.values()]), *wrong_tier(chosen)]:
+        raise RecipeError("\n".join(f"{path}: {problem}" for problem in problems))
+    table = ResolvedTable(folder, version, tier, path, sha256, head, chosen)
+    _ = table.rows, table.sources  # made here, so that what is wrong with a recipe is told here
+    return table
+
+
+def tiers(folder: str) -> list[str]:
+    """Return the names of the tiers that a table has."""
+    return list(_read(folder)[-1])
+
+
+def _read(folder: str) -> tuple[str, str, Path, str, dict[str, tuple[Head, Tier]]]:
+    folder, _, version = folder.partition("@")
+    version, path = registry.find_table(folder, version)
     data, sha256 = read_file(path)
+    if "tiers" not in data:
+        single = validate(SingleTable, data, lambda key: str(path))
+        return folder, version, path, sha256, {TIERS[0]: (single, single)}
     table = validate(Table, data, lambda key: str(path))
-    _check_rows(table.rows, path)
-    if table.search is not None:
-        _check_search(table.search, path)
-    named = [row.recipe for row in table.rows] + list(table.search.grid if table.search else ())
-    recipes = {name: _member(name, folder, version, path) for name in named}
-    return ResolvedTable(folder, version, path, sha256, table, recipes)
+    given = {name: getattr(table.tiers, name) for name in TIERS}
+    if not any(given.values()):
+        raise RecipeError(f"{path}: tiers: there is none; describe lite, full or both.")
+    return folder, version, path, sha256, {name: (table, tier) for name, tier in given.items() if tier}
 
 
-def _member(name: str, folder: str, version: str, path: Path) -> Resolved:
-    """Load a recipe that stands beside the table; `folder/` before its name may be left out."""
-    within, _, stem = name.rpartition("/")
-    if within not in ("", folder):
-        raise RecipeError(f"{path}: {name!r} lies elsewhere; a table takes recipes of its own folder.")
+def _winners(path: Path) -> dict[str, dict]:
     try:
-        return load(f"{folder}/{stem}@{version}")
-    except RecipeError as error:
-        raise RecipeError(f"{path} names {name!r}: {error}") from None
-
-
-def _check_rows(rows: list[Row], path: Path) -> None:
-    for key in ("label", "recipe"):
-        values = [getattr(row, key) for row in rows]
-        if twice := sorted({value for value in values if values.count(value) > 1}):
-            raise RecipeError(f"{path}: rows: the {key} {', '.join(twice)} stands twice.")
-
-
-def _check_search(search: Search, path: Path) -> None:
-    sizes = {name: len(set(rates)) for name, rates in search.grid.items()}
-    if len(set(sizes.values())) != 1 or 0 in sizes.values():
-        listed = ", ".join(f"{name} {size}" for name, size in sizes.items()) or "none"
-        raise RecipeError(f"{path}: search.grid: every method needs equally many different rates, not {listed}.")
+        return json.loads(path.read_text(encoding="utf-8"))["methods"] if path.exists() else {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecipeError(
+            f"{path} is no record of a search: {error!r}. Restore it, or repeat `clars tune ... --publish`."
+        ) from None

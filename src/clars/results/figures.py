@@ -44,12 +44,12 @@ def figure(table: ResolvedTable, out: Path, path: Path) -> None:
     """
     with matplotlib.rc_context(STYLE), replacing(path) as temporary:
         canvas = Figure(figsize=(7.5, 5.2), layout="constrained")
-        axes = canvas.add_subplot(xlabel="epoch", ylabel=_ylabel(table), title=textwrap.fill(table.table.title, 68))
+        axes = canvas.add_subplot(xlabel="epoch", ylabel=_ylabel(table), title=textwrap.fill(table.head.title, 68))
         greys, colours = cycle(REFERENCES), cycle(PALETTE)
-        for row, resolved in table.rows:
-            reference = _is_reference(resolved)
+        for row in table.rows:
+            reference = _is_reference(row.resolved)
             colour = next(greys if reference else colours)
-            _curve(axes, row.label, counted(resolved, out), colour, "--" if reference else "-")
+            _curve(axes, row.label, counted(row, out), colour, "--" if reference else "-")
         axes.set_ylim(0, 101)
         axes.margins(x=0.01)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -93,5 +93,5 @@ def _is_reference(resolved: Resolved) -> bool:
 
 
 def _ylabel(table: ResolvedTable) -> str:
-    splits = sorted({resolved.recipe.evaluation.split for _, resolved in table.rows})
+    splits = sorted({row.resolved.recipe.evaluation.split for row in table.rows})
     return f"top-1 accuracy, {' and '.join(splits)} split, %"

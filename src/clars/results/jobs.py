@@ -22,10 +22,18 @@ class Job:
 
 
 def table_jobs(table: ResolvedTable, seeds: Sequence[int], out: Path) -> list[Job]:
-    """Return a job for each row and seed."""
-    return [
-        Job(resolved, seed, runs.folder(out, resolved.short_name, seed)) for _, resolved in table.rows for seed in seeds
-    ]
+    """Return a job for each row and seed.
+
+    Raises:
+        UserError: the base rate of a row is not known.
+    """
+    lacking = [row for row in table.rows if row.lacking]
+    if lacking:
+        raise UserError(
+            f"{lacking[0].name}: {lacking[0].lacking}, nor that of {len(lacking) - 1} other rows. Search it by"
+            f" `clars tune {table.command} --publish`."
+        )
+    return [Job(row.resolved, seed, runs.folder(out, row.name, seed)) for row in table.rows for seed in seeds]
 
 
 def pending(jobs: Iterable[Job]) -> list[Job]:

@@ -35,7 +35,7 @@ def publish(table: ResolvedTable, out: Path, results: Path) -> list[Path]:
 
     Returns the files written by `generate`.
     """
-    for _, resolved in table.rows:
-        for run in counted(resolved, out):
-            runs.publish(run, results, resolved.short_name)
+    for row in table.rows:
+        for run in counted(row, out):
+            runs.publish(run, results, row.name)
     return generate(table, results)[1]

@@ -35,7 +35,7 @@ def write_markdown(rows: Sequence[RowSummary], table: ResolvedTable, path: Path)
     body = [header, ["---"] + ["---:"] * 7 + ["---"], *lines]
     text = "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in body)
     origin = f"Generated from the records by `clars table {table.folder}`, version {table.version} of the recipes."
-    write_text(path, f"# {table.table.title}\n\n{table.table.claim}\n\n{text}\n\n{NOTE}\n\n{origin}\n")
+    write_text(path, f"# {table.head.title}\n\n{table.head.claim}\n\n{text}\n\n{NOTE}\n\n{origin}\n")
 
 
 def write_csv(rows: Sequence[RowSummary], path: Path) -> None:
@@ -59,7 +59,7 @@ def search_as_rich(summary: dict, title: str) -> Group:
     """Return what search.json says for the terminal."""
     lines = []
     for full_name, method in summary["methods"].items():
-        name = full_name.rpartition("/")[2]
+        name = full_name.removeprefix(f"{summary['table']}/")
         for entry in method["rates"]:
             won = entry["rate"] == method["winner"]
             note = ("best, at edge" if method["at_edge"] else "best") if won else ""
@@ -77,7 +77,7 @@ def cells(row: RowSummary) -> list[str]:
         row.label,
         str(row.batch),
         f"{row.warmup_epochs:g}",
-        f"{row.peak_rate:g}",
+        "" if row.peak_rate is None else f"{row.peak_rate:g}",
         accuracy if row.sd is None else f"{accuracy} ± {row.sd:.2f}",
         "" if row.half_width is None else f"± {row.half_width:.2f}",
         str(row.n),

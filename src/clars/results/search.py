@@ -1,71 +1,95 @@
 """The search for base rates: every method gets the same number of rates and seeds, judged on the validation split."""
 
 import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from clars.errors import RecipeError
 from clars.recipes.load import Resolved, load
-from clars.recipes.schema import Search
-from clars.recipes.tables import ResolvedTable
+from clars.recipes.overrides import read, write
+from clars.recipes.rows import RATE
+from clars.recipes.schema import Changes
+from clars.recipes.tables import SEARCH, ResolvedTable
 from clars.results import record, runs
 from clars.results.jobs import Job
 from clars.results.runs import Run
 from clars.results.table import mismatch
 
-FILE = "search.json"
+FILE = SEARCH
 RULE = "highest mean validation top-1 after the last epoch; the smaller of equal rates; a diverged run counts as 0"
 
 
-def search_jobs(table: ResolvedTable, out: Path) -> list[Job]:
-    """Return a job for each method, rate and seed of the table's search.
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe whose base rate is searched, by its name in search.json, with the rates to try and their jobs."""
+
+    key: str
+    resolved: Resolved
+    jobs: dict[float, list[Job]]
+
+
+def candidates(table: ResolvedTable, out: Path) -> list[Candidate]:
+    """Return what the search of a table tries, its runs in folders of `out`.
 
     Raises:
         RecipeError: the table has no search.
     """
-    search = _search(table)
-    rates = [(name, rate) for name, rates in search.grid.items() for rate in rates]
-    return [job for name, rate in rates for job in _jobs(table.recipes[name], rate, search, out)]
+    search = table.tier.search
+    if search is None:
+        raise RecipeError(f"{table.path} has no `search`: name the methods and the rates to try.")
+    found = []
+    for source in table.sources:
+        resolved = table.load(source.recipe, source.changes)
+        folder = out / (source.key if table.tier.product else resolved.short_name)
+        found.append(candidate(source.key, resolved, search.grid[source.method], search.seeds, folder, search.set))
+    return found
 
 
-def summarise_search(table: ResolvedTable, out: Path) -> dict:
+def candidate(
+    key: str, resolved: Resolved, rates: Sequence[float], seeds: Sequence[int], folder: Path, changes: Changes
+) -> Candidate:
+    """Return the jobs of one search: those of each rate, in `folder`/rate<r>/seed<k>."""
+    jobs = {}
+    for rate in rates:
+        given = read(resolved.overrides) | {RATE: rate, "evaluation.split": "validation"} | changes
+        changed = load(resolved.full_name, write(given))
+        jobs[rate] = [Job(changed, seed, runs.folder(folder, f"rate{rate!r}", seed)) for seed in seeds]
+    return Candidate(key, resolved, jobs)
+
+
+def jobs_of(found: Sequence[Candidate]) -> list[Job]:
+    """Return all jobs of a search."""
+    return [job for one in found for jobs in one.jobs.values() for job in jobs]
+
+
+def summarise(found: Sequence[Candidate], name: str, version: str) -> dict:
     """Return what search.json says: each rate with its accuracies in percent, the winners, and what they cost.
 
     A rate has a mean, and a method a winner, only once all their runs are there. `at_edge` tells that the winner is
     the smallest or the largest rate of its grid, so that a better one may lie beyond.
     """
-    search = _search(table)
-    found = {job.folder: _finished(job) for job in search_jobs(table, out)}
-    done = [run.record for run in found.values() if run]
+    ended = {job.folder: _finished(job) for job in jobs_of(found)}
+    done = [run.record for run in ended.values() if run]
     methods = {}
-    for name, rates in search.grid.items():
-        resolved = table.recipes[name]
-        tried = [_rate(rate, [found[job.folder] for job in _jobs(resolved, rate, search, out)]) for rate in rates]
-        methods[resolved.full_name] = {"recipe_sha256": resolved.sha256, "rates": tried, **_winner(tried)}
+    for one in found:
+        tried = [_rate(rate, [ended[job.folder] for job in jobs]) for rate, jobs in one.jobs.items()]
+        origin = {"recipe_sha256": one.resolved.sha256, "overrides": list(one.resolved.overrides)}
+        methods[one.key] = {**origin, "rates": tried, **_winner(tried)}
+    per_method = list(found[0].jobs.values())
     return {
-        "table": table.folder,
-        "version": table.version,
+        "table": name,
+        "version": version,
         "split": "validation",
         "rule": RULE,
-        "seeds": search.seeds,
+        "seeds": [job.seed for job in per_method[0]],
         "methods": methods,
         "budget": {
-            "runs_per_method": len(next(iter(search.grid.values()))) * len(search.seeds),
+            "runs_per_method": sum(len(jobs) for jobs in per_method),
             "runs": len(done),
             "wall_seconds": sum(record.wall_seconds for record in done),
         },
     }
-
-
-def _search(table: ResolvedTable) -> Search:
-    if table.table.search is None:
-        raise RecipeError(f"{table.path} has no `search`: name the recipes and the rates to try.")
-    return table.table.search
-
-
-def _jobs(resolved: Resolved, rate: float, search: Search, out: Path) -> list[Job]:
-    changed = load(resolved.full_name, [f"schedule.base_rate={rate!r}", "evaluation.split=validation"])
-    folder = f"{resolved.short_name}/rate{rate!r}"
-    return [Job(changed, seed, runs.folder(out, folder, seed)) for seed in search.seeds]
 
 
 def _finished(job: Job) -> Run | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clars.recipes.load import Resolved
-from clars.recipes.tables import ResolvedTable
+from clars.recipes.tables import ResolvedTable, TableRow
 from clars.results import runs
 from clars.results.runs import Run
 
@@ -21,16 +21,19 @@ class SkippedRecord(UserWarning):
 class RowSummary:
     """One row: settings from its recipe, numbers from its records.
 
-    `mean`, `sd` (sample standard deviation, n - 1) and `half_width` (of the 95 % interval of the mean) are of the
-    final top-1 accuracy in percent over the `n` finished runs; None where n is too small to form them. `evidence`
-    holds the files the numbers come from.
+    `network` is given in a product only, `peak_rate` where the base rate is known. `mean`, `sd` (sample standard
+    deviation, n - 1) and `half_width` (of the 95 % interval of the mean) are of the final top-1 accuracy in percent
+    over the `n` finished runs; None where n is too small to form them. `evidence` holds the files the numbers come
+    from.
     """
 
     label: str
     recipe: str
+    overrides: tuple[str, ...]
+    network: str | None
     batch: int
     warmup_epochs: float
-    peak_rate: float
+    peak_rate: float | None
     n: int
     mean: float | None
     sd: float | None
@@ -50,18 +53,18 @@ def summarise(table: ResolvedTable, out: Path) -> list[RowSummary]:
     Warns:
         SkippedRecord: a record does not belong to the row's recipe as it is now; it is not counted.
     """
-    return [_summary(row.label, resolved, counted(resolved, out)) for row, resolved in table.rows]
+    return [_summary(row, counted(row, out)) for row in table.rows]
 
 
-def counted(resolved: Resolved, out: Path) -> list[Run]:
-    """Return the finished and diverged runs of a recipe under `out`, by seed.
+def counted(row: TableRow, out: Path) -> list[Run]:
+    """Return the finished and diverged runs of a row under `out`, by seed.
 
     Warns:
         SkippedRecord: as for `summarise`.
     """
     found = []
-    for run in runs.read(out, resolved.short_name):
-        if reason := mismatch(run, resolved):
+    for run in runs.read(out, row.name):
+        if reason := row.lacking or mismatch(run, row.resolved):
             warnings.warn(f"{run.path} is not counted: {reason}.", SkippedRecord, stacklevel=2)
         elif run.record.status != "interrupted":
             found.append(run)
@@ -90,14 +93,17 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> float | None:
     return float(stats.t.ppf((1 + confidence) / 2, n - 1) * statistics.stdev(values) / math.sqrt(n))
 
 
-def _summary(label: str, resolved: Resolved, found: list[Run]) -> RowSummary:
+def _summary(row: TableRow, found: list[Run]) -> RowSummary:
+    resolved = row.resolved
     finished = [run.record.final.top1 for run in found if run.record.status == "finished"]
     return RowSummary(
-        label=label,
+        label=row.label,
         recipe=resolved.full_name,
+        overrides=resolved.overrides,
+        network=row.plan.network,
         batch=resolved.recipe.batch_size,
         warmup_epochs=resolved.recipe.schedule.warmup_epochs,
-        peak_rate=resolved.peak_rate,
+        peak_rate=None if row.lacking else resolved.peak_rate,
         n=len(finished),
         mean=statistics.fmean(finished) if finished else None,
         sd=statistics.stdev(finished) if len(finished) > 1 else None,

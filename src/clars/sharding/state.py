@@ -14,7 +14,7 @@ from clars.sharding.layout import Layout, Shard, processes, whole_shape
 MOMENTUM = "momentum_buffer"
 
 
-def gather_momentum(optimizer: Any, model: nn.Module) -> dict[str, Tensor]:
+def gather_momentum(optimizer: Any, model: nn.Module, key: str = MOMENTUM) -> dict[str, Tensor]:
     """Return the momentum of whole parameters by their names: on the CPU of the main process, elsewhere nothing.
 
     To be called in all processes; works alike for one process, DDP, FSDP2 and ZeRO. Parameters that have none yet are
@@ -23,9 +23,10 @@ def gather_momentum(optimizer: Any, model: nn.Module) -> dict[str, Tensor]:
     Args:
         optimizer: any that keeps "momentum_buffer", as ours and torch's SGD do; or DeepSpeed's or Accelerate's around.
         model: the model, or a wrapper around it, such as DeepSpeed's engine.
+        key: the name in the optimizer's state, for optimizers that keep other tensors of a parameter's shape.
     """
     layout, inner = _layout(optimizer, model), _inner(optimizer)
-    held = [(shard, inner.state.get(shard.owner, {}).get(MOMENTUM)) for shard in layout.shards]
+    held = [(shard, inner.state.get(shard.owner, {}).get(key)) for shard in layout.shards]
     return _gather(layout, [(shard, shard.view(buffer)) for shard, buffer in held if buffer is not None])
 
 
@@ -46,7 +47,7 @@ def gather_weights(optimizer: Any, model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu() for name, value in weights.items()} if _is_main() else {}
 
 
-def put_momentum(optimizer: Any, model: nn.Module, momentum: Mapping[str, Tensor]) -> None:
+def put_momentum(optimizer: Any, model: nn.Module, momentum: Mapping[str, Tensor], key: str = MOMENTUM) -> None:
     """Give the optimizer the momentum that `gather_momentum` returned, under any strategy and number of processes.
 
     To be called in all processes, with whole tensors in each: after `Accelerator.prepare`, `deepspeed.initialize` or
@@ -55,10 +56,10 @@ def put_momentum(optimizer: Any, model: nn.Module, momentum: Mapping[str, Tensor
     Raises:
         UserError: a tensor's shape is not that of its parameter.
     """
-    put(_layout(optimizer, model), _inner(optimizer), momentum)
+    put(_layout(optimizer, model), _inner(optimizer), momentum, key)
 
 
-def put(layout: Layout, optimizer: torch.optim.Optimizer, momentum: Mapping[str, Tensor]) -> None:
+def put(layout: Layout, optimizer: torch.optim.Optimizer, momentum: Mapping[str, Tensor], key: str = MOMENTUM) -> None:
     """Put whole momentum where `layout` says that the elements are."""
     for name, parameter in layout.parameters.items():
         if name in momentum and momentum[name].shape != whole_shape(parameter):
@@ -69,9 +70,9 @@ def put(layout: Layout, optimizer: torch.optim.Optimizer, momentum: Mapping[str,
     for shard in layout.shards:
         if shard.name in momentum:
             state = optimizer.state[shard.owner]
-            if state.get(MOMENTUM) is None:
-                state[MOMENTUM] = torch.zeros_like(shard.owner, requires_grad=False)
-            shard.view(state[MOMENTUM]).copy_(shard.part_of(momentum[shard.name]))
+            if state.get(key) is None:
+                state[key] = torch.zeros_like(shard.owner, requires_grad=False)
+            shard.view(state[key]).copy_(shard.part_of(momentum[shard.name]))
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """From the sections of a recipe to torch's objects."""
 
+from timm.optim import Lamb
 from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -19,6 +20,10 @@ def build_optimizer(resolved: Resolved, model: nn.Module) -> Optimizer:
         RecipeError: the optimizer section does not fit the model, e.g. an override that matches no layer.
     """
     settings = resolved.recipe.optimizer
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if settings.name == "lamb":
+        betas = (settings.momentum, 0.999)
+        return Lamb(trainable, lr=resolved.peak_rate, betas=betas, weight_decay=settings.weight_decay)
     shared = {
         "lr": resolved.peak_rate,
         "momentum": settings.momentum,
@@ -26,7 +31,6 @@ def build_optimizer(resolved: Resolved, model: nn.Module) -> Optimizer:
         "nesterov": settings.nesterov,
     }
     if settings.name == "sgd":
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return SGD(trainable, **(shared | {"nesterov": settings.nesterov and settings.momentum > 0}))
     own = {}
     if settings.name == "clars" and settings.estimator != "exact":

@@ -22,8 +22,8 @@ from clars.results.jobs import Job
 from clars.results.provenance import provenance
 from clars.results.record import Record
 from clars.sharding.restore import put_weights
-from clars.sharding.state import gather_momentum, gather_weights, put_momentum
-from clars.training import checkpoint, strategy
+from clars.sharding.state import gather_weights
+from clars.training import checkpoint, momentum, strategy
 from clars.training.batches import Division, GlobalBatches, divide
 from clars.training.build import build_optimizer, build_schedule
 from clars.training.checkpoint import Progress, State
@@ -31,6 +31,7 @@ from clars.training.display import Display
 from clars.training.evaluation import Scores, dtype_of, evaluate, recalibrate, share_buffers
 from clars.training.faults import explained
 from clars.training.folder import RunFolder
+from clars.training.head import FrozenHead
 from clars.training.report import record_of
 
 CHECK_EVERY = 50  # steps between looks at the loss: each look waits for the device
@@ -78,8 +79,10 @@ class Run:
             recipe.model, self.splits.num_classes, recipe.data.channels, recipe.data.image_size
         )
         self.inner: Optimizer = build_optimizer(self.resolved, self.plain)
+        self.head = FrozenHead(self.resolved, self.plain, self.batches.steps)
         state = State() if options.overwrite else self._load()
         self.model, self.optimizer, self.strategy = strategy.prepare(accelerator, self.division, self.plain, self.inner)
+        self.head.check(self.strategy)
         if options.overwrite:  # only now, when no mistake can end the run before it begins
             self.folder.clear()
             accelerator.wait_for_everyone()
@@ -132,6 +135,8 @@ class Run:
             self._seed(epoch, number)
             with self.accelerator.accumulate(self.model):
                 self.loss_sum = self.loss_sum + self._forward_backward(x, y).double() / cut.accumulation
+                if self.accelerator.sync_gradients:
+                    self.head.before_step(self.progress.step)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             if self.accelerator.sync_gradients:
@@ -218,7 +223,7 @@ class Run:
         """Write the state to go on from; every process takes part, as each may hold a part of it."""
         self.progress = replace(progress, wall_seconds=progress.wall_seconds + self._lap())
         share_buffers(self.plain)
-        whole = gather_weights(self.optimizer, self.model), gather_momentum(self.optimizer, self.model)
+        whole = gather_weights(self.optimizer, self.model), momentum.gather(self.optimizer, self.model, self.inner)
         scale = strategy.loss_scale(self.accelerator, self.optimizer)
         self.folder.save(State(*whole, replace(self.progress, loss_scale=scale)))
 
@@ -236,7 +241,7 @@ class Run:
         """Give the optimizer its state back, now that a strategy may have cut what it steps."""
         if state.model:
             put_weights(self.optimizer, self.model, state.model)
-            put_momentum(self.optimizer, self.model, state.momentum)
+            momentum.put(self.optimizer, self.model, self.inner, state.momentum, state.progress.step)
             strategy.put_loss_scale(self.accelerator, self.optimizer, state.progress.loss_scale)
         return state.progress
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from timm.optim import Lamb
 from torch import distributed, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -121,6 +122,11 @@ def prepare(
         wanted = f"zero{accelerator.state.deepspeed_plugin.zero_stage}"
     if found != wanted:
         raise UserError(f"The launch asks for {wanted}, and accelerate has put {found} into force. {REMEDY}")
+    if isinstance(optimizer, Lamb) and found not in ("single", "ddp"):
+        raise UserError(
+            f"timm's LAMB takes the norms of what each process holds of a layer, which are wrong under {found}. Launch "
+            "with ddp."
+        )
     if isinstance(optimizer, LayerwiseOptimizer):
         bind(stepping, prepared)
         optimizer.grad_scaler = accelerator.scaler
