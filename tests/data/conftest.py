@@ -54,6 +54,18 @@ def cifar(tmp_path):
 
 
 @pytest.fixture
+def imagenet(tmp_path):
+    """24 training, 7 validation and 3 test images in the schema of ILSVRC/imagenet-1k; labels of the test are -1."""
+    names = [f"class {number}" for number in range(1000)]
+    write_images(tmp_path / "imagenet", "image", names, (60, 80, 3), {"train": 24, "validation": 7})
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+    images = [picture((60, 80, 3), seed) for seed in range(3)]
+    write_split(tmp_path / "imagenet", "test", {"image": images, "label": [-1] * 3}, features)
+    path = str(tmp_path / "imagenet")
+    return Data(name="ILSVRC/imagenet-1k", path=path, image_size=32, augmentation="imagenet", test_split="validation")
+
+
+@pytest.fixture
 def photographs(tmp_path):
     """8 training and 4 validation images of different sizes in folders, one for each of 2 classes."""
     folder = tmp_path / "photographs"

@@ -111,6 +111,7 @@ def test_keys_that_are_no_text_are_refused(demo):
         ),
         (["optimizer.name=lamb", "schedule.frozen_head_epochs=1"], "cannot be combined with optimizer.name = 'lamb'"),
         (["data.mean=[0.1, 0.2]"], r"data.mean = \[0.1, 0.2\] must have a value for each of data.channels = 1"),
+        (["data.name=a/b", "data.in_memory=true", "data.augmentation=imagenet"], "data.in_memory = true holds images"),
     ],
 )
 def test_settings_that_exclude_each_other(demo, overrides, message):
@@ -129,6 +130,9 @@ def test_settings_that_exclude_each_other(demo, overrides, message):
         (["optimizer.name=lamb", "optimizer.nesterov=true"], "optimizer.nesterov", "optimizer.name = 'lamb'"),
         (["layer_statistics=5"], "layer_statistics", "optimizer.name = 'sgd'"),
         (["data.image_column=img"], "data.image_column", "data.name = 'digits'"),
+        (["data.name=glyphs", "data.in_memory=true"], "data.in_memory", "data.name = 'glyphs'"),
+        (["data.train_examples=9"], "data.train_examples", "data.name = 'digits'"),
+        (["data.prefetch=4"], "data.prefetch", "data.workers = 0"),
     ],
 )
 def test_a_setting_without_effect_warns(demo, overrides, key, cause):

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from clars.data.images import EncodedImages
+from clars.data.memory import StoredImages
 from clars.data.source import open_splits
-from clars.data.splits import Splits, hold_out
-from clars.data.transforms import build, statistics
+from clars.data.splits import Images, Splits, hold_out
+from clars.data.transforms import build, mode_of, statistics, to_bytes
 from clars.errors import DataError, nearest
 from clars.recipes import schema
 
@@ -42,14 +43,25 @@ def load(data: schema.Data, evaluation: Literal["test", "validation"]) -> Splits
         kept, held = train.all_rows, test.all_rows
     for columns in (train, test):
         _refuse(columns.labels >= num_classes, f"beyond the {num_classes} classes of training", columns, data)
-    mode = "RGB" if data.channels == 3 else "L"
+    read = _decoded if data.in_memory else _encoded
     return Splits(
-        EncodedImages(train.images, train.labels, kept, build(data, training=True), mode),
-        EncodedImages(test.images, test.labels, held, build(data, training=False), mode),
+        read(train, kept, data, training=True),
+        read(test, held, data, training=False),
         num_classes,
         train.class_names,
         *statistics(data),
     )
+
+
+def _encoded(columns: _Columns, rows: Tensor, data: schema.Data, training: bool) -> Images:
+    return EncodedImages(columns.images, columns.labels, rows, build(data, training), mode_of(data))
+
+
+def _decoded(columns: _Columns, rows: Tensor, data: schema.Data, training: bool) -> Images:
+    images = EncodedImages(columns.images, columns.labels, rows, to_bytes(data), mode_of(data))
+    pixels = torch.cat([images.__getitems__(part)[0] for part in torch.arange(len(images)).split(1000)])
+    crop = training and data.augmentation == "crop"
+    return StoredImages(pixels, images.labels, *statistics(data), crop=crop, rows=rows)
 
 
 def _columns(splits: datasets.DatasetDict, key: str, data: schema.Data) -> _Columns:

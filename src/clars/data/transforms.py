@@ -5,7 +5,7 @@ from collections.abc import Callable
 from PIL.Image import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch import Tensor
-from torchvision.transforms import Compose, RandomCrop, RandomHorizontalFlip
+from torchvision.transforms import Compose, PILToTensor, RandomCrop, RandomHorizontalFlip
 
 from clars.errors import RecipeError
 from clars.recipes import schema
@@ -31,6 +31,19 @@ def build(data: schema.Data, training: bool) -> Transform:
         # After normalisation: the padding is then the mean colour.
         return Compose([plain, RandomCrop(data.image_size, padding=MARGIN), RandomHorizontalFlip()])
     return plain
+
+
+def mode_of(data: schema.Data) -> str:
+    """Return PIL's name for images of as many channels."""
+    return "RGB" if data.channels == 3 else "L"
+
+
+def to_bytes(data: schema.Data) -> Callable[[Image], Tensor]:
+    """Return what `none` and `crop` begin with: from a PIL image to uint8 [channels, image_size, image_size]."""
+    resize, crop, *_ = create_transform(
+        data.image_size, is_training=True, no_aug=True, interpolation="bilinear"
+    ).transforms
+    return Compose([resize, crop, PILToTensor()])
 
 
 def statistics(data: schema.Data) -> tuple[tuple[float, ...], tuple[float, ...]]:

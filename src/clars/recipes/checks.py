@@ -7,7 +7,7 @@ from clars.recipes.schema import Recipe
 _LAYERWISE_ONLY = ("trust_coefficient", "layers", "overrides")
 _CLARS_ONLY = ("estimator", "fraction")
 EMBEDDED = ("digits", "glyphs")  # data sets that this package brings
-_HUB_ONLY = ("config", "image_column", "label_column", "train_split", "test_split")
+_HUB_ONLY = ("config", "image_column", "label_column", "train_split", "test_split", "in_memory")
 
 
 def impossible(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -29,6 +29,11 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, str]]:
         values = getattr(data, key)
         if values is not None and len(values) != data.channels:
             yield f"data.{key}", f"= {values} must have a value for each of data.channels = {data.channels}"
+    if data.in_memory and data.augmentation == "imagenet":
+        yield (
+            "data.in_memory",
+            "= true holds images of one size; data.augmentation = 'imagenet' cuts from the whole ones",
+        )
 
 
 def ignored(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -56,5 +61,7 @@ def ignored(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for key in _HUB_ONLY if embedded else ():
         if key in data.model_fields_set:
             yield f"data.{key}", f"data.name = {data.name!r}"
+    if "prefetch" in data.model_fields_set and not data.workers:
+        yield "data.prefetch", "data.workers = 0"
     if data.train_examples is not None and not (embedded and data.name == "glyphs"):
         yield "data.train_examples", f"data.name = {data.name!r}"

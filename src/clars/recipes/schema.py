@@ -26,7 +26,8 @@ class Model(Settings):
 class Data(Settings):
     """`digits`, `glyphs`, a Hub data set by id, or a local folder (parquet files or images) in the same schema.
 
-    `train_examples` is the number of glyphs to train on, from the first.
+    `train_examples` is the number of glyphs to train on, from the first. `in_memory` decodes every image once, before
+    training, and changes no number. `prefetch` is how many batches each of the `workers` prepares ahead.
     """
 
     name: str
@@ -43,7 +44,9 @@ class Data(Settings):
     augmentation: Literal["none", "crop", "imagenet"] = "none"
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     train_examples: PositiveInt | None = None
+    in_memory: bool = False
     workers: NonNegativeInt = 0
+    prefetch: PositiveInt = 2
 
 
 class Optimizer(Settings):

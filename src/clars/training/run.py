@@ -129,7 +129,14 @@ class Run:
         self.batches.epoch, self.batches.first_step = epoch, now.step - epoch * self.batches.steps
         self.splits.train.place = (self.job.seed, epoch)
         workers = self.recipe.data.workers
-        loader = DataLoader(self.splits.train, batch_sampler=self.batches, collate_fn=data.collate, num_workers=workers)
+        loader = DataLoader(
+            self.splits.train,
+            batch_sampler=self.batches,
+            collate_fn=data.collate,
+            num_workers=workers,
+            prefetch_factor=self.recipe.data.prefetch if workers else None,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
         self.model.train()
         for number, (x, y) in enumerate(loader, self.batches.first_step * cut.accumulation):
             self._seed(epoch, number)
