@@ -81,6 +81,34 @@ def test_layer_norm(shape, threads):
     )
 
 
+# channels, outputs, size, kernel, stride, padding, dilation: what fills no vector, no tile, no block of windows
+SMALL = [
+    (1, 6, (28, 28), (5, 5), (1, 1), (2, 2), (1, 1)),
+    (6, 16, (9, 14), (3, 5), (2, 1), (0, 2), (2, 3)),
+    (17, 19, (12, 5), (1, 3), (1, 2), (0, 1), (1, 1)),
+    (16, 13, (40, 33), (3, 3), (1, 1), (1, 1), (1, 2)),
+    (5, 1, (3, 3), (3, 3), (1, 1), (0, 0), (1, 1)),
+]
+
+
+@needs_kernels
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("shape", SMALL, ids=str)
+def test_small_convolutions(shape, memory_format, threads):
+    torch.manual_seed(0)
+    channels, outputs, size, kernel, *geometry = shape
+    rule = Conv(*geometry, 1)
+    x, weight = torch.randn(5, channels, *size), torch.randn(outputs, channels, *kernel)
+    gy = torch.randn_like(rule.forward(x, weight, None)[0])
+    x, gy = (value.to(memory_format=memory_format) for value in (x, gy))
+    problem = rule.problem(gy, x, weight)
+    got = rule.methods(problem)["direct"](gy, x, weight, problem, None)
+    conv = lambda x, w: F.conv2d(x, w, None, *geometry)  # noqa: E731
+    (_, whole), (each,) = per_example_gradients(conv, x, gy, weight)
+    assert (got.gradient.double() - whole).norm() <= 1e-6 * whole.norm()
+    torch.testing.assert_close(got.squares.double(), squares(each), rtol=2e-6, atol=0)
+
+
 @needs_kernels
 def test_a_part_of_the_batch_has_the_squares_of_the_whole(threads):
     torch.manual_seed(0)

@@ -67,6 +67,8 @@ class Conv:
         found: dict[str, Callable] = {"grouped": self._by_groups}
         if problem.kernels:
             found["each"] = self._by_calls
+            if len(problem.kernel) == 2 and self.groups == 1:
+                found["direct"] = self._by_tiles
         laid_out = self._is_matrix(problem.kernel) or len(problem.kernel) == 2
         if laid_out:
             found["matrix"] = self._by_matrices
@@ -117,6 +119,11 @@ class Conv:
         most = chunks(problem, "each", memory)[0].stop
         geometry = (self.stride, self.padding, self.dilation, self.groups)
         return Contribution(*cpu.kernel("conv_products")(gy, x, weight, *geometry, most))
+
+    def _by_tiles(self, gy, x, weight, problem: Problem, memory) -> Contribution:
+        most = chunks(problem, "direct", memory)[0].stop
+        geometry = (problem.kernel, self.stride, self.padding, self.dilation)
+        return Contribution(*cpu.kernel("small_conv_products")(gy, x, *geometry, most))
 
     def _by_groups(self, gy, x, weight, problem: Problem, memory) -> Contribution:
         """The gradients of b examples by one call: one example with b times the groups.

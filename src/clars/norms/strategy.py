@@ -5,11 +5,12 @@ A weight gradient is a sum over examples of products of an output gradient (P ou
 
 - matrix: each example's product by a multiplication of matrices, its norm taken, then added to the gradient.
 - each: each example's product by a call of the convolution's own backward pass, examples in parallel (see `cpu`).
+- direct: the same for small convolutions, without calls: windows laid out and multiplied by a kernel of our own.
 - grouped: the products of several examples by one convolution call with as many times the groups.
 - gram: the ordinary weight gradient, and the norms from inner products between positions (see `gram`).
 - fused: one kernel forms, squares and adds each product without writing it to memory (accelerators only).
 
-The first three do the weight gradient's own arithmetic and nothing twice.
+The first four do the weight gradient's own arithmetic and nothing twice.
 """
 
 import time
@@ -65,7 +66,7 @@ class Problem:
 WORKING_SET = {"cpu": 3 * 2**20, "cuda": 256 * 2**20}
 
 # The methods of which the compiled kernels work on several examples at once.
-PARALLEL = ("matrix", "each", "gram")
+PARALLEL = ("matrix", "each", "direct", "gram")
 
 
 def transient(problem: Problem, method: str) -> int:
@@ -76,6 +77,7 @@ def transient(problem: Problem, method: str) -> int:
     numbers = {
         "matrix": weight + windows,
         "each": 2 * weight,
+        "direct": 2 * weight + problem.positions * problem.outputs + problem.input_positions * problem.channels,
         "grouped": weight,
         "gram": 2 * problem.positions**2 + (problem.input_positions**2 if problem.shifted else windows),
         "fused": 1,
@@ -183,7 +185,11 @@ def _order_with_kernels(problem: Problem) -> list[str]:
     if prod(problem.kernel) == 1:
         small = problem.operations < 4e6
         return ["gram", "matrix"] if share < 0.05 and not small else ["matrix", "each"]
-    return ["gram", "each"] if share < (0.2 if problem.shifted else 0.05) else ["each", "gram"]
+    if share < (0.2 if problem.shifted else 0.05):
+        return ["gram", "each"]
+    # A library's call takes longer than so little arithmetic, and than that of channels that fill no vector.
+    few = problem.operations < (4e6 if problem.channels >= 8 else 16e6) * problem.examples
+    return ["direct" if few else "each", "each", "gram"]
 
 
 def _order(problem: Problem) -> list[str]:

@@ -8,7 +8,7 @@ namespace clars {
 namespace {
 
 // Sums of gy * (x - mean) and of gy over `n` positions.
-FOR_EACH_PROCESSOR void centred_sums(const float* gy, const float* x, int64_t n, float mean, double* scale,
+void centred_sums(const float* gy, const float* x, int64_t n, float mean, double* scale,
                                      double* shift) {
   double a = 0, b = 0;
   for (int64_t start = 0; start < n; start += SPAN) {
@@ -26,7 +26,7 @@ FOR_EACH_PROCESSOR void centred_sums(const float* gy, const float* x, int64_t n,
   *shift = b;
 }
 
-FOR_EACH_PROCESSOR void affine(const float* gy, const float* x, float* out, int64_t n, float of_gy, float of_x,
+void affine(const float* gy, const float* x, float* out, int64_t n, float of_gy, float of_x,
                                float mean, float constant) {
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) out[i] = of_gy * gy[i] + of_x * (x[i] - mean) + constant;
@@ -77,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Ten
 }
 
 // One row of layer normalisation: its part of scale and shift is added to theirs, and its gradient of x written.
-FOR_EACH_PROCESSOR void layer_norm_row(const float* gy, const float* x, const float* weight, float* gx, float* scale,
+void layer_norm_row(const float* gy, const float* x, const float* weight, float* gx, float* scale,
                                        float* shift, int64_t n, float mean, float rstd) {
   float plain = 0, centred = 0;
 #pragma omp simd reduction(+ : plain, centred)

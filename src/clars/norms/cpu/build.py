@@ -16,7 +16,7 @@ import torch
 from clars.cache import folder
 
 SWITCH = "CLARS_CPU_KERNELS"  # "0": do without them
-SOURCES = [Path(__file__).with_name(name) for name in ("products.cpp", "affine.cpp", "optimizer.cpp")]
+SOURCES = [Path(__file__).with_name(name) for name in ("products.cpp", "direct.cpp", "affine.cpp", "optimizer.cpp")]
 HEADERS = [Path(__file__).with_name("parallel.h")]
 
 
@@ -53,8 +53,14 @@ def load() -> State:
 def _fingerprint() -> str:
     """Return a name that changes with whatever the compiled code depends on."""
     parts = [path.read_bytes() for path in SOURCES + HEADERS]
-    parts += [text.encode() for text in (torch.__version__, platform.machine(), *platform.libc_ver())]
+    parts += [text.encode() for text in (torch.__version__, platform.machine(), _instructions(), *platform.libc_ver())]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _instructions() -> str:
+    """Return what this processor can do: a folder that several machines share holds a library for each kind."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 def _compile(compiler: str, library: Path) -> None:
@@ -63,12 +69,16 @@ def _compile(compiler: str, library: Path) -> None:
     root = Path(torch.__file__).parent
     includes = [f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}"]
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    options = ["-std=c++20", "-O3", "-ffp-contract=off", "-fPIC", "-fopenmp", abi, *includes]
+    options = ["-std=c++20", "-O3", "-march=native", "-fPIC", "-fopenmp", abi, *includes]
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as temporary:
         objects = [str(Path(temporary, path.stem + ".o")) for path in SOURCES]
         compiling = [
-            subprocess.Popen([compiler, *options, "-c", str(path), "-o", target], stderr=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                [compiler, *options, _contraction(path), "-c", str(path), "-o", target],
+                stderr=subprocess.PIPE,
+                text=True,
+            )
             for path, target in zip(SOURCES, objects)
         ]
         for process in compiling:
@@ -80,6 +90,11 @@ def _compile(compiler: str, library: Path) -> None:
         linking = [compiler, "-shared", *objects, f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10", "-o", str(made)]
         subprocess.run(linking, check=True, capture_output=True, text=True)
         os.replace(made, library)
+
+
+def _contraction(source: Path) -> str:
+    """Return the option on fused multiplication and addition: the update does it by name, where torch does."""
+    return f"-ffp-contract={'off' if source.stem == 'optimizer' else 'fast'}"
 
 
 def _reason(error: Exception) -> str:

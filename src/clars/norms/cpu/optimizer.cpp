@@ -24,7 +24,7 @@ std::vector<Block> blocks_of(at::TensorList tensors) {
   return blocks;
 }
 
-FOR_EACH_PROCESSOR double squares(const float* x, int64_t n) {
+double squares(const float* x, int64_t n) {
   double total = 0;
   for (int64_t start = 0; start < n; start += SPAN) {
     const int64_t stop = std::min(n, start + SPAN);
@@ -53,7 +53,7 @@ Tensor norms(at::TensorList tensors) {
 }
 
 // Rounds as torch's operators do one after the other, each multiplication with a scalar and addition being one.
-FOR_EACH_PROCESSOR void step(float* w, const float* g, float* b, int64_t n, float rate, float momentum,
+void step(float* w, const float* g, float* b, int64_t n, float rate, float momentum,
                              float weight_decay, bool nesterov) {
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) {

@@ -1,4 +1,4 @@
-// What the kernels share: examples divided over torch's threads, and loops compiled for several instruction sets.
+// What the kernels share: examples divided over torch's threads.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -8,12 +8,6 @@
 #include <algorithm>
 #include <tuple>
 #include <vector>
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#define FOR_EACH_PROCESSOR __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#else
-#define FOR_EACH_PROCESSOR
-#endif
 
 namespace clars {
 

@@ -9,7 +9,7 @@ namespace clars {
 namespace {
 
 // Adds `n` numbers to `total`, or begins it with them; returns the sum of their squares.
-FOR_EACH_PROCESSOR double add_and_square(float* total, const float* product, int64_t n, bool begin) {
+double add_and_square(float* total, const float* product, int64_t n, bool begin) {
   double squares = 0;
   for (int64_t start = 0; start < n; start += SPAN) {
     const int64_t stop = std::min(n, start + SPAN);
@@ -32,7 +32,7 @@ FOR_EACH_PROCESSOR double add_and_square(float* total, const float* product, int
   return squares;
 }
 
-FOR_EACH_PROCESSOR double inner(const float* a, const float* b, int64_t n) {
+double inner(const float* a, const float* b, int64_t n) {
   double total = 0;
   for (int64_t start = 0; start < n; start += SPAN) {
     const int64_t stop = std::min(n, start + SPAN);
@@ -93,7 +93,7 @@ std::tuple<Tensor, Tensor> conv_products(const Tensor& gy, const Tensor& x, cons
 }
 
 // Sums the elements of gram [H, W, H, W] whose two rows are shifted by the same tap, into [h, W, h, W].
-FOR_EACH_PROCESSOR void sum_rows(const float* gram, float* out, int64_t height, int64_t width, int64_t rows,
+void sum_rows(const float* gram, float* out, int64_t height, int64_t width, int64_t rows,
                                  int64_t taps, int64_t padding, int64_t dilation) {
   std::fill(out, out + rows * width * rows * width, 0.f);
   for (int64_t tap = 0; tap < taps; tap++) {
@@ -111,7 +111,7 @@ FOR_EACH_PROCESSOR void sum_rows(const float* gram, float* out, int64_t height, 
 }
 
 // The same for columns of [h, W, h, W], met with `other` [h, w, h, w]: the inner product of the two.
-FOR_EACH_PROCESSOR double columns_inner(const float* gram, const float* other, int64_t rows, int64_t width,
+double columns_inner(const float* gram, const float* other, int64_t rows, int64_t width,
                                         int64_t columns, int64_t taps, int64_t padding, int64_t dilation) {
   double total = 0;
   for (int64_t tap = 0; tap < taps; tap++) {
