@@ -196,6 +196,16 @@ def test_norm_floor_leaves_ordinary_layers_alone():
     assert all(torch.equal(a, b) for a, b in zip(one, two))
 
 
+def test_overrides_of_layers_that_hold_vectors():
+    model = network()
+    optimizer = clars.CLARS(model, lr=1.0, overrides={"@1d": {"weight_decay": 0.0, "adapt": False}})
+    vectors = {
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.modules.batchnorm._NormBase)
+    }
+    assert vectors
+    assert {group["layer"] for group in optimizer.param_groups if not group["adapt"]} == vectors
+
+
 def test_overrides_by_pattern():
     model = network()
     optimizer = clars.CLARS(model, lr=1.0, overrides={"*": {"weight_decay": 0.1}, "1": {"adapt": False, "lr": 0.5}})

@@ -38,7 +38,8 @@ class CLARS(LayerwiseOptimizer):
         weight_decay: added to the gradient and part of the ratio's denominator.
         trust_coefficient: eta.
         layers: "module" (weight and bias of a module are one layer) or "parameter"; see `clars.layers`.
-        overrides: options per layer-name pattern (fnmatch), e.g. {"*.bn*": {"weight_decay": 0.0, "adapt": False}}.
+        overrides: options per layer-name pattern (fnmatch), e.g. {"*.bn*": {"weight_decay": 0.0, "adapt": False}}; the
+            pattern "@1d" stands for the layers that hold only vectors, such as all normalisations.
             Options: lr, momentum, weight_decay, trust_coefficient, nesterov, adapt. Layers with adapt=False have the
             ratio 1 and are not tracked.
         norms: an `ExampleNorms` of the same layers, made before; by default one is made.

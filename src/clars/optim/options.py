@@ -14,6 +14,7 @@ BOUNDS = {
     "trust_coefficient": (0.0, float("inf")),
 }
 SWITCHES = ("nesterov", "adapt")
+VECTORS = "@1d"  # the pattern of layers that hold nothing but vectors: normalisations, scales
 
 
 def check(options: Mapping[str, Any], place: str) -> None:
@@ -46,17 +47,17 @@ def groups(
     check(defaults, "optimizer")
     for pattern, options in overrides.items():
         check(options, f"overrides[{pattern!r}]")
-        if not any(_matches(layer.name, pattern) for layer in layers):
+        if not any(_matches(layer, pattern) for layer in layers):
             names = [layer.name for layer in layers]
             raise ValueError(
-                f"overrides: pattern {pattern!r} matches no layer.{nearest(pattern, names)} "
+                f"overrides: pattern {pattern!r} matches no layer.{nearest(pattern, [*names, VECTORS])} "
                 "List the names with [layer.name for layer in clars.layers(model)]."
             )
     result = []
     for layer in layers:
         group = {"params": list(layer.parameters.values()), "layer": layer.name, **defaults}
         for pattern, options in overrides.items():
-            if _matches(layer.name, pattern):
+            if _matches(layer, pattern):
                 group.update(options)
         result.append(group)
     return result
@@ -83,6 +84,8 @@ def by_layer(groups: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]
     return {layer: group for group in groups for layer in layers_of(group)}
 
 
-def _matches(name: str, pattern: str) -> bool:
-    """A name matches itself, whatever characters it holds, and any pattern of fnmatch."""
-    return name == pattern or fnmatchcase(name, pattern)
+def _matches(layer: Layer, pattern: str) -> bool:
+    """A layer's name matches itself, whatever characters it holds, and any pattern of fnmatch."""
+    if pattern == VECTORS:
+        return all(parameter.dim() <= 1 for parameter in layer.parameters.values())
+    return layer.name == pattern or fnmatchcase(layer.name, pattern)
