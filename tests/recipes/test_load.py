@@ -111,6 +111,11 @@ def test_keys_that_are_no_text_are_refused(demo):
         ),
         (["optimizer.name=lamb", "schedule.frozen_head_epochs=1"], "cannot be combined with optimizer.name = 'lamb'"),
         (["data.mean=[0.1, 0.2]"], r"data.mean = \[0.1, 0.2\] must have a value for each of data.channels = 1"),
+        (["data.name=a/b", "data.in_memory=true", "data.streaming=true"], "data.in_memory = true is the opposite"),
+        (
+            ["data.name=a/b", "data.streaming=true", "evaluation.split=validation"],
+            "evaluation.split = 'validation' cannot",
+        ),
         (["data.name=a/b", "data.in_memory=true", "data.augmentation=imagenet"], "data.in_memory = true holds images"),
     ],
 )
@@ -132,6 +137,7 @@ def test_settings_that_exclude_each_other(demo, overrides, message):
         (["data.image_column=img"], "data.image_column", "data.name = 'digits'"),
         (["data.name=glyphs", "data.in_memory=true"], "data.in_memory", "data.name = 'glyphs'"),
         (["data.train_examples=9"], "data.train_examples", "data.name = 'digits'"),
+        (["data.shuffle_buffer=4"], "data.shuffle_buffer", "data.streaming = false"),
         (["data.prefetch=4"], "data.prefetch", "data.workers = 0"),
     ],
 )

@@ -2,12 +2,23 @@
 
 from typing import Literal
 
-from clars.data import digits, glyphs, hub, source
+from clars.data import digits, glyphs, hub, source, stream
 from clars.data.images import UnreadableImageError
 from clars.data.splits import Batch, Images, Splits, collate
+from clars.data.stream import StreamedImages, batched
 from clars.recipes import schema
 
-__all__ = ["Batch", "Images", "Splits", "UnreadableImageError", "collate", "load", "reachable"]
+__all__ = [
+    "Batch",
+    "Images",
+    "Splits",
+    "StreamedImages",
+    "UnreadableImageError",
+    "batched",
+    "collate",
+    "load",
+    "reachable",
+]
 
 EMBEDDED = {"digits": digits.load, "glyphs": glyphs.load}
 ORIGINS = {"digits": "comes with scikit-learn", "glyphs": "drawn from the fonts of matplotlib"}
@@ -21,7 +32,8 @@ def load(data: schema.Data, *, evaluation: Literal["test", "validation"]) -> Spl
     class and the same in every call, and becomes `test`. The test split is not used.
     Raises DataError if the data cannot be reached, read or used, RecipeError for statistics that do not fit.
     """
-    read = hub.load if data.path else EMBEDDED.get(data.name, hub.load)
+    kept = stream.load if data.streaming else hub.load
+    read = kept if data.path else EMBEDDED.get(data.name, kept)
     return read(data, evaluation)
 
 

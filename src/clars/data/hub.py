@@ -1,18 +1,18 @@
 """Image data sets of the `datasets` library: the splits and columns a recipe names, checked."""
 
-from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
 import datasets
 import torch
 from torch import Tensor
 
+from clars.data.columns import holds_classes, holds_images, named_split, require_column
 from clars.data.images import EncodedImages
 from clars.data.memory import StoredImages
 from clars.data.source import open_splits
 from clars.data.splits import Images, Splits, hold_out
 from clars.data.transforms import build, mode_of, statistics, to_bytes
-from clars.errors import DataError, nearest
+from clars.errors import DataError
 from clars.recipes import schema
 
 
@@ -65,12 +65,9 @@ def _decoded(columns: _Columns, rows: Tensor, data: schema.Data, training: bool)
 
 
 def _columns(splits: datasets.DatasetDict, key: str, data: schema.Data) -> _Columns:
-    name = getattr(data, key)
-    if name not in splits:
-        raise DataError(f"data.{key}={name!r}: there is only {_listed(splits)}.{nearest(name, splits)}")
-    split = splits[name]
-    _require_column(split, "image_column", data, _holds_images, "images")
-    _require_column(split, "label_column", data, _holds_classes, "class numbers")
+    split = named_split(splits, key, data)
+    require_column(split, "image_column", data, holds_images, "images")
+    require_column(split, "label_column", data, holds_classes, "class numbers")
     images = split.select_columns(data.image_column)
     images = images.cast_column(data.image_column, datasets.Image(decode=False))
     # Missing labels become -1, which is also how the Hub marks labels that are withheld.
@@ -82,36 +79,6 @@ def _columns(splits: datasets.DatasetDict, key: str, data: schema.Data) -> _Colu
     return columns
 
 
-def _require_column(
-    split: datasets.Dataset, key: str, data: schema.Data, fits: Callable[[object], bool], wanted: str
-) -> None:
-    name = getattr(data, key)
-    if name not in split.features:
-        raise DataError(
-            f"data.{key}={name!r}: split {str(split.split)!r} has only the columns {_listed(split.features)}."
-            f"{nearest(name, split.features)}"
-        )
-    if not fits(split.features[name]):
-        raise DataError(
-            f"data.{key}={name!r}: split {str(split.split)!r} holds {split.features[name]} there,"
-            f" not {wanted}."
-            f" Choose among the columns {_listed(split.features)}."
-        )
-
-
-def _holds_images(feature: object) -> bool:
-    if isinstance(feature, datasets.Value):
-        return feature.dtype in ("binary", "large_binary")
-    # Parquet files written without the library's own notes show the cells as plain structures.
-    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature)
-
-
-def _holds_classes(feature: object) -> bool:
-    if isinstance(feature, datasets.Value):
-        return feature.dtype.startswith(("int", "uint"))
-    return isinstance(feature, datasets.ClassLabel)
-
-
 def _refuse(wrong: Tensor, problem: str, columns: _Columns, data: schema.Data) -> None:
     if wrong.any():
         row = int(wrong.nonzero()[0])
@@ -121,7 +88,3 @@ def _refuse(wrong: Tensor, problem: str, columns: _Columns, data: schema.Data) -
             f" the first, {int(columns.labels[row])}, is in row {row}."
             " Choose a split or a column with a class for every image."
         )
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in names)

@@ -42,20 +42,30 @@ class EncodedImages(Images):
         return torch.stack(images), self.labels[index]
 
     def _image(self, cell: dict | None, row: int) -> Tensor:
-        if self.place is not None:
-            seed_example(*self.place, row)
-        return self.transform(self._decode(cell, row))
+        return transformed(self, decode(cell, f"row {row} of split {str(self.split.split)!r}", self.mode), row)
 
-    def _decode(self, cell: dict | None, row: int) -> Image.Image:
-        content, path = (cell["bytes"], cell["path"]) if cell else (None, None)
-        where = f"row {row} of split {str(self.split.split)!r}" if content or not path else path
-        try:
-            if not content and not path:
-                raise ValueError("the cell is empty")
-            with Image.open(io.BytesIO(content) if content else path) as image:
-                return image.convert(self.mode)
-        # Broken files make decoders raise nearly anything.
-        except Exception as error:
-            raise UnreadableImageError(
-                f"{where}: the image cannot be decoded ({error}). Restore it from its source, or remove it."
-            ) from error
+
+def transformed(images: Images, image: Image.Image, number: int) -> Tensor:
+    """Return the transform of an image; its random choices follow from its number and where the run is."""
+    if images.place is not None:
+        seed_example(*images.place, number)
+    return images.transform(image)
+
+
+def decode(cell: dict | None, where: str, mode: str) -> Image.Image:
+    """Return the image of a cell {"bytes", "path"}, in PIL's `mode`.
+
+    Raises UnreadableImageError, naming the file or else `where`.
+    """
+    content, path = (cell["bytes"], cell["path"]) if cell else (None, None)
+    try:
+        if not content and not path:
+            raise ValueError("the cell is empty")
+        with Image.open(io.BytesIO(content) if content else path) as image:
+            return image.convert(mode)
+    # Broken files make decoders raise nearly anything.
+    except Exception as error:
+        place = where if content or not path else path
+        raise UnreadableImageError(
+            f"{place}: the image cannot be decoded ({error}). Restore it from its source, or remove it."
+        ) from error

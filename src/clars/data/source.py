@@ -1,5 +1,6 @@
 """Where image data sets come from: a local folder, the cache of earlier downloads, the Hub."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import datasets
@@ -15,19 +16,20 @@ UNREADABLE = (DatasetsError, OSError, ValueError, RuntimeError)
 PROBE_SECONDS = 10
 
 
-def open_splits(data: schema.Data) -> datasets.DatasetDict:
+def open_splits(data: schema.Data) -> datasets.DatasetDict | datasets.IterableDatasetDict:
     """Return all splits of a data set: of `data.path` if given, else from the cache, else from the Hub.
 
-    A data set in the cache is used as it is, without asking the Hub for a newer version.
+    A data set in the cache is used as it is, without asking the Hub for a newer version. With `data.streaming`, the
+    splits are streams, and the cache is left aside.
     Raises DataError if it cannot be reached or read.
     """
     if data.path:
         return _local(data)
-    try:
-        return _cached(data).as_dataset()
-    except (ValueError, OSError):
-        _require_hub(data)
-        return _read(data, f"data.name={data.name!r}", data.name, data.config)
+    if not data.streaming:
+        with suppress(ValueError, OSError):
+            return _cached(data).as_dataset()
+    _require_hub(data)
+    return _read(data, f"data.name={data.name!r}", data.name, data.config)
 
 
 def reachable(data: schema.Data) -> tuple[bool, str]:
@@ -79,9 +81,11 @@ def _require_hub(data: schema.Data) -> None:
         ) from error
 
 
-def _read(data: schema.Data, where: str, path: str, config: str | None) -> datasets.DatasetDict:
+def _read(
+    data: schema.Data, where: str, path: str, config: str | None
+) -> datasets.DatasetDict | datasets.IterableDatasetDict:
     try:
-        return datasets.load_dataset(path, config)
+        return datasets.load_dataset(path, config, streaming=data.streaming)
     except UNREADABLE as error:
         # The library's own message says no more than that a file could not be read.
         reason = error.__cause__ if isinstance(error, DatasetGenerationError) else error

@@ -1,7 +1,7 @@
 """What every data set looks like to the training loop: whole batches of tensors, by index."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,10 @@ class Images(Dataset, ABC):
     @abstractmethod
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """Return the images and labels at `indices`."""
+
+    def items(self) -> Iterable:
+        """Return what `__getitems__` takes, for every image in order."""
+        return range(len(self))
 
     def __getitem__(self, index: int) -> Batch:
         images, labels = self.__getitems__([index])

@@ -7,7 +7,7 @@ from clars.recipes.schema import Recipe
 _LAYERWISE_ONLY = ("trust_coefficient", "layers", "overrides")
 _CLARS_ONLY = ("estimator", "fraction")
 EMBEDDED = ("digits", "glyphs")  # data sets that this package brings
-_HUB_ONLY = ("config", "image_column", "label_column", "train_split", "test_split", "in_memory")
+_HUB_ONLY = ("config", "image_column", "label_column", "train_split", "test_split", "in_memory", "streaming")
 
 
 def impossible(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -29,6 +29,10 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, str]]:
         values = getattr(data, key)
         if values is not None and len(values) != data.channels:
             yield f"data.{key}", f"= {values} must have a value for each of data.channels = {data.channels}"
+    if data.in_memory and data.streaming:
+        yield "data.in_memory", "= true is the opposite of data.streaming = true"
+    if data.streaming and recipe.evaluation.split == "validation":
+        yield "evaluation.split", "= 'validation' cannot be held out of a stream; name a split by data.test_split"
     if data.in_memory and data.augmentation == "imagenet":
         yield (
             "data.in_memory",
@@ -63,5 +67,8 @@ def ignored(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield f"data.{key}", f"data.name = {data.name!r}"
     if "prefetch" in data.model_fields_set and not data.workers:
         yield "data.prefetch", "data.workers = 0"
-    if data.train_examples is not None and not (embedded and data.name == "glyphs"):
+    if "shuffle_buffer" in data.model_fields_set and not data.streaming:
+        yield "data.shuffle_buffer", "data.streaming = false"
+    counted = data.name == "glyphs" if embedded else data.streaming
+    if data.train_examples is not None and not counted:
         yield "data.train_examples", f"data.name = {data.name!r}"

@@ -26,8 +26,10 @@ class Model(Settings):
 class Data(Settings):
     """`digits`, `glyphs`, a Hub data set by id, or a local folder (parquet files or images) in the same schema.
 
-    `train_examples` is the number of glyphs to train on, from the first. `in_memory` decodes every image once, before
-    training, and changes no number. `prefetch` is how many batches each of the `workers` prepares ahead.
+    `train_examples` is the number of glyphs to train on, from the first, or of a stream's examples in an epoch.
+    `in_memory` decodes every image once, before training, and changes no number. `streaming` reads a data set from its
+    place on the way, shuffled within a buffer of `shuffle_buffer` images. `prefetch` is how many batches each of the
+    `workers` prepares ahead.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Data(Settings):
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     train_examples: PositiveInt | None = None
     in_memory: bool = False
+    streaming: bool = False
+    shuffle_buffer: PositiveInt = 10_000
     workers: NonNegativeInt = 0
     prefetch: PositiveInt = 2
 

@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch.utils.data import Sampler
 
+from clars.data import Images, StreamedImages, batched
+from clars.data.stream import Cell
 from clars.errors import UserError
 
 
@@ -74,6 +77,27 @@ class GlobalBatches(Sampler):
         order = order[: self.steps * cut.global_batch].view(self.steps, cut.accumulation, cut.world_size, -1)
         for micro_batch in order[self.first_step :, :, self.rank].flatten(0, 1):
             yield micro_batch.tolist()
+
+
+class StreamedBatches(GlobalBatches):
+    """The same of a stream: each process reads it whole and keeps the examples of its own micro-batches."""
+
+    def __init__(self, images: StreamedImages, division: Division, rank: int, seed: int) -> None:
+        super().__init__(len(images), division, rank, seed)
+        self.images = images
+
+    def __iter__(self) -> Iterator[list[Cell]]:
+        cut = self.division
+        cells = self.images.shuffled(epoch_seed(self.seed, self.epoch), self.first_step * cut.global_batch)
+        parts = batched(cells, cut.micro_batch)
+        yield from islice(parts, self.rank, len(self) * cut.world_size, cut.world_size)
+
+
+def batches_of(images: Images, division: Division, rank: int, seed: int) -> GlobalBatches:
+    """Return the batches of images, of whatever kind they are."""
+    if isinstance(images, StreamedImages):
+        return StreamedBatches(images, division, rank, seed)
+    return GlobalBatches(len(images), division, rank, seed)
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

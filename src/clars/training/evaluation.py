@@ -1,5 +1,6 @@
 """Accuracy and loss over a whole data set, every example counted once on any number of processes."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader
 
-from clars.data import Images, collate
+from clars.data import Images, batched, collate
 
 
 class Scores(NamedTuple):
@@ -31,22 +32,29 @@ def evaluate(accelerator: Accelerator, model: nn.Module, images: Images, batch_s
     """
     model.eval()
     world = accelerator.num_processes
-    own = range(accelerator.process_index, len(images), world)
-    passes = range(0, len(range(0, len(images), world)), batch_size)
-    parts = [own[start : start + batch_size] for start in passes]
-    loader = DataLoader(images, batch_sampler=[part or [0] for part in parts], collate_fn=collate, num_workers=workers)
+    real, total = [], 0  # whether the parts that are under way have examples of their own; the number of all
+
+    def parts() -> Iterator[list]:
+        nonlocal total
+        for group in batched(images.items(), world * batch_size):
+            own = group[accelerator.process_index :: world]
+            total += len(group)
+            real.append(bool(own))
+            yield own or group[:1]
+
+    loader = DataLoader(images, batch_sampler=parts(), collate_fn=collate, num_workers=workers)
     sums = torch.zeros(4, dtype=torch.float64)
-    for part, (x, y) in zip(parts, loader):
+    for number, (x, y) in enumerate(loader):
         logits = model(x.to(accelerator.device, dtype_of(model))).float()
-        if part:
+        if real[number]:
             sums += _sums(logits, y.to(accelerator.device)).cpu()
     model.train()
     for module in model.modules():
         if isinstance(module, FSDPModule):  # whose outermost parameters would stay whole until the next backward pass
             module.reshard()
     top1, top5, loss, count = accelerator.reduce(sums.to(accelerator.device)).tolist()
-    if count != len(images):
-        raise AssertionError(f"{count:.0f} examples were counted of {len(images)}")
+    if count != total:
+        raise AssertionError(f"{count:.0f} examples were counted of {total}")
     return Scores(100 * top1 / count, 100 * top5 / count if logits.shape[1] > 5 else None, loss / count)
 
 
@@ -79,8 +87,6 @@ def recalibrate(accelerator: Accelerator, model: nn.Module, images: Images, batc
     The running averages of a run with few steps still hold a part of their initial values (0.9^20 = 12 % after 20
     steps at torch's momentum), and then say more about the initialisation than about the network.
     """
-    order = torch.arange(len(images)).split(batch_size)
-    loader = DataLoader(
-        images, batch_sampler=[part.tolist() for part in order], collate_fn=collate, num_workers=workers
-    )
+    parts = batched(images.items(), batch_size)
+    loader = DataLoader(images, batch_sampler=parts, collate_fn=collate, num_workers=workers)
     update_bn((x.to(dtype_of(model)) for x, _ in loader), model, accelerator.device)

@@ -24,7 +24,7 @@ from clars.results.record import Record
 from clars.sharding.restore import put_weights
 from clars.sharding.state import gather_weights
 from clars.training import checkpoint, momentum, strategy
-from clars.training.batches import Division, GlobalBatches, divide
+from clars.training.batches import Division, batches_of, divide
 from clars.training.build import build_optimizer, build_schedule
 from clars.training.checkpoint import Progress, State
 from clars.training.display import Display
@@ -73,7 +73,7 @@ class Run:
             self.folder.refuse_finished()
         self.splits = data.load(recipe.data, evaluation=recipe.evaluation.split)
         self.division: Division = divide(recipe.batch_size, accelerator.num_processes, options.micro_batch)
-        self.batches = GlobalBatches(len(self.splits.train), self.division, accelerator.process_index, job.seed)
+        self.batches = batches_of(self.splits.train, self.division, accelerator.process_index, job.seed)
         set_seed(job.seed)
         self.plain: nn.Module = models.create(  # without the wrapper of a strategy
             recipe.model, self.splits.num_classes, recipe.data.channels, recipe.data.image_size
