@@ -10,6 +10,7 @@ from demo import SMALL, TABLE, make_repository, write, write_run, write_run_into
 from clars import cli, exits, launch
 from clars.recipes.load import load
 from clars.recipes.schema import Recipe
+from clars.results.files import held
 
 
 @pytest.fixture(autouse=True)
@@ -218,6 +219,66 @@ def test_tune_searches_and_tells_the_winners(clars, launched):
     }
     assert json.loads(Path("recipes/demo/results/v1/lite/search.json").read_text()) == summary
     assert "best, at edge" in out
+
+
+def test_tune_of_a_recipe(clars, launched):
+    code, *_ = clars("tune", "demo/large", "epochs=5", "--rates", "1,2", "--seeds", "7")
+    assert code == 0
+    jobs = json.loads(Path("runs/tune/demo/large/jobs.json").read_text())
+    assert [job["overrides"] for job in jobs] == [
+        ["epochs=5", f"schedule.base_rate={rate}", "evaluation.split=validation"] for rate in (1.0, 2.0)
+    ]
+    summary = json.loads(Path("runs/tune/demo/large/search.json").read_text())
+    assert summary["methods"]["demo/large@v1"]["winner"] == 2.0
+    assert not Path("recipes/demo/results").exists()
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["demo/large"], "say --rates to try"),
+        (["demo/large", "--rates", "1", "--publish"], "neither --publish nor --tier"),
+        (["demo/large", "--rates", "1,x"], "no list of numbers such as 0.5,1,2"),
+        (["demo", "--rates", "1"], "demo is a table"),
+        (["demo", "--tier", "full"], "has no tier 'full'"),
+    ],
+)
+def test_what_tune_cannot_mean(clars, launched, words, message):
+    code, _, err = clars("tune", *words)
+    assert code == 2 and message in err
+    assert launched == []
+
+
+def test_rows_can_be_chosen(clars, launched):
+    code, out, _ = clars("table", "demo", "--rows", "lar*", "--seeds", "0")
+    assert code == 0
+    assert [job["recipe"] for job in json.loads(Path("runs/demo/jobs.json").read_text())] == ["demo/large@v1"]
+    assert "not run" in out
+    code, _, err = clars("table", "demo", "--rows", "nothing")
+    assert code == 2 and "--rows nothing: fits none of small, large" in err
+
+
+def test_a_table_in_several_launches(clars, launched, monkeypatch):
+    """The jobs are dealt out with those of many steps first; what is over already counts as done."""
+    write_run(Path("runs/demo"), "large", 0)
+    together = []
+    monkeypatch.setattr(launch, "at_once", lambda config, jobs, wanted: wanted)
+    monkeypatch.setattr(launch, "launch_together", lambda *a: together.append(a) or exits.FINISHED)
+    assert clars("table", "demo", "--parallel", "2")[0] == 0
+    lists, _, merged = together[0]
+    shares = [json.loads(Path(words[1]).read_text()) for words in lists]
+    assert [[(job["recipe"][5:10], job["seed"]) for job in share] for share in shares] == [
+        [("small", 0), ("small", 2), ("large", 2)],
+        [("small", 1), ("large", 1)],
+    ]
+    assert (merged.count.done, merged.count.total) == (1, 6)
+
+
+def test_a_table_that_is_being_run_is_left_alone(clars, launched):
+    with held(Path("runs/demo")):
+        code, _, err = clars("table", "demo")
+    assert (code, launched) == (2, [])
+    assert "runs/demo: another process is writing there" in err
 
 
 def test_tune_needs_a_search(clars, launched, repository):

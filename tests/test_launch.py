@@ -13,7 +13,7 @@ import pytest
 from demo import make_repository
 
 from clars.errors import UserError
-from clars.launch import command, find_config, launch
+from clars.launch import at_once, command, find_config, launch, launch_together
 
 SCRIPT = """\
 import json, os, sys, time
@@ -119,6 +119,23 @@ def test_a_mistake_is_one_message(repository, capfd):
 
 def test_a_process_that_dies_is_no_success(repository):
     assert launch(["die"], find_config("cpu")) == 1
+
+
+def test_several_at_once_tell_line_by_line_and_the_gravest_code_counts(repository):
+    told = []
+    assert launch_together([["3"], ["mistake"]], find_config("cpu"), told.append) == 2
+    assert told == ["error: no data"]
+
+
+def test_as_many_at_once_as_there_are_cores_and_jobs(repository, monkeypatch):
+    cpu, cpu2 = find_config("cpu"), find_config("cpu2")
+    monkeypatch.setattr("clars.launch.cores", lambda: 32)
+    assert [at_once(cpu, jobs, None) for jobs in (3, 100)] == [3, 8]
+    assert (at_once(cpu, 100, 16), at_once(cpu2, 100, None), at_once(cpu2, 100, 1)) == (16, 1, 1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert at_once(cpu, 100, None) == 4
+    with pytest.raises(UserError, match="--parallel 2: cpu2 takes the machine for one launch"):
+        at_once(cpu2, 100, 2)
 
 
 @pytest.mark.parametrize("config", ["cpu", "cpu2"])

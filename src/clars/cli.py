@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from clars import exits
-from clars.checkpoints.commands import app as checkpoints_app
 
 app = typer.Typer(
     help="Large-batch training without warmup: recipes, runs, tables.",
@@ -24,6 +23,9 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 Folder = Annotated[str, typer.Argument(help="a recipe folder with a table, such as quickstart")]
 TierName = Annotated[str, typer.Option("--tier", help="lite, for a plain machine, or full")]
 Launch = Annotated[str, typer.Option(help="a name in configs/accelerate, or an accelerate .yaml file")]
+Parallel = Annotated[
+    int | None, typer.Option(min=1, help="launches at once; on processors, as many as there are cores for, at most 8")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace runs that are there")]
 Publish = Annotated[bool, typer.Option("--publish", help="write into the results folder beside the recipes as well")]
 
@@ -97,9 +99,11 @@ def run(
 def table(
     folder: Folder,
     tier: TierName = "lite",
+    rows: Annotated[str | None, typer.Option(metavar="PATTERN", help="run only these, such as '*/clars-*'")] = None,
     seeds: Annotated[str | None, typer.Option(help="such as 0,1,2; those of table.yaml by default")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the runs; runs/FOLDER by default")] = None,
     launch: Launch = "cpu",
+    parallel: Parallel = None,
     overwrite: Overwrite = False,
     publish: Publish = False,
     no_run: Annotated[bool, typer.Option("--no-run", help="make the table from the runs that are there")] = False,
@@ -115,7 +119,8 @@ def table(
     resolved = load_table(folder, tier)
     out = out or _table_out(resolved)
     if not no_run:
-        _run_jobs(table_jobs(resolved, _numbers(seeds) or resolved.tier.seeds, out), out, launch, overwrite)
+        jobs = table_jobs(resolved, _numbers(seeds, "--seeds") or resolved.tier.seeds, out, rows)
+        _run_jobs(jobs, out, launch, parallel, overwrite)
     rows, files = publishing.generate(resolved, out)
     Console().print(as_rich(rows, resolved.head.title))
     if publish:
@@ -125,33 +130,37 @@ def table(
 
 @app.command()
 def tune(
-    folder: Folder,
+    name: Annotated[str, typer.Argument(metavar="FOLDER|RECIPE", help="a folder with a table, or a single recipe")],
+    overrides: Overrides = None,
     tier: TierName = "lite",
+    rates: Annotated[str | None, typer.Option(help="of a recipe: the base rates to try, such as 1,2,4")] = None,
+    seeds: Annotated[str | None, typer.Option(help="of a recipe: such as 100,101; 100,101,102 by default")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the runs; runs/FOLDER/search by default")] = None,
     launch: Launch = "cpu",
+    parallel: Parallel = None,
     overwrite: Overwrite = False,
     publish: Publish = False,
 ) -> None:
-    """Search the base rates of a table on the validation split, and write search.json."""
+    """Search the base rates of a table, or of a recipe, on the validation split, and write search.json."""
     from rich.console import Console
 
-    from clars.recipes.tables import load_table
     from clars.results import search
     from clars.results.files import write_json
     from clars.results.render import search_as_rich
 
-    resolved = load_table(folder, tier)
-    out = out or _table_out(resolved) / "search"
-    found = search.candidates(resolved, out)
-    _run_jobs(search.jobs_of(found), out, launch, overwrite)
-    summary = search.summarise(found, resolved.folder, resolved.version)
-    Console().print(search_as_rich(summary, f"Base rates of {resolved.folder}"))
-    for target in [out, resolved.results] if publish else [out]:
+    if "/" in name or name.endswith((".yaml", ".yml")):
+        tried = _numbers(rates, "--rates", float), _numbers(seeds, "--seeds")
+        found, title, version, out = _search_of_recipe(name, overrides, tried, out, publish or tier != "lite")
+        targets = [out]
+    else:
+        found, title, version, targets = _search_of_table(name, tier, out, publish, rates or seeds or overrides)
+        out = targets[0]
+    _run_jobs(search.jobs_of(found), out, launch, parallel, overwrite)
+    summary = search.summarise(found, title, version)
+    Console().print(search_as_rich(summary, f"Base rates of {title}"))
+    for target in targets:
         write_json(target / search.FILE, summary)
         typer.echo(f"wrote {target / search.FILE}")
-
-
-app.add_typer(checkpoints_app, name="checkpoints")
 
 
 @app.command()
@@ -211,20 +220,61 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(exits.guard(lambda: app(arguments)))
 
 
-def _run_jobs(jobs: list, out: Path, launch: str, overwrite: bool) -> None:
-    """Run the jobs that are not done in one launch; end here unless all of them ended in a record."""
+def _run_jobs(jobs: list, out: Path, launch: str, parallel: int | None, overwrite: bool) -> None:
+    """Run the jobs that are not done; end here unless all of them ended in a record."""
     from clars import launch as launcher
-    from clars.results.jobs import pending, write_jobs
+    from clars.results.files import held
+    from clars.results.jobs import pending, shares, write_jobs
+    from clars.results.progress import Count, Merged
 
     config = launcher.find_config(launch)
     missing = jobs if overwrite else pending(jobs)
     if not missing:
         return
-    write_jobs(missing, out / "jobs.json")
-    arguments = ["--jobs", str(out / "jobs.json"), *(["--overwrite"] if overwrite else [])]
-    code = launcher.launch(arguments, config)
+    done = len(jobs) - len(missing)
+    parts = shares(missing, launcher.at_once(config, len(missing), parallel))
+    with held(out):
+        files = [out / ("jobs.json" if len(parts) == 1 else f"jobs-{number}.json") for number in range(len(parts))]
+        for part, file in zip(parts, files):
+            write_jobs(part, file)
+        arguments = [["--jobs", str(file), *(["--overwrite"] if overwrite else [])] for file in files]
+        if len(parts) == 1:
+            code = launcher.launch([*arguments[0], *([f"--done={done}"] if done else [])], config)
+        else:
+            code = launcher.launch_together(arguments, config, Merged(Count(len(missing), done)))
     if code not in (exits.FINISHED, exits.DIVERGED):
         raise typer.Exit(code)
+
+
+def _search_of_recipe(name: str, overrides: list[str] | None, tried: tuple, out: Path | None, ignored: bool) -> tuple:
+    """Return what to search of a single recipe, its name and version, and the folder for it."""
+    from clars.errors import UserError
+    from clars.recipes.load import load
+    from clars.results.search import candidate
+
+    rates, seeds = tried
+    if not rates or ignored:
+        raise UserError(f"{name} is a recipe: say --rates to try, such as 1,2,4, and neither --publish nor --tier.")
+    recipe = load(name, overrides or ())
+    out = out or Path("runs", "tune", *recipe.name.split("/"))
+    found = candidate(recipe.full_name, recipe, rates, seeds or [100, 101, 102], out, {})
+    return [found], recipe.name, recipe.version, out
+
+
+def _search_of_table(name: str, tier: str, out: Path | None, publish: bool, ignored: object) -> tuple:
+    """Return what to search of a table, its name and version, and the folders to write the result to."""
+    from clars.errors import UserError
+    from clars.recipes.tables import load_table
+    from clars.results import search, versions
+
+    if ignored:
+        raise UserError(f"{name} is a table, and its table.yaml says what is tried; name a recipe to try other rates.")
+    table = load_table(name, tier)
+    out = out or _table_out(table) / "search"
+    if publish:
+        versions.check_search(table)
+    found = search.candidates(table, out)
+    return found, table.folder, table.version, [out, table.results] if publish else [out]
 
 
 def _table_out(table) -> Path:
@@ -237,11 +287,12 @@ def _default_out(resolved) -> Path:
     return Path("runs", *(["changed"] if resolved.overrides else []), *resolved.name.split("/")[:-1])
 
 
-def _numbers(text: str | None) -> list[int] | None:
+def _numbers(text: str | None, option: str, kind: type = int) -> list | None:
     try:
-        return None if text is None else [int(number) for number in text.split(",")]
+        return None if text is None else [kind(number) for number in text.split(",")]
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no list of whole numbers such as 0,1,2", param_hint="--seeds") from None
+        words = "whole numbers such as 0,1,2" if kind is int else "numbers such as 0.5,1,2"
+        raise typer.BadParameter(f"{text!r} is no list of {words}", param_hint=option) from None
 
 
 def _warnings_once() -> Callable:

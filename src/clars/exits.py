@@ -7,7 +7,7 @@ $CLARS_EXIT_FILE names, where that is set.
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -63,6 +63,12 @@ def _stopping_once() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+
+
+def gravest(codes: Iterable[int]) -> int:
+    """Return the code that a whole of several ends with: a mistake or a fault before a stop, that before divergence."""
+    order = (USER_ERROR, FAULT, INTERRUPTED, DIVERGED, FINISHED)
+    return min(codes, key=lambda code: order.index(code) if code in order else 1)
 
 
 def report(code: int) -> int:

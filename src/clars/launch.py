@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -57,38 +59,89 @@ def launch(arguments: Sequence[str], config: Path) -> int:
     Raises:
         UserError: the configuration wants GPUs or DeepSpeed and there are none.
     """
+    return launch_together([arguments], config)
+
+
+def launch_together(lists: Sequence[Sequence[str]], config: Path, tell: Callable[[str], None] | None = None) -> int:
+    """Run the command with each list of arguments at once, and wait for all; return the gravest exit code.
+
+    Args:
+        lists: the arguments of recipes/train.py, a list for each launch.
+        config: the accelerate configuration of each.
+        tell: is called with each line that the launches print, from several threads; None leaves them the terminal.
+    """
     _require_machine(config)
-    line = command(arguments, config)
-    print(f"$ {shlex.join(line)}", flush=True)
+    for arguments in lists:
+        print(f"$ {shlex.join(command(arguments, config))}", flush=True)
+    module = [sys.executable, "-m", "accelerate.commands.accelerate_cli"]
     with tempfile.TemporaryDirectory() as folder:
-        code = Path(folder) / "code"
-        module = [sys.executable, "-m", "accelerate.commands.accelerate_cli"]
-        returned, stopped = _run([*module, *line[1:]], {**os.environ, exits.FILE: str(code)})
-        found = exits.reported(code, otherwise=returned)
+        files = [Path(folder) / str(number) for number in range(len(lists))]
+        lines = [[*module, *command(arguments, config)[1:]] for arguments in lists]
+        returned, stopped = _run(lines, [{**os.environ, exits.FILE: str(file)} for file in files], tell)
+        codes = [exits.reported(file, otherwise=code) for file, code in zip(files, returned)]
     # A launcher that has lost one process interrupts the others: that is no end that anyone asked for.
-    return exits.FAULT if found == exits.INTERRUPTED and not stopped else found
+    return exits.gravest(exits.FAULT if code == exits.INTERRUPTED and not stopped else code for code in codes)
 
 
-def _run(line: Sequence[str], environment: dict[str, str]) -> tuple[int, bool]:
-    """Run a command in a process group of its own; return its exit code, and whether it was told to stop."""
+def at_once(config: Path, jobs: int, wanted: int | None) -> int:
+    """Return how many launches of a configuration run side by side: `wanted`, or as many as there are cores for.
+
+    By default there are at most 8, and one where a launch has several processes or a GPU of its own.
+
+    Raises:
+        UserError: several are wanted of such a configuration.
+    """
+    settings = read_file(config)[0]
+    alone = settings.get("num_processes") != 1 or not settings.get("use_cpu")
+    if alone and wanted not in (None, 1):
+        raise UserError(f"--parallel {wanted}: {config.stem} takes the machine for one launch. Choose --launch cpu.")
+    threads = int(os.environ.get("OMP_NUM_THREADS") or 1)
+    return min(jobs, wanted or (1 if alone else max(1, min(8, cores() // threads))))
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _run(
+    lines: Sequence[Sequence[str]], environments: Sequence[dict[str, str]], tell: Callable[[str], None] | None
+) -> tuple[list[int], bool]:
+    """Run commands in process groups of their own; return their exit codes, and whether they were told to stop."""
     signals = (*exits.STOP, signal.SIGHUP)
-    # The launcher must not die of a signal that its training processes take to save their state. It inherits that
-    # they are ignored; the training processes undo it by `exits.guard`.
+    # The launchers must not die of a signal that their training processes take to save their state. They inherit that
+    # it is ignored; the training processes undo it by `exits.guard`.
     before = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
     told: list[int] = []
+    running: list[subprocess.Popen] = []
+    output = {} if tell is None else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
 
     def stop(number: int, frame: object) -> None:
-        os.killpg(process.pid, signal.SIGKILL if told else number if number in exits.STOP else signal.SIGTERM)
+        for process in running:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL if told else number if number in exits.STOP else signal.SIGTERM)
         told.append(number)
 
     try:
-        process = subprocess.Popen(line, env=environment, process_group=0)
+        for line, environment in zip(lines, environments):
+            running.append(subprocess.Popen(line, env=environment, process_group=0, **output))
         for number in signals:
             signal.signal(number, stop)
-        return process.wait(), bool(told)
+        readers = [threading.Thread(target=_read, args=(process, tell)) for process in running if tell]
+        for reader in readers:
+            reader.start()
+        codes = [process.wait() for process in running]
+        for reader in readers:
+            reader.join()
+        return codes, bool(told)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _read(process: subprocess.Popen, tell: Callable[[str], None]) -> None:
+    for line in process.stdout:
+        tell(line.rstrip("\n"))
 
 
 def _require_machine(config: Path) -> None:

@@ -1,8 +1,10 @@
 import json
+import multiprocessing
 
 import pytest
 
-from clars.results.files import replacing, write_json, write_text
+from clars.errors import UserError
+from clars.results.files import held, replacing, write_json, write_text
 
 
 def test_folders_are_made_and_nothing_else_is_left(tmp_path):
@@ -27,3 +29,30 @@ def test_json_refuses_numbers_it_cannot_hold(tmp_path):
     with pytest.raises(ValueError):
         write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text()) == {"a": [1, None, 0.1]}
+
+
+def _hold(folder, ready, kill):
+    with held(folder):
+        ready.set()
+        kill.wait()
+
+
+def test_a_folder_is_held_by_one_process_and_free_when_that_is_killed(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready, kill = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(tmp_path / "run", ready, kill))
+    process.start()
+    assert ready.wait(60)
+    with pytest.raises(UserError, match=r"run: another process is writing there"), held(tmp_path / "run"):
+        pass
+    process.kill()
+    process.join()
+    with held(tmp_path / "run"):
+        (tmp_path / "run" / "file").touch()
+    assert (tmp_path / "run" / "file").exists()
+
+
+def test_a_held_folder_that_stays_empty_is_taken_away(tmp_path):
+    with pytest.raises(RuntimeError), held(tmp_path / "a" / "b"):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []

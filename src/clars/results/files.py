@@ -1,10 +1,16 @@
 """Files that are either whole or not there."""
 
+import errno
+import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from clars.errors import UserError
+
+_NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)  # of file systems over a network
 
 
 @contextmanager
@@ -35,3 +41,32 @@ def write_json(path: Path, value: object) -> None:
         ValueError: `value` holds a number that is not finite, which JSON does not know.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing into `folder`, which is made; one that stays empty is taken away again.
+
+    The lock is on the folder itself and ends with the process, however that ends.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(f"{folder}: another process is writing there. Wait for it, or choose another --out.") from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+        with suppress(OSError):  # not empty
+            for path in made:
+                path.rmdir()

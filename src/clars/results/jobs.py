@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from clars.errors import UserError
@@ -21,19 +22,21 @@ class Job:
     folder: Path
 
 
-def table_jobs(table: ResolvedTable, seeds: Sequence[int], out: Path) -> list[Job]:
-    """Return a job for each row and seed.
+def table_jobs(table: ResolvedTable, seeds: Sequence[int], out: Path, pattern: str | None = None) -> list[Job]:
+    """Return a job for each row and seed, of rows whose name fits `pattern` where one is given.
 
     Raises:
-        UserError: the base rate of a row is not known.
+        UserError: no row fits; or the base rate of a row is not known.
     """
-    lacking = [row for row in table.rows if row.lacking]
-    if lacking:
+    rows = [row for row in table.rows if pattern is None or fnmatchcase(row.name, pattern)]
+    if not rows:
+        raise UserError(f"--rows {pattern}: fits none of {', '.join(row.name for row in table.rows)}.")
+    if lacking := [row for row in rows if row.lacking]:
         raise UserError(
-            f"{lacking[0].name}: {lacking[0].lacking}, nor that of {len(lacking) - 1} other rows. Search it by"
+            f"{lacking[0].name}: {lacking[0].lacking}; so it is with {len(lacking)} of {len(rows)} rows. Search by"
             f" `clars tune {table.command} --publish`."
         )
-    return [Job(row.resolved, seed, runs.folder(out, row.name, seed)) for row in table.rows for seed in seeds]
+    return [Job(row.resolved, seed, runs.folder(out, row.name, seed)) for row in rows for seed in seeds]
 
 
 def pending(jobs: Iterable[Job]) -> list[Job]:
@@ -43,6 +46,14 @@ def pending(jobs: Iterable[Job]) -> list[Job]:
         UserError: a job's folder holds a run that was made with other settings.
     """
     return [job for job in jobs if not _is_done(job)]
+
+
+def shares(jobs: Sequence[Job], launches: int) -> list[list[Job]]:
+    """Deal the jobs out to several launches, those with many steps first, so that all end at about the same time."""
+    if launches == 1:
+        return [list(jobs)]
+    ordered = sorted(jobs, key=lambda job: -job.resolved.recipe.epochs / job.resolved.recipe.batch_size)
+    return [ordered[number::launches] for number in range(launches)]
 
 
 def write_jobs(jobs: Iterable[Job], path: Path) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from clars.recipes.tables import ResolvedTable
-from clars.results import runs
+from clars.results import runs, versions
 from clars.results.figures import figure
 from clars.results.render import write_csv, write_markdown
 from clars.results.table import RowSummary, counted, summarise
@@ -35,6 +35,8 @@ def publish(table: ResolvedTable, out: Path, results: Path) -> list[Path]:
 
     Returns the files written by `generate`.
     """
+    versions.check(table)
+    versions.freeze(table)
     for row in table.rows:
         for run in counted(row, out):
             runs.publish(run, results, row.name)

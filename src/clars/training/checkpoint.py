@@ -4,6 +4,7 @@ It belongs to no strategy and no number of processes. It is written beside the l
 is complete, so at every moment one whole state is on disk.
 """
 
+import errno
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -51,8 +52,16 @@ def write(path: Path, state: State, identity: dict[str, str]) -> None:
     tensors = {f"model.{name}": value for name, value in state.model.items()}
     tensors |= {f"momentum.{name}": value for name, value in state.momentum.items()}
     metadata = {"progress": json.dumps(asdict(state.progress)), "identity": json.dumps(identity)}
+    write_tensors(path, tensors, metadata)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file, whole or not at all; a full disk is an OSError as it is for other files."""
     with replacing(path) as temporary:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
+        try:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error), str(path)) from None
 
 
 def read(path: Path, identity: dict[str, str]) -> State:

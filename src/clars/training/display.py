@@ -5,6 +5,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from clars.results.progress import Count
+
 
 class Display:
     """Shows how far a launch is. Where output is no terminal, one line per finished run is printed instead.
@@ -12,9 +14,10 @@ class Display:
     Args:
         runs: number of runs.
         shown: False on all processes but the main one.
+        done: further runs of the same whole that are over already.
     """
 
-    def __init__(self, runs: int, *, shown: bool) -> None:
+    def __init__(self, runs: int, *, shown: bool, done: int = 0) -> None:
         self.console = Console(stderr=True, quiet=not shown)
         self.bars = Progress(
             TextColumn("{task.description}"),
@@ -25,8 +28,8 @@ class Display:
             console=self.console,
             disable=not (shown and self.console.is_terminal),
         )
-        self.runs, self.done = runs, 0
-        self.all = self.bars.add_task("runs", total=runs, note="")
+        self.count = Count(runs, done)
+        self.all = self.bars.add_task("runs", total=self.count.total, completed=done, note="")
         self.one = self.bars.add_task("", total=None, note="")
 
     def __enter__(self) -> "Display":
@@ -50,9 +53,9 @@ class Display:
 
     def end(self, title: str, outcome: str) -> None:
         """Print one line about a run that is over."""
-        self.done += 1
-        self.bars.update(self.all, completed=self.done)
-        self.tell(f"[{self.done}/{self.runs}] {title}: {outcome}")
+        heading = self.count.next()
+        self.bars.update(self.all, completed=self.count.done)
+        self.tell(f"{heading} {title}: {outcome}")
 
     def tell(self, text: str) -> None:
         """Print a line above the bars."""

@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from clars.errors import UserError
 from clars.results import metrics, record
-from clars.results.files import replacing
 from clars.results.record import Record
 from clars.training import checkpoint
 from clars.training.checkpoint import Progress, State
@@ -80,8 +78,7 @@ class RunFolder:
     def write_weights(self, tensors: dict[str, Tensor]) -> None:
         """Write the weights of a run that is over."""
         if self.writes:
-            with replacing(self.path / WEIGHTS) as temporary:
-                save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, {"format": "pt"})
+            checkpoint.write_tensors(self.path / WEIGHTS, tensors, {"format": "pt"})
 
     def end(self) -> None:
         """Take away what only an unfinished run needs."""

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -10,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from clars import exits
 from clars.errors import UserError
 from clars.recipes.load import load
+from clars.results.files import held
 from clars.results.jobs import Job, pending
 from clars.results.runs import folder
 from clars.training import strategy
@@ -38,6 +40,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace runs that are over")
     parser.add_argument("--skip-finished", action="store_true", help="leave out runs that are over")
+    parser.add_argument("--done", type=int, default=0, help="runs of the whole that are over, for the progress shown")
     parser.add_argument("--log-with", help="a tracker of accelerate: tensorboard, wandb, ... or all")
     return parser
 
@@ -59,10 +62,12 @@ def _run_all(words: argparse.Namespace) -> int:
         jobs = pending(jobs)
     accelerator = strategy.start(words.log_with, words.timeout)
     worst = exits.FINISHED
-    with explained(), Display(len(jobs), shown=accelerator.is_main_process) as display:
+    main = accelerator.is_main_process
+    with explained(), Display(len(jobs), shown=main, done=words.done) as display:
         for job in jobs:
-            if _run(Run(job, accelerator, options, display), words.log_with) == "diverged":
-                worst = exits.DIVERGED
+            with held(job.folder) if main else nullcontext():
+                if _run(Run(job, accelerator, options, display), words.log_with) == "diverged":
+                    worst = exits.DIVERGED
         accelerator.end_training()
     return worst
 

@@ -1,0 +1,42 @@
+import pytest
+from demo import LARGE, write, write_run
+
+from clars.errors import UserError
+from clars.recipes.tables import load_table
+from clars.results import versions
+from clars.results.publish import publish
+
+
+@pytest.fixture
+def published(demo):
+    """The demo repository with a published run."""
+    write_run(demo / "runs", "large", 0)
+    table = load_table("demo")
+    publish(table, demo / "runs", table.results)
+    return demo
+
+
+def test_publishing_freezes_every_file_of_the_version(published):
+    assert versions.changed(published / "recipes/demo/v1") == []
+    (published / "recipes/demo/v1/small.yaml").unlink()
+    write(published / "recipes", large=LARGE + "# changed\n")
+    assert versions.changed(published / "recipes/demo/v1") == ["large.yaml", "small.yaml"]
+
+
+def test_a_changed_version_is_not_published_again(published):
+    write(published / "recipes", large=LARGE + "# changed\n")
+    table = load_table("demo")
+    before = sorted(published.rglob("*"))
+    with pytest.raises(UserError, match=r"v1: large\.yaml changed since results of v1 .* in a new version"):
+        publish(table, published / "runs", table.results)
+    assert sorted(published.rglob("*")) == before
+
+
+def test_a_file_that_is_new_changes_nothing_that_was_published(published):
+    write(published / "recipes", new=LARGE)
+    versions.check(load_table("demo"))
+
+
+def test_published_runs_keep_their_search(published):
+    with pytest.raises(UserError, match="holds runs, whose rates come from the search before them"):
+        versions.check_search(load_table("demo"))
