@@ -68,6 +68,9 @@ def run(
     out: Annotated[
         Path | None, typer.Option(help="folder of the runs; runs/FOLDER by default, runs/changed/FOLDER with changes")
     ] = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="NAME", help="begin with the weights of a checkpoint; the same as init=NAME")
+    ] = None,
     launch: Launch = "cpu",
     overwrite: Overwrite = False,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="examples per process and pass")] = None,
@@ -83,7 +86,7 @@ def run(
     from clars import launch as launcher
     from clars.recipes.load import load
 
-    resolved = load(recipe, overrides or ())
+    resolved = load(recipe, [*(overrides or ()), *([f"init={init}"] if init else ())])
     arguments = [resolved.full_name, *resolved.overrides]
     arguments += [f"--seed={number}" for number in seed or [0]]
     arguments += ["--out", str(out or _default_out(resolved))]

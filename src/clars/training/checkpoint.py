@@ -40,17 +40,22 @@ class Progress:
 
 @dataclass(frozen=True)
 class State:
-    """What a run goes on from: weights and buffers, and momentum, by name in the model; and how far it is."""
+    """What a run goes on from: weights and buffers, and momentum, by name in the model; and how far it is.
+
+    `average` is the moving average of weights and buffers, where the recipe asks for one.
+    """
 
     model: dict[str, Tensor] = field(default_factory=dict)
     momentum: dict[str, Tensor] = field(default_factory=dict)
     progress: Progress = Progress()
+    average: dict[str, Tensor] = field(default_factory=dict)
 
 
 def write(path: Path, state: State, identity: dict[str, str]) -> None:
     """Write the state of a run, whole or not at all."""
     tensors = {f"model.{name}": value for name, value in state.model.items()}
     tensors |= {f"momentum.{name}": value for name, value in state.momentum.items()}
+    tensors |= {f"average.{name}": value for name, value in state.average.items()}
     metadata = {"progress": json.dumps(asdict(state.progress)), "identity": json.dumps(identity)}
     write_tensors(path, tensors, metadata)
 
@@ -86,7 +91,7 @@ def read(path: Path, identity: dict[str, str]) -> State:
             f"{path} is of a run with {key} {saved.get(key)!r}, not {identity[key]!r}. Choose another --out, or start "
             "anew with --overwrite."
         )
-    return State(_below("model.", tensors), _below("momentum.", tensors), progress)
+    return State(_below("model.", tensors), _below("momentum.", tensors), progress, _below("average.", tensors))
 
 
 def identity(resolved: Resolved, seed: int) -> dict[str, str]:

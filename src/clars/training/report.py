@@ -3,14 +3,20 @@
 from collections.abc import Mapping
 
 from clars.results.jobs import Job
-from clars.results.record import Record
+from clars.results.record import Init, Record
 from clars.training.batches import Division
 from clars.training.checkpoint import Progress
 from clars.training.evaluation import Scores
 
 
 def record_of(
-    job: Job, cut: Division, now: Progress, scores: Scores, status: str, machine: Mapping[str, object]
+    job: Job,
+    cut: Division,
+    now: Progress,
+    scores: Scores,
+    status: str,
+    machine: Mapping[str, object],
+    init: Init | None,
 ) -> Record:
     """Return the record.
 
@@ -20,6 +26,7 @@ def record_of(
         now: how far the run is.
         scores: the last evaluation.
         status: how the run ends.
+        init: what the weights began with.
         machine: strategy in force, threads, and what `provenance` returns.
     """
     resolved, recipe = job.resolved, job.resolved.recipe
@@ -45,4 +52,6 @@ def record_of(
         wall_seconds=now.wall_seconds,
         examples_per_second=seen / now.train_seconds if now.train_seconds else None,
         status=status,
+        weights="ema" if recipe.ema else "last",
+        init=init,
     )

@@ -23,7 +23,8 @@ from clars.results.provenance import provenance
 from clars.results.record import Record
 from clars.sharding.restore import put_weights
 from clars.sharding.state import gather_weights
-from clars.training import checkpoint, momentum, strategy
+from clars.training import checkpoint, init, momentum, strategy
+from clars.training.average import Average
 from clars.training.batches import Division, batches_of, divide
 from clars.training.build import build_optimizer, build_schedule
 from clars.training.checkpoint import Progress, State
@@ -78,11 +79,16 @@ class Run:
         self.plain: nn.Module = models.create(  # without the wrapper of a strategy
             recipe.model, self.splits.num_classes, recipe.data.channels, recipe.data.image_size
         )
+        self.init = init.begin(self.resolved, self.plain, self.splits)
+        if self.init:
+            display.tell(f"{job.folder}: begins with {self.init.checkpoint}, its head {self.init.head}")
+        self.average = Average(self.resolved, self.plain)
         self.inner: Optimizer = build_optimizer(self.resolved, self.plain)
         self.head = FrozenHead(self.resolved, self.plain, self.batches.steps)
         state = State() if options.overwrite else self._load()
         self.model, self.optimizer, self.strategy = strategy.prepare(accelerator, self.division, self.plain, self.inner)
         self.head.check(self.strategy)
+        self.average.begin(self.strategy, accelerator.device, state.average)
         if options.overwrite:  # only now, when no mistake can end the run before it begins
             self.folder.clear()
             accelerator.wait_for_everyone()
@@ -117,7 +123,7 @@ class Run:
 
     def _finish(self, status: str, scores: Scores) -> Record:
         """Leave weights and record, and take away what a resumption would need."""
-        self.folder.write_weights(gather_weights(self.optimizer, self.model))
+        self.folder.write_weights(self.average.state() or gather_weights(self.optimizer, self.model))
         written = self._write_record(status, scores)
         self.folder.end()
         return written
@@ -170,6 +176,7 @@ class Run:
 
     def _after_step(self) -> None:
         step, every = self.progress.step, self.options.checkpoint_every
+        self.average.update(self.plain, step)
         self._log_layers(step)
         self.display.step(step, self.batches.steps * self.recipe.epochs)
         due = every is not None and step % every == 0
@@ -187,10 +194,12 @@ class Run:
 
     def _evaluate(self) -> Scores:
         settings, workers = self.recipe.evaluation, self.recipe.data.workers
-        share_buffers(self.plain)
+        plain = self.average.network(self.plain)
+        share_buffers(plain)
         if settings.batch_norm == "recalibrated":
-            recalibrate(self.accelerator, self.plain, self.splits.train, settings.batch_size, workers)
-        return evaluate(self.accelerator, self.model, self.splits.test, settings.batch_size, workers)
+            recalibrate(self.accelerator, plain, self.splits.train, settings.batch_size, workers)
+        model = self.average.network(self.model)
+        return evaluate(self.accelerator, model, self.splits.test, settings.batch_size, workers)
 
     def _close_epoch(self, epoch: int, train_loss: float, scores: Scores) -> None:
         now = self.progress
@@ -232,7 +241,7 @@ class Run:
         share_buffers(self.plain)
         whole = gather_weights(self.optimizer, self.model), momentum.gather(self.optimizer, self.model, self.inner)
         scale = strategy.loss_scale(self.accelerator, self.optimizer)
-        self.folder.save(State(*whole, replace(self.progress, loss_scale=scale)))
+        self.folder.save(State(*whole, replace(self.progress, loss_scale=scale), self.average.state()))
 
     def _load(self) -> State:
         """Read the state to go on from, and put its weights into the model before a strategy cuts that."""
@@ -256,6 +265,6 @@ class Run:
         self.progress = replace(self.progress, wall_seconds=self.progress.wall_seconds + self._lap())
         machine = provenance(self.resolved.path, self.accelerator.device)
         machine |= {"strategy": self.strategy, "threads": torch.get_num_threads()}
-        written = record_of(self.job, self.division, self.progress, scores, status, machine)
+        written = record_of(self.job, self.division, self.progress, scores, status, machine, self.init)
         self.folder.write(written)
         return written
