@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
-from tiny import change, files, write_recipe
+from tiny import change, files, tensors_of, write_recipe
 
 import clars
 from clars import models
@@ -96,12 +96,12 @@ def test_several_seeds_give_an_interval(run):
 
 
 def spoil(run):
-    tensors = load_file(run / "model.safetensors")
+    tensors = tensors_of(run)
     save_file(tensors | {"fc.weight": -tensors["fc.weight"]}, run / "model.safetensors")
 
 
 def narrow(run):
-    tensors = load_file(run / "model.safetensors")
+    tensors = tensors_of(run)
     save_file(tensors | {"fc.bias": tensors["fc.bias"][:9].clone()}, run / "model.safetensors")
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import yaml
+from safetensors.torch import load
 
 RECIPE = {
     "description": "a small network, one epoch",
@@ -31,3 +32,8 @@ def files(root):
 def change(path, **changes):
     """Change keys of a JSON file."""
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def tensors_of(folder):
+    """The weights of a folder, copied: a file that stays mapped cannot be overwritten."""
+    return load((folder / "model.safetensors").read_bytes())

@@ -1,0 +1,196 @@
+"""Folders and manifests that lie: each is refused by name, and nothing is written."""
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from tiny import change, files, tensors_of
+
+import clars
+from clars.checkpoints import form, manifest, pull
+from clars.checkpoints.verify import verify
+from clars.errors import CheckpointError, UserError
+
+
+def pickled(folder):
+    torch.save(tensors_of(folder), folder / form.WEIGHTS)
+
+
+def plain_pickle(folder):
+    (folder / form.WEIGHTS).write_bytes(pickle.dumps({"a": Evil()}))
+
+
+class Evil:
+    """Would make a file if it were unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("unpickled",)
+
+
+def halved(folder):
+    tensors = tensors_of(folder)
+    save_file(tensors | {"conv1.weight": tensors["conv1.weight"].half()}, folder / form.WEIGHTS)
+
+
+def link(name):
+    def replace(folder):
+        (folder / name).rename(folder.parent / "elsewhere")
+        (folder / name).symlink_to(folder.parent / "elsewhere")
+
+    return replace
+
+
+def recipe(**changes):
+    """Change the recipe, and the record with it."""
+
+    def replace(folder):
+        whole = yaml.safe_load((folder / form.RECIPE).read_text()) | changes
+        (folder / form.RECIPE).write_text(yaml.safe_dump(whole))
+        change(folder / form.RECORD, settings=whole)
+
+    return replace
+
+
+def config(**changes):
+    return lambda folder: change(folder / form.CONFIG, **changes)
+
+
+def prepared(**changes):
+    def replace(folder):
+        whole = json.loads((folder / form.CONFIG).read_text())
+        change(folder / form.CONFIG, pretrained_cfg=whole["pretrained_cfg"] | changes)
+
+    return replace
+
+
+def resnet8(**arguments):
+    return recipe(model={"name": "resnet8", "arguments": arguments})
+
+
+HOSTILE = {
+    "pickle of torch": (pickled, "is a pickle"),
+    "pickle": (plain_pickle, "is a pickle"),
+    "other types": (halved, "is F16 of shape"),
+    "linked weights": (link(form.WEIGHTS), "is no ordinary file"),
+    "linked configuration": (link(form.CONFIG), "is no ordinary file"),
+    "no card": (lambda folder: (folder / form.CARD).unlink(), "README.md is missing"),
+    "huge card": (lambda folder: (folder / form.CARD).write_bytes(bytes(form.LIMIT + 1)), "at most 8000000 are read"),
+    "another network": (config(architecture="resnet20"), "architecture is 'resnet20'"),
+    "other arguments": (config(model_args={"in_chans": 1, "width": 5}), "model_args is"),
+    "a file to load": (prepared(file="/etc/passwd"), "pretrained_cfg.file: Extra inputs"),
+    "an address to load": (prepared(url="http://evil"), "pretrained_cfg.url: Extra inputs"),
+    "another repository": (prepared(hf_hub_id="evil/x"), "pretrained_cfg.hf_hub_id: Extra inputs"),
+    "a loader of its own": (prepared(custom_load=True), "custom_load"),
+    "infinite mean": (prepared(mean=[float("inf")]), "mean"),
+    "no json": (lambda folder: (folder / form.CONFIG).write_text("{"), "config.json cannot be read"),
+    "deep json": (lambda folder: (folder / form.CONFIG).write_text("[" * 10**5), "config.json cannot be read"),
+    "deep yaml": (lambda folder: (folder / form.RECIPE).write_text("[" * 10**4), "recipe.yaml cannot be read"),
+    "yaml that calls": (lambda folder: (folder / form.RECIPE).write_text("!!python/name:os.mkdir"), "recipe.yaml"),
+    "another recipe": (lambda folder: change(folder / form.RECORD, settings=None), "settings"),
+    "a checkpoint to load": (resnet8(checkpoint_path="evil.pth"), "checkpoint_path is no part of an architecture"),
+    "weights to load": (resnet8(pretrained=True), "pretrained is no part of an architecture"),
+    "a network without end": (resnet8(width=10**9), "width is above 16384"),
+    "unknown network": (recipe(model={"name": "nonsense"}), "architecture"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil, message", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_folder(published, spoil, message):
+    spoil(published)
+    before = files(".")
+    with pytest.raises(CheckpointError, match=message):
+        clars.load(published)
+    with pytest.raises(CheckpointError, match=r"is not what was published|is missing|is no ordinary file"):
+        clars.load("small")
+    assert files(".") == before and not os.path.exists("unpickled")
+
+
+def test_verify(published):
+    first, second, third = verify("small")
+    assert first == "files: 5 with the SHA-256 of the manifest"
+    assert second == "weights: 56 tensors with the names, shapes and types of resnet8"
+    assert third.startswith("top-1: ")
+    assert len(list(verify(str(published), data=False))) == 2
+
+
+def test_weights_that_do_not_do_what_the_record_says(published):
+    """The files agree with each other; only the measurement tells."""
+    tensors = tensors_of(published)
+    save_file(tensors | {"fc.weight": -tensors["fc.weight"]}, published / form.WEIGHTS)
+    (manifest.root() / manifest.FILE).unlink()
+    with pytest.raises(CheckpointError, match="% top-1, and reaches "):
+        list(verify(str(published)))
+
+
+@pytest.mark.parametrize("name", ["smal", "../small", "/", "nowhere/at/all", "", "."])
+def test_names_that_are_none(published, name):
+    with pytest.raises(CheckpointError):
+        clars.load(name)
+
+
+ENTRY_CHANGES = {
+    "a path as a name": (lambda known: {"../x": known["small"]}, "cannot be the name of a checkpoint"),
+    "a file beside": (lambda known: with_files(known, **{"../x": known["small"]["files"]["README.md"]}), "files"),
+    "a file too few": (lambda known: with_files(known, drop="README.md"), "files must be"),
+    "a chain of stores": (lambda known: with_(known, address="simplecache::hf://a/b"), "an address begins with"),
+    "no store": (lambda known: with_(known, address="/etc"), "an address begins with"),
+    "code": (lambda known: with_(known, address="python://os"), "an address begins with"),
+    "no hash": (lambda known: with_(known, recipe_sha256="0"), "recipe_sha256"),
+    "foreign key": (lambda known: with_(known, code="x"), "code"),
+}
+
+
+def with_(known, **changes):
+    return {"small": known["small"] | changes}
+
+
+def with_files(known, drop=None, **changes):
+    whole = known["small"]["files"] | changes
+    return with_(known, files={name: file for name, file in whole.items() if name != drop})
+
+
+@pytest.mark.parametrize("make, message", ENTRY_CHANGES.values(), ids=ENTRY_CHANGES)
+def test_a_hostile_manifest(published, make, message):
+    path = manifest.root() / manifest.FILE
+    change(path, checkpoints=make(json.loads(path.read_text())["checkpoints"]))
+    before = files(".")
+    with pytest.raises(CheckpointError, match=message):
+        pull.pull("small")
+    assert files(".") == before
+
+
+TEXTS = st.text(max_size=20) | st.sampled_from(["..", "/", "file:///", "\x00"])
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS
+PLACES = st.lists(st.integers(0, 10), min_size=1, max_size=4)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(PLACES, LEAVES | st.lists(LEAVES, max_size=2) | st.dictionaries(st.text(max_size=5), LEAVES, max_size=2))
+def test_any_change_of_a_manifest(published, places, value):
+    """It reads as a manifest whose files lie below one folder, or is refused in one message."""
+    path = manifest.root() / manifest.FILE
+    whole = json.loads(path.read_text())
+    part, steps = whole, list(places)
+    while len(steps) > 1 and isinstance(part, dict) and part:
+        inner = part[list(part)[steps.pop() % len(part)]]
+        if not isinstance(inner, dict) or not inner:
+            break
+        part = inner
+    part[list(part)[steps[0] % len(part)]] = value
+    target = path.with_name("fuzz")
+    target.mkdir(exist_ok=True)
+    (target / manifest.FILE).write_text(json.dumps(whole))
+    try:
+        read = manifest.load(target)
+    except UserError as error:
+        assert str(target) in str(error)
+        return
+    for name, entry in read.checkpoints.items():
+        assert (target / name).resolve().parent == target.resolve()
+        assert set(entry.files) == set(form.FILES)
