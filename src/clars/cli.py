@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from clars import exits
+from clars.checkpoints.commands import app as checkpoints_app
 
 app = typer.Typer(
     help="Large-batch training without warmup: recipes, runs, tables.",
@@ -164,6 +165,9 @@ def tune(
     for target in targets:
         write_json(target / search.FILE, summary)
         typer.echo(f"wrote {target / search.FILE}")
+
+
+app.add_typer(checkpoints_app, name="checkpoints")
 
 
 @app.command()
