@@ -13,7 +13,7 @@ from clars.norms import cpu, fused
 from clars.norms.gram import gram, gram_squares, inner, window_gram
 from clars.norms.product import bias_contribution, dense, matrix_products, processors, sum_of_products
 from clars.norms.rule import Contribution, Gradients, Measure
-from clars.norms.strategy import Problem, chunks, weight_contribution
+from clars.norms.strategy import Problem, at_once, chunks, weight_contribution
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,9 @@ class Conv:
 
     def _by_matrices(self, gy, x, weight, problem: Problem, memory) -> Contribution:
         """Each example's gradient is a product of matrices, in each group: output gradients by windows of the input."""
-        pieces = chunks(problem, "matrix", memory)
         if problem.kernels and self.groups == 1 and self._is_matrix(problem.kernel):
             operands = positions_last(gy), dense(self._windows(x, problem.kernel))
-            gradient, squares = cpu.kernel("matrix_products")(*operands, pieces[0].stop)
+            gradient, squares = cpu.kernel("matrix_products")(*operands, at_once(problem, "matrix", memory))
             return Contribution(gradient.view(weight.shape), squares)
 
         def products(gy: Tensor, x: Tensor) -> Tensor:
@@ -113,16 +112,16 @@ class Conv:
                 )
             return matrix_products(outputs, windows).view(len(x), *weight.shape)
 
-        return sum_of_products(products, gy, x, pieces)
+        return sum_of_products(products, gy, x, chunks(problem, "matrix", memory))
 
     def _by_calls(self, gy, x, weight, problem: Problem, memory) -> Contribution:
-        most = chunks(problem, "each", memory)[0].stop
         geometry = (self.stride, self.padding, self.dilation, self.groups)
+        most = at_once(problem, "each", memory)
         return Contribution(*cpu.kernel("conv_products")(gy, x, weight, *geometry, most))
 
     def _by_tiles(self, gy, x, weight, problem: Problem, memory) -> Contribution:
-        most = chunks(problem, "direct", memory)[0].stop
         geometry = (problem.kernel, self.stride, self.padding, self.dilation)
+        most = at_once(problem, "direct", memory)
         return Contribution(*cpu.kernel("small_conv_products")(gy, x, *geometry, most))
 
     def _by_groups(self, gy, x, weight, problem: Problem, memory) -> Contribution:
@@ -143,15 +142,15 @@ class Conv:
 
     def _by_gram(self, gy, x, weight, problem: Problem, memory) -> Contribution:
         squares = []
-        pieces = chunks(problem, "gram", memory)
+        most = at_once(problem, "gram", memory)
         laid_out = self._is_matrix(problem.kernel) or set(self.stride) != {1}
         if problem.kernels and not laid_out and len(problem.kernel) == 2:
             geometry = (problem.kernel, self.padding, self.dilation)
-            return Contribution(None, cpu.kernel("window_gram_squares")(gy, x, *geometry, pieces[0].stop))
+            return Contribution(None, cpu.kernel("window_gram_squares")(gy, x, *geometry, most))
         if problem.kernels and self._is_matrix(problem.kernel):
             operands = positions_last(gy), dense(self._windows(x, problem.kernel))
-            return Contribution(None, cpu.kernel("gram_squares")(*operands, pieces[0].stop))
-        for piece in pieces:
+            return Contribution(None, cpu.kernel("gram_squares")(*operands, most))
+        for piece in chunks(problem, "gram", memory):
             outputs = positions_last(gy[piece])
             if laid_out:
                 squares.append(gram_squares(outputs, self._windows(x[piece], problem.kernel)))

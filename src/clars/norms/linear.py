@@ -12,7 +12,7 @@ from clars.norms import cpu
 from clars.norms.gram import gram_squares
 from clars.norms.product import bias_contribution, dense, matrix_products, processors, sum_of_products
 from clars.norms.rule import Contribution, Gradients, Measure
-from clars.norms.strategy import Problem, chunks, weight_contribution
+from clars.norms.strategy import Problem, at_once, chunks, weight_contribution
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,16 @@ class Linear:
         return {"matrix": self._by_matrices, "gram": self._by_gram}
 
     def _by_matrices(self, gy, x, weight, problem: Problem, memory) -> Contribution:
-        pieces = chunks(problem, "matrix", memory)
         if problem.kernels:
-            return Contribution(*cpu.kernel("matrix_products")(gy, dense(x), pieces[0].stop))
-        return sum_of_products(matrix_products, gy, x, pieces)
+            most = at_once(problem, "matrix", memory)
+            return Contribution(*cpu.kernel("matrix_products")(gy, dense(x), most))
+        return sum_of_products(matrix_products, gy, x, chunks(problem, "matrix", memory))
 
     def _by_gram(self, gy, x, weight, problem: Problem, memory) -> Contribution:
-        pieces = chunks(problem, "gram", memory)
         if problem.kernels:
-            return Contribution(None, cpu.kernel("gram_squares")(gy, dense(x), pieces[0].stop))
-        squares = [gram_squares(gy[piece], x[piece]) for piece in pieces]
+            most = at_once(problem, "gram", memory)
+            return Contribution(None, cpu.kernel("gram_squares")(gy, dense(x), most))
+        squares = [gram_squares(gy[piece], x[piece]) for piece in chunks(problem, "gram", memory)]
         return Contribution(None, torch.cat(squares))
 
     @staticmethod

@@ -65,9 +65,6 @@ class Problem:
 # core's cache, large enough to keep an accelerator busy.
 WORKING_SET = {"cpu": 3 * 2**20, "cuda": 256 * 2**20}
 
-# The methods of which the compiled kernels work on several examples at once.
-PARALLEL = ("matrix", "each", "direct", "gram")
-
 
 def transient(problem: Problem, method: str) -> int:
     """Return the bytes that `method` needs per example beside input, output gradient and the gradient itself."""
@@ -85,11 +82,23 @@ def transient(problem: Problem, method: str) -> int:
     return numbers * problem.dtype.itemsize
 
 
+def compiled(problem: Problem, method: str) -> bool:
+    """Tell whether a compiled kernel does the whole of `method`."""
+    plain = problem.groups == 1 and prod(problem.kernel) == 1
+    by_matrices = (method == "matrix" and plain) or (method == "gram" and (plain or problem.shifted))
+    return problem.kernels and (method in ("each", "direct") or by_matrices)
+
+
+def at_once(problem: Problem, method: str, memory: int | None) -> int:
+    """Return how many examples a compiled kernel has under way: one per thread, unless memory forbids."""
+    return min(problem.examples, problem.threads, most_workers(transient(problem, method), memory))
+
+
 def chunks(problem: Problem, method: str, memory: int | None) -> list[slice]:
     """Cut the examples into consecutive slices of about equal length whose working set stays within the bound."""
     per_example = transient(problem, method)
-    if problem.kernels and method in PARALLEL:  # so many examples are under way at once
-        size = min(problem.examples, problem.threads, most_workers(per_example, memory))
+    if compiled(problem, method):
+        size = at_once(problem, method, memory)
         return [slice(start, min(start + size, problem.examples)) for start in range(0, problem.examples, size)]
     if memory is None:  # a cache is wanted, so count what is read too
         read = problem.groups * (problem.outputs * problem.positions + problem.channels * problem.input_positions)
