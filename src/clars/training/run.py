@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from clars import data, models
-from clars.chance import derived_seed
+from clars.chance import derived_seed, seed_step
 from clars.errors import Fault, UserError
 from clars.optim import CLARS
 from clars.results.jobs import Job
@@ -163,7 +163,7 @@ class Run:
     def _seed(self, epoch: int, number: int) -> None:
         """Begin all draws of a micro-batch anew, so that they depend on nothing but seed and place in the run."""
         place = (self.job.seed, epoch, number, self.accelerator.process_index)
-        set_seed(derived_seed(*place))
+        seed_step(self.accelerator.device, *place)
         if isinstance(self.inner, CLARS):
             self.inner.norms.estimator.seed(derived_seed(*place, 1))
 
