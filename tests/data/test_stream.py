@@ -2,12 +2,28 @@
 
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 
 from clars.data import batched, load
 from clars.errors import DataError
 from clars.training.batches import batches_of, divide, epoch_seed
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """`datasets` sleeps for seconds after each reading, so that no thread outlives the interpreter."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1, raising=False)
+
+
+def in_files(data, count):
+    """Cut the file of the training split into several."""
+    (whole,) = Path(data.path).rglob("train-*")
+    split = datasets.Dataset.from_parquet(str(whole))
+    whole.unlink()
+    for number in range(count):
+        split.shard(count, number).to_parquet(whole.with_name(f"train-{number:05}-of-{count:05}.parquet"))
 
 
 def streamed(data, **changes):
@@ -27,7 +43,9 @@ def test_a_stream_holds_the_images_of_the_data_set(request, kind):
         assert torch.equal(one, other)
 
 
-def test_an_epoch_has_every_example_once_in_an_order_of_its_own(mnist):
+@pytest.mark.parametrize("files", [1, 3])
+def test_an_epoch_has_every_example_once_in_an_order_of_its_own(mnist, files):
+    in_files(mnist, files)
     images = load(streamed(mnist), evaluation="test").train
     plain = [cell.image["bytes"] for cell in images.items()]
     one, again, other = ([cell.image["bytes"] for cell in images.shuffled(seed, 0)] for seed in (1, 1, 2))
