@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "recipes").glob("*/README.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += sorted((ROOT / "checkpoints").glob("*.md"))
 BY_CI = {"make quickstart", "make test", "make lint", "make test-all"}
 NOT_RUN = {"make bench", "git clone"}  # takes many minutes, or the network
 
@@ -31,6 +33,7 @@ def test_python_blocks(block, tmp_path):
     if "import deepspeed" in block:
         pytest.importorskip("deepspeed")
     command = [sys.executable, "-c", block]
+    shutil.copy(ROOT / "docs" / "digit.png", tmp_path)
     if block.startswith("# torchrun "):
         words = shlex.split(block.splitlines()[0])
         (tmp_path / words[-1]).write_text(block, encoding="utf-8")
@@ -38,6 +41,7 @@ def test_python_blocks(block, tmp_path):
         command += words[2:]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert "digit.png" not in block or done.stdout.startswith("7, "), "the picture is of a seven"
 
 
 @pytest.mark.parametrize("command", sorted(set(commands())))

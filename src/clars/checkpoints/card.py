@@ -106,7 +106,7 @@ def _rows(entry: Entry, record: Record, recipe: Recipe, splits: Splits) -> str:
         "seed": entry.seed,
         "commit": f"{entry.commit}{'' if entry.dirty is False else ', with changes'}" if entry.commit else "none",
         "made with": text(", ".join(f"{key} {value}" for key, value in record.versions.items())),
-        "on": text(f"{record.device}, {record.strategy}, {record.world_size} processes"),
+        "on": text(f"{record.device}; strategy {record.strategy}, processes: {record.world_size}"),
     }
     return "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value is not None)
 

@@ -140,17 +140,18 @@ def _entry(run: Path, record: Record, resolved: Resolved, within: float) -> Entr
 
 
 def seeds(run: Path, record: Record, resolved: Resolved) -> dict[int, float]:
-    """Return the final top-1 of each seed that finished with the run's settings, its own first.
+    """Return the final top-1 of each seed that finished with the run's settings.
 
-    The others are the runs beside it, and the records that are published with the recipe.
+    Of one seed, the record that is published with the recipe counts before a run, on whatever machine, beside this one.
     """
-    found = {record.seed: record.final.top1}
+    found: dict[int, float] = {}
     evidence = registry.root() / record.recipe.partition("/")[0] / "results"
-    places = {run.absolute().parent, *(path.parent for path in evidence.rglob("seed*.json"))}
-    for place in sorted(places):
+    places = sorted({path.parent for path in evidence.rglob("seed*.json")})
+    for place in [*places, run.absolute().parent]:
         for other in runs.read(place.parent, place.name):
             if other.record.status == "finished" and not mismatch(other, resolved):
                 found.setdefault(other.record.seed, other.record.final.top1)
+    found.setdefault(record.seed, record.final.top1)
     return found
 
 
