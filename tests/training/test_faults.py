@@ -36,8 +36,9 @@ class Running:
         found = {}
         for child in psutil.Process(self.process.pid).children(recursive=True):
             environment = child.environ()
-            if "RANK" in environment:
-                found.setdefault(int(environment["RANK"]), child)
+            alone = any(word.endswith("recipes/train.py") for word in child.cmdline()[1:2])  # has no rank
+            if "RANK" in environment or alone:
+                found.setdefault(int(environment.get("RANK", 0)), child)
         return found
 
     def wait_for(self, path):

@@ -66,6 +66,8 @@ class Run:
         self.resolved = job.resolved
         self.recipe = recipe = job.resolved.recipe
         self.started = time.perf_counter()
+        # Noted now: the code may change while it runs, and the end may have to be quick.
+        self.machine = provenance(job.resolved.path, accelerator.device)
         display.begin(f"{job.resolved.short_name} seed {job.seed}")
         self.folder = RunFolder(
             Path(job.folder), checkpoint.identity(job.resolved, job.seed), accelerator.is_main_process
@@ -263,8 +265,7 @@ class Run:
 
     def _write_record(self, status: str, scores: Scores) -> Record:
         self.progress = replace(self.progress, wall_seconds=self.progress.wall_seconds + self._lap())
-        machine = provenance(self.resolved.path, self.accelerator.device)
-        machine |= {"strategy": self.strategy, "threads": torch.get_num_threads()}
+        machine = self.machine | {"strategy": self.strategy, "threads": torch.get_num_threads()}
         written = record_of(self.job, self.division, self.progress, scores, status, machine, self.init)
         self.folder.write(written)
         return written
