@@ -1,8 +1,12 @@
 """A table that is a product, in two tiers, for tests of what reads such tables."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from demo import write
+from demo import write, write_run_into
+
+from clars.recipes.tables import ResolvedTable
+from clars.results import runs
 
 NET = """\
 description: A small network
@@ -49,10 +53,24 @@ tiers:
 """
 
 
-def write_product(root: Path, **changes: str) -> None:
-    """Write the table into the recipe folder `demo` of the repository `root`, with each text replaced by another."""
+def write_product(root: Path, *, searched: bool = True, replace: Mapping[str, str] | None = None) -> None:
+    """Write the table into the recipe folder `demo` of the repository `root`, with each text replaced by another.
+
+    Without a search every row has the rate of its recipe.
+    """
     text = PRODUCT
-    for old, new in changes.get("replace", {}).items():
+    if not searched:
+        text = text.replace("tuned: [clars]", "tuned: []")
+        text = text[: text.index("    search:")] + text[text.index("  full:") :]
+    for old, new in (replace or {}).items():
         assert old in text, old
         text = text.replace(old, new)
     write(root / "recipes", net=NET, table=text)
+
+
+def run_rows(table: ResolvedTable, out: Path, accuracies: Mapping[str, Sequence[float]], **changes) -> None:
+    """Write a run for each accuracy, by row name and seed."""
+    rows = {row.name: row for row in table.rows}
+    for name, values in accuracies.items():
+        for seed, top1 in enumerate(values):
+            write_run_into(runs.folder(out, name, seed), rows[name].resolved, seed, top1, **changes)

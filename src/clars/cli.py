@@ -125,8 +125,9 @@ def table(
     if not no_run:
         jobs = table_jobs(resolved, _numbers(seeds, "--seeds") or resolved.tier.seeds, out, rows)
         _run_jobs(jobs, out, launch, parallel, overwrite)
-    rows, files = publishing.generate(resolved, out)
-    Console().print(as_rich(rows, resolved.head.title))
+    made = publishing.generate(resolved, out)
+    files = made.files
+    Console().print(as_rich(made.rows, made.judgements, resolved))
     if publish:
         files += publishing.publish(resolved, out, resolved.results)
     typer.echo("\n".join(f"wrote {file}" for file in files))

@@ -1,5 +1,6 @@
 import json
-import multiprocessing
+import subprocess
+import sys
 
 import pytest
 
@@ -31,25 +32,26 @@ def test_json_refuses_numbers_it_cannot_hold(tmp_path):
     assert json.loads(path.read_text()) == {"a": [1, None, 0.1]}
 
 
-def _hold(folder, ready, kill):
-    with held(folder):
-        ready.set()
-        kill.wait()
+HOLD = """\
+import sys, time
+from pathlib import Path
+from clars.results.files import held
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
 
 
 def test_a_folder_is_held_by_one_process_and_free_when_that_is_killed(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    ready, kill = context.Event(), context.Event()
-    process = context.Process(target=_hold, args=(tmp_path / "run", ready, kill))
-    process.start()
-    assert ready.wait(60)
-    with pytest.raises(UserError, match=r"run: another process is writing there"), held(tmp_path / "run"):
-        pass
-    process.kill()
-    process.join()
-    with held(tmp_path / "run"):
-        (tmp_path / "run" / "file").touch()
-    assert (tmp_path / "run" / "file").exists()
+    folder = tmp_path / "run"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=r"run: another process is writing there"), held(folder):
+            pass
+        process.kill()
+    with held(folder):
+        (folder / "file").touch()
+    assert (folder / "file").exists()
 
 
 def test_a_held_folder_that_stays_empty_is_taken_away(tmp_path):

@@ -10,13 +10,13 @@ def test_published_results_tell_the_same_as_the_runs(demo):
     table, out = load_table("demo"), demo / "runs" / "demo"
     for seed, top1 in enumerate((90.0, 91.0, 95.0)):
         write_run(out, "large", seed, top1)
-    rows, files = generate(table, out)
+    made = generate(table, out)
     published = publish(table, out, table.results)
-    assert [path.name for path in files] == ["table.md", "table.csv", "figure.png"]
+    assert [path.name for path in made.files] == ["table.md", "table.csv", "figure.png"]
     assert [path.parent for path in published] == [table.results] * 3
     assert "[0](large/seed0.json)" in published[0].read_text()
-    again, _ = generate(table, table.results, demo / "again")
-    assert [row.mean for row in again] == [row.mean for row in rows] == [None, 92.0]
+    again = generate(table, table.results, demo / "again")
+    assert [row.mean for row in again.rows] == [row.mean for row in made.rows] == [None, 92.0]
     assert sorted(path.name for path in (table.results / "large").iterdir()) == [
         f"seed{seed}.json" for seed in range(3)
     ]

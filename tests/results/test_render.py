@@ -31,7 +31,7 @@ def terminal(table, width=120):
 
 def test_markdown_links_every_number_to_its_records(demo, rows):
     path = demo / "docs" / "table.md"
-    write_markdown(rows, load_table("demo"), path)
+    write_markdown(rows, [], [], load_table("demo"), path)
     text = path.read_text()
     head, _, small, large = (cells(line) for line in text.splitlines() if line.startswith("|"))
     assert text.startswith("# Digits\n\nA claim.\n")
@@ -46,7 +46,7 @@ def test_markdown_links_every_number_to_its_records(demo, rows):
 def test_markdown_keeps_a_bar_in_a_label_inside_its_cell(demo, rows):
     write(demo / "recipes", table=TABLE.replace("label: CLARS", 'label: "a|b"'))
     path = demo / "table.md"
-    write_markdown(summarise(load_table("demo"), demo), load_table("demo"), path)
+    write_markdown(summarise(load_table("demo"), demo), [], [], load_table("demo"), path)
     lines = [cells(line) for line in path.read_text().splitlines() if line.startswith("|")]
     assert len({len(line) for line in lines}) == 1
 
@@ -62,7 +62,7 @@ def test_csv_has_unrounded_numbers_and_empty_cells(demo, rows):
 
 
 def test_the_terminal_table_fits_80_columns(rows):
-    text = terminal(as_rich(rows, "Digits"), width=80)
+    text = terminal(as_rich(rows, [], load_table("demo")), width=80)
     assert all(word in text for word in ("Digits", "CLARS", "92.00 ± 2.83", "± 25.41", "not run", "diverged"))
     assert "…" not in text
     assert " ".join(NOTE.split()) in " ".join(text.split())

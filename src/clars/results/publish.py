@@ -1,43 +1,58 @@
 """The evidence that stays with a recipe folder: records and metrics, and what is made from them."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from clars.recipes.tables import ResolvedTable
-from clars.results import runs, versions
-from clars.results.figures import figure
-from clars.results.render import write_csv, write_markdown
+from clars.results import layers, runs, versions
+from clars.results.figures import draw
+from clars.results.render import write_csv, write_differences, write_markdown
+from clars.results.scaling import kept, lines
 from clars.results.table import RowSummary, counted, summarise
+from clars.results.verdict import Judgement, judge
 
-FILES = ("table.md", "table.csv", "figure.png")
+
+@dataclass(frozen=True)
+class Generated:
+    """What is made of the runs of a table: its rows, what they say about its claims, and the files written."""
+
+    rows: list[RowSummary]
+    judgements: list[Judgement]
+    files: list[Path]
 
 
-def generate(table: ResolvedTable, out: Path, target: Path | None = None) -> tuple[list[RowSummary], list[Path]]:
-    """Write table.md, table.csv and figure.png from the runs under `out`.
+def generate(table: ResolvedTable, out: Path, target: Path | None = None) -> Generated:
+    """Write table.md, table.csv, the figures, and differences.csv where methods are compared, from the runs.
 
     Args:
         table: whose rows to fill.
         out: the folder of the runs, in either form.
         target: where to write; `out` by default.
-
-    Returns:
-        The rows, and the files written.
     """
-    markdown, comma, picture = files = [(target or out) / name for name in FILES]
-    rows = summarise(table, out)
-    write_markdown(rows, table, markdown)
-    write_csv(rows, comma)
-    figure(table, out, picture)
-    return rows, files
+    target = target or out
+    rows, judgements, scaling = summarise(table, out), judge(table, out), lines(table, out)
+    files = [target / "table.md", target / "table.csv"]
+    write_markdown(rows, judgements, [kept(line) for line in scaling], table, files[0])
+    write_csv(rows, files[1])
+    if judgements:
+        files.append(target / "differences.csv")
+        write_differences(judgements, files[-1])
+    return Generated(rows, judgements, files + draw(table, out, target))
 
 
 def publish(table: ResolvedTable, out: Path, results: Path) -> list[Path]:
-    """Copy the runs that count into `results`, a small file each, and generate table and figure there from them.
+    """Copy the runs that count into `results`, a small file each, and generate table and figures there from them.
 
     Returns the files written by `generate`.
+
+    Raises:
+        UserError: the version is frozen and was changed.
     """
     versions.check(table)
     versions.freeze(table)
     for row in table.rows:
         for run in counted(row, out):
-            runs.publish(run, results, row.name)
-    return generate(table, results)[1]
+            published = runs.publish(run, results, row.name)
+            if "layers" in table.head.figures:
+                layers.publish(run, published)
+    return generate(table, results).files

@@ -24,7 +24,7 @@ class RowSummary:
     `network` is given in a product only, `peak_rate` where the base rate is known. `mean`, `sd` (sample standard
     deviation, n - 1) and `half_width` (of the 95 % interval of the mean) are of the final top-1 accuracy in percent
     over the `n` finished runs; None where n is too small to form them. `evidence` holds the files the numbers come
-    from.
+    from, and `paper` the paper's top-1 where it is known.
     """
 
     label: str
@@ -40,6 +40,7 @@ class RowSummary:
     half_width: float | None
     diverged: int
     evidence: tuple[Path, ...]
+    paper: float | None = None
 
     @property
     def status(self) -> str:
@@ -53,7 +54,8 @@ def summarise(table: ResolvedTable, out: Path) -> list[RowSummary]:
     Warns:
         SkippedRecord: a record does not belong to the row's recipe as it is now; it is not counted.
     """
-    return [_summary(row, counted(row, out)) for row in table.rows]
+    paper = table.head.paper or {}
+    return [_summary(row, counted(row, out), paper.get(row.name)) for row in table.rows]
 
 
 def counted(row: TableRow, out: Path) -> list[Run]:
@@ -93,7 +95,7 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> float | None:
     return float(stats.t.ppf((1 + confidence) / 2, n - 1) * statistics.stdev(values) / math.sqrt(n))
 
 
-def _summary(row: TableRow, found: list[Run]) -> RowSummary:
+def _summary(row: TableRow, found: list[Run], paper: float | None) -> RowSummary:
     resolved = row.resolved
     finished = [run.record.final.top1 for run in found if run.record.status == "finished"]
     return RowSummary(
@@ -110,4 +112,5 @@ def _summary(row: TableRow, found: list[Run]) -> RowSummary:
         half_width=interval(finished),
         diverged=len(found) - len(finished),
         evidence=tuple(run.path for run in found),
+        paper=paper,
     )

@@ -1,39 +1,17 @@
 """Accuracy over epochs, a curve a row: the mean over the seeds and the range from the worst to the best of them."""
 
 import statistics
-import textwrap
 from collections import defaultdict
 from itertools import cycle
 from pathlib import Path
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from clars.recipes.load import Resolved
 from clars.recipes.tables import ResolvedTable
-from clars.results.files import replacing
+from clars.results.figures.style import PALETTE, REFERENCES, canvas, heading
 from clars.results.runs import Run
 from clars.results.table import counted
-
-# Okabe and Ito's colours, which people with any common kind of colour vision can tell apart; yellow is too faint.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-REFERENCES = ("#222222", "#777777", "#b0b0b0")
-STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 12,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-}
 
 
 def figure(table: ResolvedTable, out: Path, path: Path) -> None:
@@ -42,9 +20,8 @@ def figure(table: ResolvedTable, out: Path, path: Path) -> None:
     Rows at their base batch, which need no scaling of the rate, are dashed and grey: they are the reference. A
     cross ends a run that diverged.
     """
-    with matplotlib.rc_context(STYLE), replacing(path) as temporary:
-        canvas = Figure(figsize=(7.5, 5.2), layout="constrained")
-        axes = canvas.add_subplot(xlabel="epoch", ylabel=_ylabel(table), title=textwrap.fill(table.head.title, 68))
+    with canvas(path, 7.5, 5.2) as picture:
+        axes = picture.add_subplot(xlabel="epoch", ylabel=_ylabel(table), title=heading(table))
         greys, colours = cycle(REFERENCES), cycle(PALETTE)
         for row in table.rows:
             reference = _is_reference(row.resolved)
@@ -55,10 +32,9 @@ def figure(table: ResolvedTable, out: Path, path: Path) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
         if axes.get_legend_handles_labels()[0]:
             title = "line: mean over the seeds; band: from the worst to the best of them"
-            canvas.legend(loc="outside lower left", ncols=2, columnspacing=3, title=title, alignment="left")
+            picture.legend(loc="outside lower left", ncols=2, columnspacing=3, title=title, alignment="left")
         else:
             axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", color="#888888", fontsize=16)
-        canvas.savefig(temporary, dpi=150)
 
 
 def by_epoch(runs: list[Run]) -> dict[int, list[float]]:

@@ -4,7 +4,7 @@ from matplotlib import axes, image
 
 from clars.recipes.tables import load_table
 from clars.results import runs
-from clars.results.figures import by_epoch, figure
+from clars.results.figures.curves import by_epoch, figure
 
 
 @pytest.fixture
