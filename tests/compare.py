@@ -13,8 +13,8 @@ def relative(value, expected) -> float:
 def assert_equal(got: dict, expected: dict, bound: float = BOUND) -> None:
     """Compare the results of `cluster.train`: weights, momentum, and each step's statistics.
 
-    Where a layer's gradients nearly cancel, the norm of their sum has lost as many digits as it is smaller than at other
-    steps, by the order of summation alone; so has LARS's ratio, which is formed from it, and not CLARS's.
+    Where a layer's gradients nearly cancel, the norm of their sum has lost as many digits as it is smaller than at
+    other steps, by the order of summation alone; so has LARS's ratio, which is formed from it, and not CLARS's.
     """
     for kind in ("weights", "momentum"):
         assert got[kind].keys() == expected[kind].keys()

@@ -3,7 +3,6 @@
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -14,22 +13,13 @@ from clars.errors import UserError
 from clars.layers import Layer, LayerUnit, layers
 from clars.norms.product import wide
 from clars.optim.options import by_layer, check, groups, layers_of, merged
+from clars.optim.scaling import unscaled
 from clars.optim.stats import LayerStats
-from clars.optim.update import Momentum, norms, pieces, update
+from clars.optim.update import Momentum, pieces, update
+from clars.optim.vectors import Constants, squares_by_layer
 from clars.sharding.check import verify
 from clars.sharding.find import find
 from clars.sharding.layout import Layout, Shard, whole_shape
-
-
-@dataclass(frozen=True)
-class _Constants:
-    """Vectors over the layers that change only when an option does, or which parameters get a gradient."""
-
-    layer_of: list[Tensor]  # of each piece of the weights, and of each piece of the gradients, the layer's index
-    floor: Tensor  # [K] smallest weight norm assumed
-    weight_decay: Tensor  # [K]
-    trust: Tensor  # [K]
-    adapt: Tensor  # [K] bool
 
 
 class LayerwiseOptimizer(torch.optim.Optimizer):
@@ -77,7 +67,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         }
         self.known_layout: Layout | None = None
         self.verified = False
-        self._constants: tuple[Any, _Constants] | None = None
+        self._constants: tuple[Any, Constants] | None = None
         self._last: tuple[list[int], Tensor, Tensor, Tensor, Tensor | None] | None = None
         defaults = {
             "lr": lr,
@@ -172,7 +162,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         if all(parameter.grad is None for parameter in self.layout.parameters.values()):
             raise UserError("step() without gradients: call loss.backward() first.")
         shards = [shard for shard in self.layout.shards if shard.owner.grad is not None]
-        unscale = self._unscale(shards)
+        unscale = unscaled(self, [self.layout.gradient(shard) for shard in shards])
         if unscale is None:
             self.skip()
         else:
@@ -209,34 +199,6 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
                         "after the change to the model."
                     )
 
-    def _unscale(self, shards: list[Shard]) -> Tensor | float | None:
-        """Bring the gradients to their own unit; return the factor for the norms, or None to skip the step.
-
-        Only under a GradScaler is there anything to do; like GradScaler itself for any optimizer, this then asks the
-        device whether a gradient overflowed.
-        """
-        found_inf = getattr(self, "found_inf", None)
-        if found_inf is None:
-            return 1.0
-        if found_inf.item():
-            return None
-        scale = getattr(self, "grad_scale", None)
-        if scale is not None:
-            grads = [self.layout.gradient(shard) for shard in shards]
-            if grads:
-                torch._foreach_mul_(grads, scale.reciprocal().to(grads[0].device))
-            return scale.reciprocal()
-        return self._scale_of_explicit_unscaling()
-
-    def _scale_of_explicit_unscaling(self) -> float:
-        """The gradients were unscaled by `scaler.unscale_(optimizer)`, which does not know of the norms."""
-        if self.grad_scaler is None:
-            raise UserError(
-                "scaler.unscale_(optimizer) was called, and the scale it removed is not known to the optimizer. Tell "
-                "it the scaler once: optimizer.grad_scaler = scaler."
-            )
-        return 1.0 / self.grad_scaler.get_scale()
-
     def measure(self, shards: list[Shard]) -> Tensor:
         """Form the norms of whole layers and the totals of the global batch; return the norm of all gradients.
 
@@ -253,8 +215,8 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         constants = self._vectors(weights, shards, with_gradient)
         by_weight, by_gradient = constants.layer_of
         squares = [
-            _squares(weights, weights, by_weight, constants.floor),
-            _squares(gradients, with_gradient, by_gradient, constants.floor),
+            squares_by_layer(weights, weights, by_weight, constants.floor),
+            squares_by_layer(gradients, with_gradient, by_gradient, constants.floor),
         ]
         whole, totals = self.layout.whole(torch.stack(squares, 1), self.totals(shards, squares[0]))
         self._measured = (constants, *whole.sqrt().unbind(1), totals)
@@ -273,32 +235,20 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         active = {self._number[name] for name in self.layout.active()}
         self._last = (sorted(active), weight_norms, gradient_norms, ratios, totals)
 
-    def _vectors(self, weights: list[Tensor], shards: list[Shard], with_gradient: list[Tensor]) -> _Constants:
-        wanted = {wide(parameter.dtype) for parameter in self.layout.parameters.values()}
-        like = {
-            "dtype": torch.float64 if torch.float64 in wanted else torch.float32,
-            "device": weights[0].device if weights else self.layout.device,
-        }
-        blocks = [
-            [(self._number[shard.name], len(pieces(weight))) for shard, weight in zip(of, tensors)]
+    def _vectors(self, weights: list[Tensor], shards: list[Shard], with_gradient: list[Tensor]) -> Constants:
+        blocks = tuple(
+            tuple((self._number[shard.name], len(pieces(weight))) for shard, weight in zip(of, tensors))
             for of, tensors in ((self.layout.shards, weights), (shards, with_gradient))
-        ]
+        )
         group_of = by_layer(self.param_groups)
         own = [group_of[layer.name] for layer in self.layers]
-        options = [[group[name] for group in own] for name in ("weight_decay", "trust_coefficient", "adapt")]
-        key = (like, blocks, options)
+        options = tuple(tuple(group[name] for group in own) for name in ("weight_decay", "trust_coefficient", "adapt"))
+        wanted = {wide(parameter.dtype) for parameter in self.layout.parameters.values()}
+        dtype = torch.float64 if torch.float64 in wanted else torch.float32
+        key = (dtype, weights[0].device if weights else self.layout.device, blocks, options)
         if self._constants is None or self._constants[0] != key:
-            indices = [[k for k, count in each for _ in range(count)] for each in blocks]
-            weight_decay, trust, adapt = options
             sizes = [sum(self._elements[layer.prefix + local] for local in layer.parameters) for layer in self.layers]
-            constants = _Constants(
-                layer_of=[torch.tensor(each, dtype=torch.long, device=like["device"]) for each in indices],
-                floor=self.norm_floor * torch.tensor(sizes, **like).sqrt(),
-                weight_decay=torch.tensor(weight_decay, **like),
-                trust=torch.tensor(trust, **like),
-                adapt=torch.tensor(adapt, device=like["device"]),
-            )
-            self._constants = (key, constants)
+            self._constants = (key, Constants.of(*key, sizes, self.norm_floor))
         return self._constants[1]
 
     def apply(self, shards: list[Shard]) -> None:
@@ -378,21 +328,3 @@ def _names(group: dict[str, Any]) -> list[str]:
 
 def _options(group: dict[str, Any]) -> tuple:
     return tuple(group[name] for name in ("lr", "momentum", "weight_decay", "nesterov"))
-
-
-def _squares(tensors: list[Tensor], like: list[Tensor], layer_of: Tensor, vector: Tensor) -> Tensor:
-    """Return each layer's sum of squares of the tensors, [K] as `vector`, accumulated in float32 at least.
-
-    Piece by piece, which is also the more accurate: one long sum in float32 would lose two digits.
-    """
-    if not tensors:
-        return torch.zeros_like(vector)
-    cut = [piece for tensor, other in zip(tensors, like) for piece in _pieces_as(tensor, other)]
-    found = norms(cut, vector.dtype)
-    return torch.zeros_like(vector).index_add_(0, layer_of, found.square())
-
-
-def _pieces_as(tensor: Tensor, parameter: Tensor) -> tuple[Tensor, ...]:
-    """Cut a tensor into as many pieces as its parameter; a gradient may lie in memory otherwise than its parameter."""
-    expected = pieces(parameter)
-    return pieces(tensor.contiguous()) if len(expected) > 1 else (tensor,)
