@@ -36,7 +36,10 @@ bench: $(BENCHABLE)  ## measure the cost of a step, alone, beside other tools an
 	$(BIN)/python benchmarks/sharding_time.py
 
 tables: $(INSTALLED)  ## regenerate every committed table and figure from its committed records
-	$(BIN)/clars table quickstart --no-run --out recipes/quickstart/results/v1/lite
+	for results in recipes/*/results/v*/*/table.md; do \
+		(IFS=/; set -- $$results; $(BIN)/clars table $$2@$$4 --tier $$5 --no-run --out recipes/$$2/results/$$4/$$5) || exit; \
+	done
+	$(BIN)/clars recipes --write
 
 clean:  ## remove the environment and all runs
 	rm -rf .venv runs

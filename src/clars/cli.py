@@ -33,11 +33,18 @@ Publish = Annotated[bool, typer.Option("--publish", help="write into the results
 
 # Imports of a command's own stand in the command: help and lists need neither torch nor matplotlib.
 @app.command()
-def recipes() -> None:
+def recipes(
+    write: Annotated[bool, typer.Option("--write", help="write the overview of all tables, recipes/README.md")] = False,
+) -> None:
     """List the recipes."""
     from clars.errors import RecipeError
     from clars.recipes import load, registry
 
+    if write:
+        from clars.results.overview import write_overview
+
+        typer.echo(f"wrote {write_overview()}")
+        return
     for name in registry.names():
         try:
             description = load.load(name).recipe.description

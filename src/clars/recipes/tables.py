@@ -63,7 +63,7 @@ class ResolvedTable:
         """The rows in order, with the base rates that the published search has found."""
         recipes = self.tier.product.recipes if self.tier.product else ()
         bases = {name: self.load(name).recipe.schedule.base_batch for name in recipes}
-        winners = _winners(self.results / SEARCH)
+        winners = read_search(self.results / SEARCH)["methods"]
         return [self._row(plan, winners) for plan in plans(self.tier, bases)]
 
     @cached_property
@@ -136,9 +136,15 @@ def _read(folder: str) -> tuple[str, str, Path, str, dict[str, tuple[Head, Tier]
     return folder, version, path, sha256, {name: (table, tier) for name, tier in given.items() if tier}
 
 
-def _winners(path: Path) -> dict[str, dict]:
+def read_search(path: Path) -> dict:
+    """Return what a search.json says; nothing, with no methods, where there is none.
+
+    Raises:
+        RecipeError: the file is no record of a search.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["methods"] if path.exists() else {}
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"methods": {}}
+        return found | {"methods": dict(found["methods"])}
     except (ValueError, KeyError, TypeError) as error:
         raise RecipeError(
             f"{path} is no record of a search: {error!r}. Restore it, or repeat `clars tune ... --publish`."

@@ -1,0 +1,92 @@
+"""One page about all tables: what each claims, what is shown here, and what waits for somebody's hardware."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from clars.recipes import registry
+from clars.recipes.tables import SEARCH, ResolvedTable, load_table, read_search, tiers
+from clars.results.files import write_text
+from clars.results.progress import clock
+from clars.results.runs import Run
+from clars.results.table import counted
+from clars.results.verdict import Judgement, judge
+
+FILE = "README.md"
+HEAD = """\
+# Recipes
+
+A folder holds one table: settings in `v1`, `v2`, ..., results beside them. Settings are frozen once results of them are
+published. This page is generated from settings and records by `clars recipes --write`.
+
+| table | claim examined | tier | here | time of all runs | command |
+| --- | --- | --- | --- | --- | --- |
+"""
+STATUS = """\
+*Reproduced here*: every row was run with every seed, whatever came out, and the records lie in the folder. *Runs, no
+result*: the rows run to their end on made-up data, which shows that the code works. *Not run here*: waits for data or
+hardware.
+"""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A tier of a table with its published runs, and what they say."""
+
+    table: ResolvedTable
+    runs: list[Run]
+    wanted: int
+    judgements: list[Judgement]
+
+    @property
+    def status(self) -> str:
+        """Say in a few words what is shown here."""
+        if not self.runs:
+            return "not run here"
+        if len(self.runs) < self.wanted:
+            what, done = "in part", f"{len(self.runs)} of {self.wanted} runs"
+        else:
+            what = "reproduced here" if self.table.tier.result else "runs, no result"
+            done = f"{len(self.table.tier.seeds)} seeds"
+        return f"[{what}]({self.link / 'table.md'}), {done}"
+
+    @property
+    def cost(self) -> str:
+        """Return the time of all runs, those of the search too, one after the other, and on what."""
+        if not self.runs:
+            return ""
+        search = read_search(self.table.results / SEARCH).get("budget", {}).get("wall_seconds", 0)
+        seconds = search + sum(run.record.wall_seconds for run in self.runs)
+        return f"{clock(seconds)} on {', '.join(sorted({run.record.device for run in self.runs}))}"
+
+    @property
+    def link(self) -> Path:
+        """Return the folder of results as the page names it."""
+        return self.table.results.relative_to(registry.root())
+
+
+def overview() -> str:
+    """Return the page."""
+    shown = [_shown(load_table(folder, tier)) for folder in registry.folders() for tier in tiers(folder)]
+    lines, verdicts, before = [], [], None
+    for one in shown:
+        table = one.table
+        name, claim = (f"[{table.folder}]({table.folder})", table.head.claim) if table.folder != before else ("", "")
+        before = table.folder
+        cells = [name, claim, table.tier_name, one.status, one.cost, f"`clars table {table.command}`"]
+        lines.append(f"| {' | '.join(cells)} |")
+        verdicts += [f"- {table.command}: {each.comparison.claim} {each.sentence}" for each in one.judgements]
+    told = ["", "## Verdicts", "", *verdicts, "", "By the rule that stands below each table.", ""] if verdicts else []
+    return HEAD + "\n".join([*lines, "", STATUS.rstrip(), *told]).rstrip() + "\n"
+
+
+def write_overview() -> Path:
+    """Write the page into the recipes folder."""
+    path = registry.root() / FILE
+    write_text(path, overview())
+    return path
+
+
+def _shown(table: ResolvedTable) -> Shown:
+    runs = [run for row in table.rows for run in counted(row, table.results)]
+    judged = judge(table, table.results) if runs else []
+    return Shown(table, runs, len(table.rows) * len(table.tier.seeds), judged)
