@@ -1,9 +1,11 @@
 import json
+from pathlib import Path
 
 import pytest
 from product import write_product
 
 from clars.errors import RecipeError
+from clars.recipes import registry
 from clars.recipes.tables import load_table, tiers
 
 
@@ -97,6 +99,16 @@ def test_a_wrong_product_is_named(repository, old, new, message):
     with pytest.raises(RecipeError, match=message) as error:
         load_table("demo", "full" if "nett" in new else "lite")
     assert "table.yaml" in str(error.value)
+
+
+def test_rows_of_a_committed_table_scale_from_one_batch(monkeypatch):
+    """The base batch of ImageNet's LARS rows was once their own batch, so that the warmup began at the peak."""
+    monkeypatch.setenv("CLARS_RECIPES", str(Path(__file__).parents[2] / "recipes"))
+    for table in (load_table(folder, tier) for folder in registry.folders() for tier in tiers(folder)):
+        batches = {}
+        for row in table.rows:
+            batches.setdefault(row.plan.network, set()).add(row.resolved.recipe.schedule.base_batch)
+        assert {name: len(found) for name, found in batches.items()} == dict.fromkeys(batches, 1), table.command
 
 
 def test_a_broken_search_is_named(repository):
