@@ -265,6 +265,7 @@ def zero(case, model, optimizer):
     deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True  # slowly, by any processor
     engine, outer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config_of(case))
     bind(optimizer, engine)
+    bind(optimizer, engine)  # a second time changes nothing
 
     def step(parts, seldom):
         for part in parts:

@@ -129,6 +129,23 @@ def other_scaling():
     engine_step(engine)
 
 
+def other_scaling_after_an_overflow():
+    import deepspeed
+
+    deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
+    engine, optimizer = engine_of(fp16={"enabled": True, "initial_scale_power": 30, "hysteresis": 1})
+    unscale = engine.optimizer.unscale_and_clip_grads
+    engine_step(engine)
+    assert not optimizer.layer_stats(), "the first step should overflow"
+    engine.optimizer.unscale_and_clip_grads = lambda grads, norm: [unscale(grads, norm), *map(halve, grads)]
+    for _ in range(30):
+        engine_step(engine)
+
+
+def halve(gradient):
+    return gradient.mul_(0.5)
+
+
 def other_gradients():
     engine, _ = engine_of()
     zero = engine.optimizer
@@ -167,6 +184,7 @@ WITH_DEEPSPEED = {
     other_places: r"'0.weight' has 15 elements; 15 should be found .*zero2.*, and \d were",
     weights_changed_behind_it: "'0.weight' has 15 elements; 15 should be found .*, and 0 were",
     other_scaling: "scales or clips in a way that is not understood",
+    other_scaling_after_an_overflow: "scales or clips in a way that is not understood",
     other_gradients: "in a way that is not understood",
     linear_replaced_again: "Layer '0' has a gradient in this step but no per-example norms",
     without_zero: "was replaced or sharded",
@@ -217,6 +235,7 @@ class MiCS_Optimizer(SimpleNamespace):
         ({"backup_optimizer": object()}, '"ratio": 1.0'),
         ({"swap_optimizer": True}, '"device": "cpu"'),
         ({"low_precision_master_weights_and_grads": True}, "master weights in float32"),
+        ({"zenflow": True}, "ZeRO without it"),
     ],
 )
 def test_kinds_of_parallelism(found, remedy, monkeypatch):

@@ -37,6 +37,8 @@ def bind(optimizer: Any, model: nn.Module) -> LayerwiseOptimizer:
         )
     own = inner[0]
     zero = next((one for one in [*chain, *unwrapped(optimizer)] if is_zero(one)), None)
+    if zero is not None and isinstance(own.known_layout, ZeroLayout) and own.known_layout.zero is zero:
+        return own  # bound before: a second time, each step would be measured twice
     momentum = _take_momentum(own, zero is not None)
     if zero is not None:
         check(zero)

@@ -31,6 +31,8 @@ def check(zero: Any) -> None:
         _refuse("model parallelism (mpu)", "data parallelism alone")
     if getattr(zero, "torch_autocast_gradscaler", None) is not None:
         _refuse("torch_autocast in float16", "the fp16 section, or bfloat16")
+    if getattr(zero, "zenflow", False):
+        _refuse("ZenFlow", "ZeRO without it")
     if getattr(zero, "swap_optimizer", False):
         _refuse("optimizer states on NVMe", 'offload_optimizer: {"device": "cpu"}')
     if hasattr(zero, "backup_optimizer"):

@@ -38,6 +38,7 @@ class ZeroLayout(Layout):
         self.reached: set[str] = set()  # parameters that got a gradient since the last step, in this process
         self.stepped: set[str] = set()  # and in any, as of the step under way
         self.under_way = False
+        self.scale_verified = False
         self.places: dict[tuple[int, int], tuple[int, int]] = {}  # of shards among the reduced gradients
 
     def reached_by(self, shards: Sequence[Shard]) -> set[str]:
@@ -94,10 +95,11 @@ class ZeroLayout(Layout):
 
     @torch.no_grad()
     def _begin(self, optimizer: Any) -> None:
-        first, self.rated = not optimizer.verified, False
+        self.rated = False
         self.norm = optimizer.measure(self.shards)  # of all layers' gradients together
         self.scale = self._scale()  # ZeRO may change it in the midst of its step, between overflow check and gradients
-        self.reduced = [self.gradient(shard).float().norm() for shard in self.shards] if first else None
+        unknown = not self.scale_verified
+        self.reduced = [self.gradient(shard).float().norm() for shard in self.shards] if unknown else None
         self.under_way = True
         for number, owner in enumerate(self.owners):  # DeepSpeed looks for state once, after its first call of step()
             if optimizer.param_groups[_group_number(self.zero, number)]["momentum"]:
@@ -107,6 +109,7 @@ class ZeroLayout(Layout):
         self.under_way = False
         if not self.rated:  # ZeRO has found that a gradient overflowed
             optimizer.skip()
+        self.scale_verified |= self.rated
         optimizer.forget()
         self.reached.clear()
         # What is left of these gradients ZeRO would count again, or add to, where a parameter gets none the next time.
@@ -120,8 +123,8 @@ class ZeroLayout(Layout):
         """Take the step for the flat tensors that ZeRO has put into the optimizer's groups.
 
         Raises:
-            UserError: it was not ZeRO's step that called; or, at the first, ZeRO has scaled the gradients in an
-                unknown way.
+            UserError: it was not ZeRO's step that called; or, at the first that was taken, ZeRO has scaled the
+                gradients in an unknown way.
         """
         if not self.under_way:
             raise UserError("The optimizer's own step() was called under DeepSpeed: call engine.step() instead.")
@@ -139,11 +142,11 @@ class ZeroLayout(Layout):
         optimizer.apply(shards)
 
     def _verify_scale(self, owners: set[int], factor: Tensor) -> None:
-        """Compare what ZeRO hands over at the first step with what it had reduced."""
+        """Compare what ZeRO hands over at the first step that it takes with what it had reduced."""
         for shard, reduced in zip(self.shards, self.reduced):
             if id(shard.owner) in owners:
                 found, expected = float(self.gradient(shard).norm()), float(reduced * factor)
-                if abs(found - expected) > 1e-3 * abs(expected) + 1e-12:
+                if not abs(found - expected) <= 1e-3 * abs(expected) + 1e-12:  # nor may it be undefined
                     raise UserError(
                         f"DeepSpeed hands over a gradient of norm {found:g} for a part of {shard.name!r}, where "
                         f"{expected:g} was expected: it scales or clips in a way that is not understood."

@@ -113,6 +113,8 @@ def prepare(
             "gradient_clipping": 0.0,  # accelerate would clip to 1
             "zero_force_ds_cpu_optimizer": False,  # accelerate would replace the optimizer by DeepSpeed's Adam
         }
+        if isinstance(optimizer, LayerwiseOptimizer):
+            optimizer.merge_groups()  # DeepSpeed takes its time for each
     try:
         prepared, stepping = accelerator.prepare(model, optimizer)
     except ValueError as error:  # such as a precision that the device does not have
@@ -142,12 +144,13 @@ def loss_scale(accelerator: Accelerator, optimizer: Optimizer) -> dict[str, floa
 
 
 def put_loss_scale(accelerator: Accelerator, optimizer: Optimizer, state: dict[str, float] | None) -> None:
-    """Give the scaler its state back, as far as it is of the same kind."""
-    scaler = getattr(optimizer.optimizer, "loss_scaler", None)
-    if state and accelerator.scaler is not None and "scale" in state:
-        accelerator.scaler.load_state_dict(state)
-    elif state and scaler is not None and "cur_scale" in state:
-        vars(scaler).update(state)
+    """Give the scaler its state back, if it is of the same kind: other precisions have a fixed scale of their own."""
+    present = loss_scale(accelerator, optimizer)
+    if state and present and state.keys() == present.keys():
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(state)
+        else:
+            vars(optimizer.optimizer.loss_scaler).update(state)
 
 
 def same_everywhere(accelerator: Accelerator, step: int, folder: Path) -> None:
