@@ -66,13 +66,17 @@ def table(choices: Sequence[Choice]) -> Table:
     for heading in ("T", "D", "P", "groups"):
         found.add_column(heading, justify="right")
     found.add_column("method")
-    measured = sorted({name for choice in choices for name in choice.seconds})
-    for heading in ("pieces", "MiB", *(f"{name}, ms" for name in measured)):
-        found.add_column(heading, justify="right")
+    measured = any(choice.seconds for choice in choices)
+    for heading in ("ms by method",) if measured else ("pieces", "MiB"):
+        found.add_column(heading, justify="left" if measured else "right")
     for choice in choices:
         problem = choice.problem
         sizes = (problem.positions, problem.inputs, problem.outputs, problem.groups)
-        times = (f"{choice.seconds[name] * 1e3:.2f}" if name in choice.seconds else "" for name in measured)
-        work = (choice.method, choice.pieces, f"{choice.bytes / 2**20:.1f}")
-        found.add_row(choice.layer, *map(str, (*sizes, *work)), *times)
+        work = (_times(choice.seconds),) if measured else (choice.pieces, f"{choice.bytes / 2**20:.1f}")
+        found.add_row(choice.layer, *map(str, (*sizes, choice.method, *work)))
     return found
+
+
+def _times(seconds: dict[str, float]) -> str:
+    """Return the methods' times, the shortest first."""
+    return ", ".join(f"{name} {time * 1e3:.2f}" for name, time in sorted(seconds.items(), key=lambda item: item[1]))
