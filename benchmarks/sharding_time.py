@@ -3,11 +3,11 @@
     python benchmarks/sharding_time.py
 
 The methods take turns within each process, each with its own copy of the network under the strategy, and the median
-over the rounds counts, of the slower process. "SGD" has one parameter group per weight-decay class, as is usual;
-"SGD, a group per layer" has the groups of the layer-wise optimizers, so that what their number costs ZeRO can be told
-from what the norms cost. Beside the whole step stands the time from the end of the backward pass to its end. Needs
-deepspeed for the ZeRO rows. Writes sharding_time.json and sharding_time.md beside this file, or to the folder given
-by --out.
+over the rounds counts, of the slower process. "SGD" has one parameter group per weight-decay class, as is usual; under
+ZeRO, CLARS and LARS have theirs joined by `merge_groups`, as recipes do. "A group per layer" is without that, so that
+what their number costs ZeRO can be told from what the norms cost. Beside the whole step stands the time from the end of
+the backward pass to its end. Needs deepspeed for the ZeRO rows. Writes sharding_time.json and sharding_time.md beside
+this file, or to the folder given by --out.
 """
 
 import argparse
@@ -35,15 +35,22 @@ from clars.results.files import write_json, write_text
 
 HERE = Path(__file__).parent
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
-METHODS = {"sgd": "SGD", "groups": "SGD, a group per layer", "lars": "LARS", "clars": "CLARS"}
+METHODS = {
+    "sgd": "SGD",
+    "lars": "LARS",
+    "clars": "CLARS",
+    "sgd-groups": "SGD, a group per layer",
+    "clars-groups": "CLARS, a group per layer",
+}
 SETTINGS = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}
 
 
 def optimizer(method: str, model: nn.Module) -> torch.optim.Optimizer:
     """Return the method's optimizer; SGD decays no vectors."""
-    if method in ("lars", "clars"):
-        return {"lars": clars.LARS, "clars": clars.CLARS}[method](model, **SETTINGS)
-    if method == "groups":
+    layerwise = {"lars": clars.LARS, "clars": clars.CLARS, "clars-groups": clars.CLARS}
+    if method in layerwise:
+        return layerwise[method](model, **SETTINGS)
+    if method == "sgd-groups":
         groups = [{"params": list(layer.parameters.values())} for layer in clars.layers(model)]
     else:
         vectors = [p for p in model.parameters() if p.dim() == 1]
@@ -61,6 +68,8 @@ def prepare(strategy: str, method: str, model: nn.Module, batch: int) -> tuple[n
     if strategy.startswith("zero"):
         import deepspeed
 
+        if method in ("lars", "clars"):
+            stepping.merge_groups()
         config = {
             "train_micro_batch_size_per_gpu": batch,
             "zero_optimization": {"stage": int(strategy[-1])},

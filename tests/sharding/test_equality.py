@@ -129,12 +129,12 @@ def bytes_of(case, layers=6, parameters=10):
     return of_weights + of_examples + (4 * parameters if case.strategy.startswith("zero") else 0)
 
 
-@needs_deepspeed
-def test_one_small_collective_per_step(tmp_path):
+@pytest.mark.parametrize("strategies", [PLAIN, pytest.param(ZERO, marks=needs_deepspeed)], ids=["torch", "zero"])
+def test_one_small_collective_per_step(tmp_path, strategies):
     """On top of the strategy's own, whatever the number of groups; the check of the layout is one more, once."""
     few = [
         Case(strategy, method, 4, merge=merge)
-        for strategy in PLAIN + ZERO
+        for strategy in strategies
         for method, merge in (("CLARS", False), ("LARS", True))
     ]
     for case, results in zip(few, launch(2, tmp_path, train, few)):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from cluster import launch
 from losses import squared_loss
-from torch import nn
+from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -66,6 +66,44 @@ def outside_of_fully_shard():
     model = network()
     fully_shard(model, ignored_params={model[2].bias})
     step(model, clars.CLARS(model, lr=1.0))
+
+
+class Late(nn.Module):
+    """The second layer has no part in the forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.first(x)
+
+
+def used_late(model, average):
+    """By the loss, from the third step on."""
+    optimizer = clars.CLARS(model, lr=1.0)
+    for number in range(3):
+        loss = squared_loss(model, torch.ones(4, 3))
+        if number == 2:
+            loss = loss + model.second.weight.square().sum() + model.second.bias.sum()
+        loss.backward()
+        average(model)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def used_late_by_replicas():
+    def average(model):
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                distributed.all_reduce(parameter.grad, distributed.ReduceOp.AVG)
+
+    used_late(Late(), average)
+
+
+def used_late_and_cut():
+    used_late(fully_shard(Late()), lambda model: None)
 
 
 def engine_of(optimizer_of=clars.CLARS, zero=None, bound=True, **config):
@@ -175,6 +213,8 @@ EXPECTED = {
     other_factor: "set_gradient_divide_factor",
     outside_of_fully_shard: "'2.bias' is no part of what fully_shard cut",
     no_layerwise_optimizer: "Adam takes the steps",
+    used_late_by_replicas: "'second' has a gradient for .* but no per-example norms",
+    used_late_and_cut: "'second' has a gradient for .* but no per-example norms",
 }
 WITH_DEEPSPEED = {
     not_bound: r"clars.bind\(optimizer, model\) after deepspeed.initialize",

@@ -1,19 +1,40 @@
 """recipes/train.py with something that goes wrong on the way: disturbed.py DISTURBANCE STEP WORDS...
 
 interrupt: Ctrl-C on every process after that step. nan: the loss of the last process alone is not finite in it.
-raise: the last process raises an error in it. half: killed when half of the state after that step is written.
+gradient: the loss is finite, its gradient on the last process is not. raise: the last process raises an error in it.
+half: killed when half of the state after that step is written.
 """
 
 import os
 import signal
 import sys
 from pathlib import Path
+from unittest import mock
+
+import torch
 
 from clars import exits
 from clars.training import checkpoint, run, script
 
 DISTURBANCE, STEP = sys.argv[1], int(sys.argv[2])
 after_step, forward_backward, save_file = run.Run._after_step, run.Run._forward_backward, checkpoint.save_file
+cross_entropy = run.F.cross_entropy
+
+
+class Spoiled(torch.autograd.Function):
+    """Changes nothing but the gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("inf")
+
+
+def spoiled(logits, *arguments, **options):
+    return cross_entropy(Spoiled.apply(logits), *arguments, **options)
 
 
 def after(self):
@@ -27,6 +48,9 @@ def alone(self, x, y):
     if self.progress.step + 1 == STEP and accelerator.process_index == accelerator.num_processes - 1:
         if DISTURBANCE == "raise":
             raise OSError(5, "the disk is gone", "data")
+        if DISTURBANCE == "gradient":
+            with mock.patch.object(run.F, "cross_entropy", spoiled):
+                return forward_backward(self, x, y)
         x = x * float("nan")
     return forward_backward(self, x, y)
 

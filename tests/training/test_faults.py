@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,7 @@ NO_BATCH_STATISTICS = {
     "model": {"name": "test_convnext2"},
     "data": {"name": "digits", "image_size": 32, "channels": 1},
 }
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs clars[deepspeed]")
 SOON = 60  # seconds; torchrun waits for half of them before it kills a process that does not end
 
 
@@ -87,9 +89,10 @@ def test_a_process_that_is_killed(recipe, running):
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs(recipe, running):
+@pytest.mark.parametrize("config", ["cpu2", pytest.param("zero2", marks=needs_deepspeed)])
+def test_a_process_that_hangs(recipe, running, config):
     path = recipe(**NO_BATCH_STATISTICS, epochs=30)
-    run = running(line("cpu2", path, "--checkpoint-every", 2, "--timeout", 5))
+    run = running(line(config, path, "--checkpoint-every", 2, "--timeout", 5))
     run.wait_for(STATE)
     run.ranks()[1].suspend()
     began = time.monotonic()
@@ -106,10 +109,20 @@ def test_an_error_on_one_process(recipe):
     assert record("runs")["status"] == "interrupted"
 
 
-def test_a_gradient_that_is_not_finite_on_one_process(recipe):
+def test_a_loss_that_is_not_finite_on_one_process(recipe):
     path = recipe(**NO_BATCH_STATISTICS)
     disturbed("cpu2", "nan", 3, path, code=1)  # accelerate's word for our 3
     assert record("runs")["status"] == "diverged" and record("runs")["final"]["loss"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config", ["cpu2", "fsdp2", *(pytest.param(f"zero{n}", marks=needs_deepspeed) for n in (1, 2, 3))]
+)
+def test_a_gradient_that_is_not_finite_on_one_process(recipe, config):
+    """DeepSpeed leaves the step out and goes on, in full precision too; the others take it."""
+    disturbed(config, "gradient", 3, recipe(**NO_BATCH_STATISTICS), code=1)
+    assert record("runs")["status"] == "diverged"
 
 
 def command(path, config):

@@ -49,6 +49,20 @@ def agree(out, other):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("config", ["cpu2", *SHARDED])
+def test_killed_in_the_middle_of_writing(small, config):
+    """The process that writes is; the launcher ends the other, and the same command goes on from the state before."""
+    words = [small(), "--checkpoint-every", 2]
+    disturbed(config, "half", 4, *words, "--out", "parts")
+    assert list(Path("parts/small/seed0").glob(".*resume*")) and not Path("parts/small/seed0/run.json").exists()
+    errors = launch(config, *words, "--out", "parts")
+    assert "going on after epoch 0, step 2" in errors
+    assert not list(Path("parts/small/seed0").glob(".*"))
+    launch(config, *words, "--out", "whole")
+    agree("parts", "whole")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("config", SHARDED)
 def test_sharded_strategies_are_in_force_and_equal_one_process(small, config):
     path = small()

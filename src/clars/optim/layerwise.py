@@ -17,7 +17,7 @@ from clars.optim.scaling import unscaled
 from clars.optim.stats import LayerStats
 from clars.optim.update import Momentum, pieces, update
 from clars.optim.vectors import Constants, squares_by_layer
-from clars.sharding.check import verify
+from clars.sharding.check import refuse_unmeasured, verify
 from clars.sharding.find import find
 from clars.sharding.layout import Layout, Shard, whole_shape
 
@@ -67,6 +67,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         }
         self.known_layout: Layout | None = None
         self.verified = False
+        self._awaited: set[str] = set()  # layers that no process has measured so far
         self._constants: tuple[Any, Constants] | None = None
         self._last: tuple[list[int], Tensor, Tensor, Tensor, Tensor | None] | None = None
         defaults = {
@@ -208,7 +209,8 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         if any(gradient.is_sparse for gradient in gradients):
             raise UserError("A gradient is sparse; layer-wise rates need dense gradients (sparse=False).")
         if not self.verified:
-            verify(self.layout, self._elements, self.layout.reached_by(shards), self.unmeasured())
+            reached = self.layout.reached_by(shards)
+            self._awaited = verify(self.layout, self._elements, reached, self.unmeasured())
             self.verified = True
         with_gradient = [shard.view(shard.owner) for shard in shards]
         weights = [shard.view(shard.owner) for shard in self.layout.shards]
@@ -219,8 +221,22 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
             squares_by_layer(gradients, with_gradient, by_gradient, constants.floor),
         ]
         whole, totals = self.layout.whole(torch.stack(squares, 1), self.totals(shards, squares[0]))
+        if self._awaited and self.layout.world > 1:  # with one process, totals() has asked
+            self._look_for_awaited(whole[:, 1], totals[:, 2])
         self._measured = (constants, *whole.sqrt().unbind(1), totals)
         return whole[:, 1].sum().sqrt()
+
+    def _look_for_awaited(self, squares: Tensor, examples: Tensor) -> None:
+        """Refuse a layer that has its first gradient in this step, and no norms of any process's examples.
+
+        It is asked of sums that all processes share, so that all refuse. The device is waited for only as long as there
+        is a layer that never had a gradient.
+        """
+        for layer, square, count in zip(self.layers, squares.tolist(), examples.tolist()):
+            if layer.name in self._awaited and count:
+                self._awaited.remove(layer.name)
+            elif layer.name in self._awaited and square:
+                refuse_unmeasured(layer.parameters, dict.fromkeys(layer.parameters, layer.name))
 
     def rate(self, unscale_norms: Tensor | float, unscale_gradients: Tensor | float = 1.0) -> None:
         """Form the ratios. The factors bring what was measured to the unit of the gradients that the step uses."""

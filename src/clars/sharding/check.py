@@ -8,8 +8,12 @@ from clars.errors import UnsupportedLayerError, UserError
 from clars.sharding.layout import Layout
 
 
-def verify(layout: Layout, expected: Mapping[str, int], reached: Iterable[str], unmeasured: Mapping[str, str]) -> None:
+def verify(
+    layout: Layout, expected: Mapping[str, int], reached: Iterable[str], unmeasured: Mapping[str, str]
+) -> set[str]:
     """Compare, over all processes, the elements that are held with those that there should be.
+
+    Returns the layers of which a parameter was measured in no process so far, as none has a gradient for it.
 
     Costs one all-reduce of three 8-byte numbers per parameter.
 
@@ -32,6 +36,7 @@ def verify(layout: Layout, expected: Mapping[str, int], reached: Iterable[str], 
     table = torch.tensor(rows, dtype=torch.long, device=layout.device)
     if layout.world > 1:
         table = layout.sum(table)
+    awaited = set()
     for name, (found, with_gradient, measured) in zip(names, table.tolist()):
         wanted = expected[name] * layout.copies
         if found != wanted:
@@ -42,6 +47,9 @@ def verify(layout: Layout, expected: Mapping[str, int], reached: Iterable[str], 
             )
         if with_gradient and not measured:
             refuse_unmeasured([name], unmeasured)
+        if not measured:
+            awaited.add(unmeasured[name])
+    return awaited
 
 
 def refuse_unmeasured(reached: Iterable[str], unmeasured: Mapping[str, str]) -> None:

@@ -48,6 +48,7 @@ class Options:
     micro_batch: int | None = None
     overwrite: bool = False
     checkpoint_every: int | None = None
+    timeout: float = strategy.TIMEOUT
 
     def __post_init__(self) -> None:
         if self.checkpoint_every is not None and self.checkpoint_every < 1:
@@ -55,7 +56,7 @@ class Options:
 
 
 class Diverged(Exception):
-    """The loss is not finite."""
+    """The loss, or a gradient, is not finite."""
 
 
 class Run:
@@ -88,7 +89,9 @@ class Run:
         self.inner: Optimizer = build_optimizer(self.resolved, self.plain)
         self.head = FrozenHead(self.resolved, self.plain, self.batches.steps)
         state = State() if options.overwrite else self._load()
-        self.model, self.optimizer, self.strategy = strategy.prepare(accelerator, self.division, self.plain, self.inner)
+        self.model, self.optimizer, self.strategy = strategy.prepare(
+            accelerator, self.division, self.plain, self.inner, options.timeout
+        )
         self.head.check(self.strategy)
         self.average.begin(self.strategy, accelerator.device, state.average)
         if options.overwrite:  # only now, when no mistake can end the run before it begins
@@ -190,7 +193,7 @@ class Run:
     def _mean_loss_sum(self) -> float:
         """Return the sum over the epoch's steps of their mean losses, or raise Diverged on all processes."""
         mean = self.accelerator.reduce(self.loss_sum.to(self.accelerator.device), "mean").item()
-        if not math.isfinite(mean):
+        if not math.isfinite(mean) or strategy.skipped_a_step(self.accelerator, self.model):
             raise Diverged
         return mean
 

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_all(words: argparse.Namespace) -> int:
-    options = Options(words.micro_batch, words.overwrite, words.checkpoint_every)
+    options = Options(words.micro_batch, words.overwrite, words.checkpoint_every, words.timeout)
     jobs = _jobs(words)
     if words.skip_finished and not words.overwrite:
         jobs = pending(jobs)

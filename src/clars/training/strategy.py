@@ -13,6 +13,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from timm.optim import Lamb
 from torch import distributed, nn
+from torch.distributed import distributed_c10d as c10d
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -95,11 +96,11 @@ def start(log_with: str | None = None, timeout: float = TIMEOUT) -> Accelerator:
 
 
 def prepare(
-    accelerator: Accelerator, division: Division, model: nn.Module, optimizer: Optimizer
+    accelerator: Accelerator, division: Division, model: nn.Module, optimizer: Optimizer, timeout: float = TIMEOUT
 ) -> tuple[nn.Module, Optimizer, str]:
     """Put model and optimizer under the strategy; return what to train with, and the name of what is in force.
 
-    The names are single, ddp, fsdp2, zero1, zero2 and zero3.
+    The names are single, ddp, fsdp2, zero1, zero2 and zero3. `timeout` is that of `start`.
 
     Raises:
         UserError: another strategy than the one that was asked for is in force, or another optimizer steps.
@@ -119,6 +120,7 @@ def prepare(
         prepared, stepping = accelerator.prepare(model, optimizer)
     except ValueError as error:  # such as a precision that the device does not have
         raise UserError(f"The strategy cannot be put into force here: {error}") from error
+    _limit_waiting(timeout)
     found, wanted = _found(prepared), asked()
     if wanted == "zero":
         wanted = f"zero{accelerator.state.deepspeed_plugin.zero_stage}"
@@ -153,6 +155,11 @@ def put_loss_scale(accelerator: Accelerator, optimizer: Optimizer, state: dict[s
             vars(optimizer.optimizer.loss_scaler).update(state)
 
 
+def skipped_a_step(accelerator: Accelerator, model: nn.Module) -> bool:
+    """Tell whether DeepSpeed left out a step for a gradient that is not finite, where no loss scale accounts for it."""
+    return getattr(model, "skipped_steps", 0) > 0 and accelerator.mixed_precision != "fp16"
+
+
 def same_everywhere(accelerator: Accelerator, step: int, folder: Path) -> None:
     """Check that all processes would go on from the same step.
 
@@ -165,6 +172,13 @@ def same_everywhere(accelerator: Accelerator, step: int, folder: Path) -> None:
             f"{folder} is not the same for all processes, which would go on from the steps {sorted(set(seen))}. Put "
             "--out on a file system that all machines share."
         )
+
+
+def _limit_waiting(timeout: float) -> None:
+    """Set the timeout of all process groups: DeepSpeed makes its own, with a limit of half an hour."""
+    set_timeout = getattr(distributed, "set_timeout", None) or c10d._set_pg_timeout  # public since torch 2.15
+    for group in list(c10d._world.pg_map) if distributed.is_initialized() else ():
+        set_timeout(timedelta(seconds=timeout), group)
 
 
 def _found(model: nn.Module) -> str:

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from clars.cache import folder
 
@@ -43,7 +44,7 @@ def load() -> State:
         if not library.exists():
             if compiler is None:
                 return State(False, "no C++ compiler: install g++, or name one by CXX")
-            _compile(compiler, library)
+            _compile_once(compiler, library)
         torch.ops.load_library(library)
     except (OSError, subprocess.SubprocessError) as error:
         return State(False, f"could not be compiled or loaded: {_reason(error)}")
@@ -63,14 +64,21 @@ def _instructions() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
+def _compile_once(compiler: str, library: Path) -> None:
+    """Compile, or wait for another process of this machine that does."""
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(library.with_name(f".{library.stem}.lock")):
+        if not library.exists():
+            _compile(compiler, library)
+
+
 def _compile(compiler: str, library: Path) -> None:
-    """Compile to a temporary folder and put the result in place whole; two processes may do so at once."""
+    """Compile to a temporary folder and put the result in place whole."""
     print("clars: compiling its kernels for this processor, once; about 20 seconds", file=sys.stderr, flush=True)
     root = Path(torch.__file__).parent
     includes = [f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}"]
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
     options = ["-std=c++20", "-O3", "-march=native", "-fPIC", "-fopenmp", abi, *includes]
-    library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as temporary:
         objects = [str(Path(temporary, path.stem + ".o")) for path in SOURCES]
         compiling = [
