@@ -83,7 +83,7 @@ def _panels(
         look = {"color": PALETTE[number], "marker": MARKERS[number], "linestyle": "--" if line.tuned else "-"}
         filling = {"markerfacecolor": "white"} if line.tuned else {}
         draw(panels[line.network], line, {**look, **filling, "label": line.label, "markersize": 5})
-    picture.suptitle(heading(table, 34 * max(columns, 1)), x=0.01, ha="left", weight="bold")
+    picture.suptitle(heading(table, 68 if columns > 1 else 52), x=0.01, ha="left", weight="bold")
     return panels
 
 
