@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-
 SMALLEST = 1e-15  # of a gradient's norm: examples' shares of it can still be squared
 
 
