@@ -15,7 +15,7 @@ from clars.norms.product import wide
 from clars.optim.options import by_layer, check, groups, layers_of, merged
 from clars.optim.scaling import unscaled
 from clars.optim.stats import LayerStats
-from clars.optim.update import Momentum, pieces, update
+from clars.optim.update import Momentum, update
 from clars.optim.vectors import Constants, squares_by_layer
 from clars.sharding.check import refuse_unmeasured, verify
 from clars.sharding.find import find
@@ -97,7 +97,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         `deepspeed.initialize`. The names of a group's layers are then its "layers". Options that change later, such
         as a schedule's rate, are those of the group.
         """
-        self.param_groups = merged(self.param_groups)
+        self.param_groups, self._constants = merged(self.param_groups), None
 
     def __getstate__(self):
         raise UserError(
@@ -212,13 +212,11 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
             reached = self.layout.reached_by(shards)
             self._awaited = verify(self.layout, self._elements, reached, self.unmeasured())
             self.verified = True
-        with_gradient = [shard.view(shard.owner) for shard in shards]
         weights = [shard.view(shard.owner) for shard in self.layout.shards]
-        constants = self._vectors(weights, shards, with_gradient)
-        by_weight, by_gradient = constants.layer_of
+        constants = self._vectors(shards)
         squares = [
-            squares_by_layer(weights, weights, by_weight, constants.floor),
-            squares_by_layer(gradients, with_gradient, by_gradient, constants.floor),
+            squares_by_layer(tensors, layer_of, constants.floor)
+            for tensors, layer_of in zip((weights, gradients), constants.layer_of)
         ]
         whole, totals = self.layout.whole(torch.stack(squares, 1), self.totals(shards, squares[0]))
         if self._awaited and self.layout.world > 1:  # with one process, totals() has asked
@@ -251,21 +249,23 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         active = {self._number[name] for name in self.layout.active()}
         self._last = (sorted(active), weight_norms, gradient_norms, ratios, totals)
 
-    def _vectors(self, weights: list[Tensor], shards: list[Shard], with_gradient: list[Tensor]) -> Constants:
-        blocks = tuple(
-            tuple((self._number[shard.name], len(pieces(weight))) for shard, weight in zip(of, tensors))
-            for of, tensors in ((self.layout.shards, weights), (shards, with_gradient))
-        )
-        group_of = by_layer(self.param_groups)
-        own = [group_of[layer.name] for layer in self.layers]
-        options = tuple(tuple(group[name] for group in own) for name in ("weight_decay", "trust_coefficient", "adapt"))
-        wanted = {wide(parameter.dtype) for parameter in self.layout.parameters.values()}
-        dtype = torch.float64 if torch.float64 in wanted else torch.float32
-        key = (dtype, weights[0].device if weights else self.layout.device, blocks, options)
+    def _vectors(self, shards: list[Shard]) -> Constants:
+        every = self.layout.shards
+        device = every[0].owner.device if every else self.layout.device
+        precise = torch.float64 in {wide(parameter.dtype) for parameter in self.layout.parameters.values()}
+        dtype = torch.float64 if precise else torch.float32
+        options = [(group["weight_decay"], group["trust_coefficient"], group["adapt"]) for group in self.param_groups]
+        key = (dtype, device, options, [shard.name for shard in shards])
         if self._constants is None or self._constants[0] != key:
-            sizes = [sum(self._elements[layer.prefix + local] for local in layer.parameters) for layer in self.layers]
-            self._constants = (key, Constants.of(*key, sizes, self.norm_floor))
+            self._constants = (key, self._new_vectors(dtype, device, shards))
         return self._constants[1]
+
+    def _new_vectors(self, dtype: torch.dtype, device: torch.device, shards: list[Shard]) -> Constants:
+        own = [by_layer(self.param_groups)[layer.name] for layer in self.layers]
+        options = [(group["weight_decay"], group["trust_coefficient"], group["adapt"]) for group in own]
+        indices = [[self._number[shard.name] for shard in each] for each in (self.layout.shards, shards)]
+        sizes = [sum(self._elements[layer.prefix + local] for local in layer.parameters) for layer in self.layers]
+        return Constants.of(dtype, device, indices, options, sizes, self.norm_floor)
 
     def apply(self, shards: list[Shard]) -> None:
         """Take the step for `shards`, for all that share their scalar options at once."""

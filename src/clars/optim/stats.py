@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+SMALLEST = 1e-15  # of a gradient's norm: examples' shares of it can still be squared
+
 
 class LayerStats(NamedTuple):
     """One layer at the last step. Norms are of weights, and of gradients in the gradient's own unit.
@@ -20,8 +22,12 @@ class LayerStats(NamedTuple):
 
     @property
     def unmeasured(self) -> bool:
-        """Tell whether S_k is below ||g_k|| by more than rounding, which the triangle inequality forbids."""
-        return self.example_norm_sum is not None and self.example_norm_sum < 0.98 * self.gradient_norm
+        """Tell whether S_k is below ||g_k|| by more than rounding, which the triangle inequality forbids.
+
+        Not told of a network that has died: there the squares of the examples' norms are below what float32 can hold.
+        """
+        alive = self.gradient_norm > SMALLEST
+        return alive and self.example_norm_sum is not None and self.example_norm_sum < 0.98 * self.gradient_norm
 
     @classmethod
     def of(cls, weight: float, gradient: float, ratio: float, total: list[float] | None) -> "LayerStats":

@@ -1,6 +1,7 @@
 """The momentum update of many tensors at once, each with a rate of its own."""
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import NamedTuple
 
 import torch
@@ -46,12 +47,11 @@ def update(
     """
     together: list[tuple] = []
     every = list(zip(parameters, gradients, buffers, rates))
-    in_kernel = [tensors for tensors in every if options.momentum and _alike(*tensors[:3])]
-    if in_kernel and cpu.loaded():
-        *tensors, chosen = map(list, zip(*in_kernel))
+    fits = _alike(parameters, gradients, buffers) if options.momentum and cpu.loaded() else [False] * len(every)
+    if any(fits):
+        *tensors, chosen = map(list, zip(*compress(every, fits)))
         cpu.kernel("update")(*tensors, torch.stack(chosen), *options)
-        every = [tensors for tensors in every if not _alike(*tensors[:3])]
-    for tensors in every:
+    for tensors in (tensors for tensors, fit in zip(every, fits) if not fit):
         *whole, rate = tensors
         cut = [(None,) if value is None else pieces(value) for value in whole]
         if len(cut[0]) > 1 and all(len(part) == len(cut[0]) or part == (None,) for part in cut):
@@ -62,24 +62,23 @@ def update(
         _together(*map(list, zip(*together)), options)
 
 
-def _alike(*tensors: Tensor) -> bool:
-    """Tell whether the compiled kernel can walk through the tensors' memory together."""
-    return all(_dense(tensor) and tensor.stride() == tensors[0].stride() for tensor in tensors)
+def _alike(parameters: Sequence[Tensor], *others: Sequence[Tensor]) -> list[bool]:
+    """Tell of each parameter whether the compiled kernel can walk through its memory and the others' together."""
+    return list(map(all, zip(*(cpu.kernel("alike")(parameters, other) for other in others))))
 
 
-def _dense(tensor: Tensor) -> bool:
-    return (
-        tensor.device.type == "cpu"
-        and tensor.dtype == torch.float32
-        and (tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last))
-    )
+def squared_norms(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Return the squared 2-norms of the tensors, accumulated in `dtype` at least.
 
-
-def norms(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Return the 2-norms of the tensors, accumulated in `dtype` at least."""
-    if dtype == torch.float32 and cpu.loaded() and all(_dense(tensor) for tensor in tensors):
-        return cpu.kernel("norms")(tensors)
-    return torch.stack(torch._foreach_norm(tensors, 2, dtype))
+    Piece by piece, which is also the more accurate: one long sum in float32 would lose two digits.
+    """
+    if dtype == torch.float32 and cpu.loaded() and cpu.kernel("dense")(tensors):
+        return cpu.kernel("norms")(tensors).square()
+    cut = [pieces(tensor.contiguous() if tensor.device.type == "cpu" else tensor) for tensor in tensors]
+    squares = torch.stack(torch._foreach_norm([piece for each in cut for piece in each], 2, dtype)).square()
+    if len(squares) == len(tensors):
+        return squares
+    return torch.stack([each.sum() for each in squares.split([len(each) for each in cut])])
 
 
 def _in_blocks(parameter, gradient, buffer, rate: Tensor, options: Momentum) -> None:

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clars.optim.update import norms, pieces
-
-Blocks = Sequence[tuple[int, int]]  # of each tensor in order: its layer's index, and into how many pieces it is cut
+from clars.optim.update import squared_norms
 
 
 @dataclass(frozen=True)
 class Constants:
     """Vectors over the layers that change only when an option does, or which parameters get a gradient."""
 
-    layer_of: list[Tensor]  # of each piece of the weights, and of each piece of the gradients, the layer's index
+    layer_of: list[Tensor]  # the layers' indices of the weights, and of the gradients
     floor: Tensor  # [K] smallest weight norm assumed
     weight_decay: Tensor  # [K]
     trust: Tensor  # [K]
@@ -26,17 +24,16 @@ class Constants:
         cls,
         dtype: torch.dtype,
         device: torch.device,
-        blocks: tuple[Blocks, Blocks],
-        options: tuple[Sequence[float], Sequence[float], Sequence[bool]],
+        layer_of: Sequence[Sequence[int]],
+        options: Sequence[tuple[float, float, bool]],
         sizes: Sequence[int],
         norm_floor: float,
     ) -> "Constants":
-        """Form them from the blocks of weights and gradients, the options [K] each and the layers' sizes [K]."""
+        """Form them from the layers' indices of weights and gradients, and the options and sizes of the K layers."""
         like = {"dtype": dtype, "device": device}
-        indices = [[k for k, count in each for _ in range(count)] for each in blocks]
-        weight_decay, trust, adapt = options
+        weight_decay, trust, adapt = zip(*options)
         return cls(
-            layer_of=[torch.tensor(each, dtype=torch.long, device=device) for each in indices],
+            layer_of=[torch.tensor(each, dtype=torch.long, device=device) for each in layer_of],
             floor=norm_floor * torch.tensor(sizes, **like).sqrt(),
             weight_decay=torch.tensor(weight_decay, **like),
             trust=torch.tensor(trust, **like),
@@ -44,20 +41,8 @@ class Constants:
         )
 
 
-def squares_by_layer(tensors: list[Tensor], like: list[Tensor], layer_of: Tensor, vector: Tensor) -> Tensor:
-    """Return each layer's sum of squares of the tensors, [K] as `vector`, accumulated in float32 at least.
-
-    Piece by piece, which is also the more accurate: one long sum in float32 would lose two digits. `like` are the
-    tensors' parameters.
-    """
+def squares_by_layer(tensors: list[Tensor], layer_of: Tensor, vector: Tensor) -> Tensor:
+    """Return each layer's sum of squares of the tensors, [K] as `vector`, accumulated in float32 at least."""
     if not tensors:
         return torch.zeros_like(vector)
-    cut = [piece for tensor, other in zip(tensors, like) for piece in _pieces_as(tensor, other)]
-    found = norms(cut, vector.dtype)
-    return torch.zeros_like(vector).index_add_(0, layer_of, found.square())
-
-
-def _pieces_as(tensor: Tensor, parameter: Tensor) -> tuple[Tensor, ...]:
-    """Cut a tensor into as many pieces as its parameter; a gradient may lie in memory otherwise than its parameter."""
-    expected = pieces(parameter)
-    return pieces(tensor.contiguous()) if len(expected) > 1 else (tensor,)
+    return torch.zeros_like(vector).index_add_(0, layer_of, squared_norms(tensors, vector.dtype))

@@ -24,6 +24,22 @@ std::vector<Block> blocks_of(at::TensorList tensors) {
   return blocks;
 }
 
+bool flat(const Tensor& x) {
+  return x.device().is_cpu() && x.scalar_type() == at::kFloat && x.is_non_overlapping_and_dense();
+}
+
+// Whether these kernels can walk through each tensor's memory.
+bool dense(at::TensorList tensors) { return std::all_of(tensors.begin(), tensors.end(), flat); }
+
+// Whether they can walk through the memory of each tensor of `a` and of its partner in `b` together.
+c10::List<bool> alike(at::TensorList a, at::TensorList b) {
+  c10::List<bool> found;
+  for (size_t k = 0; k < a.size(); k++)
+    found.push_back(flat(a[k]) && flat(b[k]) && a[k].sizes() == b[k].sizes() &&
+                    (a[k].strides() == b[k].strides() || (a[k].is_contiguous() && b[k].is_contiguous())));
+  return found;
+}
+
 double squares(const float* x, int64_t n) {
   double total = 0;
   for (int64_t start = 0; start < n; start += SPAN) {
@@ -82,6 +98,8 @@ void update(at::TensorList parameters, at::TensorList gradients, at::TensorList 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(clars, m) {
+  m.def("dense(Tensor[] tensors) -> bool", dense);
+  m.def("alike(Tensor[] a, Tensor[] b) -> bool[]", alike);
   m.def("norms(Tensor[] tensors) -> Tensor");
   m.def(
       "update(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] buffers, Tensor rates, float momentum, float "

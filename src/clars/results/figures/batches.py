@@ -30,7 +30,10 @@ def accuracy_by_batch(table: ResolvedTable, out: Path, path: Path) -> None:
         panels = _panels(picture, table, found, draw)
         for axes in panels.values():
             axes.set_ylabel("top-1, %")
-        _legend(picture, panels.values(), "mean and 95 % interval; dashed: rate tuned at each batch")
+            low, high = axes.get_ylim()
+            axes.set_ylim(max(low, -2), min(high, 102))  # an interval may reach past what an accuracy can be
+        dashed = "; dashed: rate tuned at each batch" if any(line.tuned for line in found) else ""
+        _legend(picture, panels.values(), f"mean and 95 % interval{dashed}")
 
 
 def steps_to_target(table: ResolvedTable, out: Path, path: Path) -> None:
@@ -80,7 +83,7 @@ def _panels(
         look = {"color": PALETTE[number], "marker": MARKERS[number], "linestyle": "--" if line.tuned else "-"}
         filling = {"markerfacecolor": "white"} if line.tuned else {}
         draw(panels[line.network], line, {**look, **filling, "label": line.label, "markersize": 5})
-    picture.suptitle(heading(table, 34 * max(columns, 1)), x=0.01, ha="left", weight="bold")
+    picture.suptitle(heading(table, 68 if columns > 1 else 52), x=0.01, ha="left", weight="bold")
     return panels
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from clars.recipes.load import Resolved
-from clars.recipes.tables import ResolvedTable
+from clars.recipes.tables import ResolvedTable, TableRow
 from clars.results.figures.style import PALETTE, REFERENCES, canvas, heading
 from clars.results.runs import Run
 from clars.results.table import counted
@@ -26,7 +26,7 @@ def figure(table: ResolvedTable, out: Path, path: Path) -> None:
         for row in table.rows:
             reference = _is_reference(row.resolved)
             colour = next(greys if reference else colours)
-            _curve(axes, row.label, counted(row, out), colour, "--" if reference else "-")
+            _curve(axes, _label(row), counted(row, out), colour, "--" if reference else "-")
         axes.set_ylim(0, 101)
         axes.margins(x=0.01)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -62,6 +62,13 @@ def _curve(axes: Axes, label: str, runs: list[Run], colour: str, linestyle: str)
         if ends := by_epoch([run]):
             last = max(ends)
             axes.plot(last, ends[last][0], "x", color=colour, markersize=8, markeredgewidth=2)
+
+
+def _label(row: TableRow) -> str:
+    """Return the row's label; in a product, methods have the same one for every network and batch."""
+    if row.plan.network is None:
+        return row.label
+    return f"{row.plan.network}, {row.label}, batch {row.resolved.recipe.batch_size:,}"
 
 
 def _is_reference(resolved: Resolved) -> bool:

@@ -12,7 +12,7 @@ from clars.recipes.tables import ResolvedTable
 from clars.results.files import replacing
 
 # Okabe and Ito's colours, which people with any common kind of colour vision can tell apart; yellow is too faint.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # as many, so that a colour is never needed to tell two methods apart
 REFERENCES = ("#222222", "#777777", "#b0b0b0")
 STYLE = {
