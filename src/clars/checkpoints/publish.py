@@ -20,7 +20,7 @@ from clars.results import runs
 from clars.results.record import Record
 from clars.results.table import interval, mismatch
 
-IN_GIT = 1_000_000  # bytes of weights; larger ones go to the Hub, and only what describes them stays here
+IN_GIT = 1_200_000  # bytes of weights, room for a ResNet-20; larger ones go to the Hub, only their description stays
 
 
 @dataclass(frozen=True)

@@ -46,17 +46,22 @@ class Shown:
             what, done = "in part", f"{len(self.runs)} of {self.wanted} runs"
         else:
             what = "reproduced here" if self.table.tier.result else "runs, no result"
-            done = f"{len(self.table.tier.seeds)} seeds"
+            seeds = len(self.table.tier.seeds)
+            done = f"{seeds} seeds" if seeds > 1 else "1 seed"
         return f"[{what}]({self.link / 'table.md'}), {done}"
 
     @property
+    def seconds(self) -> float:
+        """Return the time of all runs, those of the search too, one after the other."""
+        search = read_search(self.table.results / SEARCH).get("budget", {}).get("wall_seconds", 0)
+        return search + sum(run.record.wall_seconds for run in self.runs)
+
+    @property
     def cost(self) -> str:
-        """Return the time of all runs, those of the search too, one after the other, and on what."""
+        """Return that time, and on what."""
         if not self.runs:
             return ""
-        search = read_search(self.table.results / SEARCH).get("budget", {}).get("wall_seconds", 0)
-        seconds = search + sum(run.record.wall_seconds for run in self.runs)
-        return f"{clock(seconds)} on {', '.join(sorted({run.record.device for run in self.runs}))}"
+        return f"{clock(self.seconds)} on {', '.join(sorted({run.record.device for run in self.runs}))}"
 
     @property
     def link(self) -> Path:
@@ -75,8 +80,10 @@ def overview() -> str:
         cells = [name, claim, table.tier_name, one.status, one.cost, f"`clars table {table.command}`"]
         lines.append(f"| {' | '.join(cells)} |")
         verdicts += [f"- {table.command}: {each.comparison.claim} {each.sentence}" for each in one.judgements]
+    lite = sum(one.seconds for one in shown if one.table.tier_name == "lite" and one.runs)
+    total = f"All runs of the lite tiers: {clock(lite)} one after the other, searches included; `--parallel 2` halves it."
     told = ["", "## Verdicts", "", *verdicts, "", "By the rule that stands below each table.", ""] if verdicts else []
-    return HEAD + "\n".join([*lines, "", STATUS.rstrip(), *told]).rstrip() + "\n"
+    return HEAD + "\n".join([*lines, "", *([total, ""] if lite else []), STATUS.rstrip(), *told]).rstrip() + "\n"
 
 
 def write_overview() -> Path:
