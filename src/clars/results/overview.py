@@ -81,7 +81,9 @@ def overview() -> str:
         lines.append(f"| {' | '.join(cells)} |")
         verdicts += [f"- {table.command}: {each.comparison.claim} {each.sentence}" for each in one.judgements]
     lite = sum(one.seconds for one in shown if one.table.tier_name == "lite" and one.runs)
-    total = f"All runs of the lite tiers: {clock(lite)} one after the other, searches included; `--parallel 2` halves it."
+    total = (
+        f"All runs of the lite tiers: {clock(lite)} one after the other, searches included; `--parallel 2` halves it."
+    )
     told = ["", "## Verdicts", "", *verdicts, "", "By the rule that stands below each table.", ""] if verdicts else []
     return HEAD + "\n".join([*lines, "", *([total, ""] if lite else []), STATUS.rstrip(), *told]).rstrip() + "\n"
 

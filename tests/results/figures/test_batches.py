@@ -58,10 +58,10 @@ def test_without_runs_the_pictures_are_empty(demo, drawn):
     assert drawn == {"plot": [], "errorbar": []}
 
 
-def test_curves_of_a_product_name_network_and_batch(demo, drawn):
+def test_curves_of_a_product_name_the_batch(demo, drawn):
     write_product(demo, searched=False, replace={"figures: [accuracy-by-batch]": "figures: [curves]"})
     table, out = load_table("demo"), demo / "runs"
     run_rows(table, out, {"net/clars-64": [90.0], "net/clars-512": [85.0]})
     draw(table, out, demo)
     labels = [options["label"] for *_, options in drawn["plot"] if "label" in options]
-    assert labels == ["net, CLARS, batch 64 (1 seed)", "net, CLARS, batch 512 (1 seed)"]
+    assert labels == ["CLARS, batch 64 (1 seed)", "CLARS, batch 512 (1 seed)"]

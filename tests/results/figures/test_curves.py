@@ -41,7 +41,7 @@ def test_a_picture_of_the_means_with_the_reference_dashed(demo, tmp_path, curves
     assert [options["linestyle"] for *_, options in curves] == ["--", "-"]
     assert [options["label"] for *_, options in curves] == ["Nesterov SGD, batch 64 (2 seeds)", "CLARS (2 seeds)"]
     height, width, _ = image.imread(tmp_path / "figure.png").shape
-    assert (width, height) == (1125, 780)
+    assert (width, height) == (1125, 663)
 
 
 def test_a_diverged_run_ends_in_a_cross(demo, tmp_path, curves):
