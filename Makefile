@@ -20,8 +20,8 @@ quickstart: $(INSTALLED)  ## train CLARS, LARS and Nesterov SGD on real digits; 
 test: $(TESTABLE)  ## the default test suite
 	$(BIN)/python -m pytest -n 2 -m "not slow and not full"
 
-test-all: $(SHARDABLE)  ## every test, the long ones and those of DeepSpeed included
-	$(BIN)/python -m pytest -n 2
+test-all: test $(SHARDABLE)  ## these, then the long ones and those of DeepSpeed; most of an hour
+	$(BIN)/python -m pytest -n 2 -m "slow or full or deepspeed"
 
 lint: $(TESTABLE)  ## check style
 	$(BIN)/ruff check .

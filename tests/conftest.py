@@ -1,3 +1,5 @@
+from importlib.util import find_spec
+
 import pytest
 import torch
 from hypothesis import settings
@@ -7,6 +9,13 @@ import clars
 
 settings.register_profile("clars", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("clars")
+
+
+def pytest_collection_modifyitems(items):
+    if find_spec("deepspeed") is None:
+        for item in items:
+            if item.get_closest_marker("deepspeed"):
+                item.add_marker(pytest.mark.skip(reason="needs the extra [deepspeed]"))
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ Starting processes takes longest, so each test starts them once for many trainin
 """
 
 from functools import cache
-from importlib.util import find_spec
 
 import pytest
 from cluster import Case, launch, train
@@ -41,7 +40,7 @@ OPTIONS = (
     {"nesterov": False, "overrides": {"norm": {"adapt": False, "lr": 0.01, "weight_decay": 0.0}}},
     {"momentum": 0.0},
 )
-needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the extra [deepspeed]")
+needs_deepspeed = pytest.mark.deepspeed
 full = pytest.mark.full
 
 

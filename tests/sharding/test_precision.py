@@ -1,7 +1,6 @@
 """Half precision: as near to float32 as its rounding allows, steps that overflow left out, no S_k left over by them."""
 
 from dataclasses import replace
-from importlib.util import find_spec
 
 import pytest
 from cluster import Case, launch, train
@@ -10,7 +9,7 @@ from compare import assert_equal
 HALF, OVERFLOWING = ("fsdp2", "zero1", "zero2", "zero3"), ("zero1", "zero2", "zero3")
 AUTOCAST = ("ddp", "fsdp2", "zero2")
 SLOW = {"lr": 0.1}  # so that rounding does not grow from step to step
-pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the extra [deepspeed]")
+pytestmark = pytest.mark.deepspeed
 
 
 def cases(strategies, precision):

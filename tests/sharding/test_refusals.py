@@ -1,6 +1,5 @@
 """What is not understood is refused by name, with the remedy; each case in two processes, all in one launch."""
 
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -252,7 +251,7 @@ def test_of_torch(tmp_path):
     check(tmp_path, EXPECTED)
 
 
-@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the extra [deepspeed]")
+@pytest.mark.deepspeed
 def test_of_deepspeed(tmp_path):
     check(tmp_path, WITH_DEEPSPEED)
 

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -17,7 +16,7 @@ NO_BATCH_STATISTICS = {
     "model": {"name": "test_convnext2"},
     "data": {"name": "digits", "image_size": 32, "channels": 1},
 }
-needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs clars[deepspeed]")
+needs_deepspeed = pytest.mark.deepspeed
 SOON = 60  # seconds; torchrun waits for half of them before it kills a process that does not end
 
 

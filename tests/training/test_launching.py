@@ -1,6 +1,5 @@
 """Each configuration brings its own strategy into force, with the same numbers; a state of one goes on under any."""
 
-import importlib.util
 import json
 import os
 import random
@@ -16,7 +15,7 @@ from machine import DISTURBED, LIMIT, ROOT, TRAIN, distance, disturbed, launch, 
 from clars.errors import UserError
 from clars.training import script, strategy
 
-needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs clars[deepspeed]")
+needs_deepspeed = pytest.mark.deepspeed
 SHARDED = [
     pytest.param("fsdp2", id="fsdp2"),
     *(pytest.param(f"zero{n}", marks=needs_deepspeed, id=f"zero{n}") for n in (1, 2, 3)),
