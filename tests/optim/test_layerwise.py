@@ -341,7 +341,28 @@ def test_a_penalty_in_the_loss_moves_no_layer_faster_than_lars():
     torch.testing.assert_close(list(model.parameters()), list(twin.parameters()), rtol=1e-12, atol=0)
 
 
-def test_layers_of_several_precisions_and_a_change_of_precision():
+def test_layers_of_several_precisions():
+    """Ratios are then in the widest, rates in that of their tensor."""
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2).double()
+
+        def forward(self, x):
+            return self.second(self.first(x).double())
+
+    model = Mixed()
+    twin = copy.deepcopy(model).double()
+    for net in (model, twin):
+        optimizer = clars.CLARS(net, lr=1.0)
+        squared_loss(net, torch.ones(2, 3, dtype=net.first.weight.dtype)).backward()
+        optimizer.step()
+    for ours, expected in zip(model.parameters(), twin.parameters()):
+        torch.testing.assert_close(ours.double(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_change_of_precision():
     model = nn.Sequential(nn.Linear(3, 4).double(), nn.Linear(4, 2).double())
     optimizer = clars.CLARS(model, lr=1.0)
     train(model, optimizer, [torch.randn(4, 3).double()])

@@ -230,11 +230,13 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         It is asked of sums that all processes share, so that all refuse. The device is waited for only as long as there
         is a layer that never had a gradient.
         """
+        group_of = by_layer(self.param_groups)
         for layer, square, count in zip(self.layers, squares.tolist(), examples.tolist()):
             if layer.name in self._awaited and count:
                 self._awaited.remove(layer.name)
-            elif layer.name in self._awaited and square:
-                refuse_unmeasured(layer.parameters, dict.fromkeys(layer.parameters, layer.name))
+            elif layer.name in self._awaited and square and group_of[layer.name]["adapt"]:
+                names = [layer.prefix + local for local in layer.parameters]
+                refuse_unmeasured(names, dict.fromkeys(names, layer.name))
 
     def rate(self, unscale_norms: Tensor | float, unscale_gradients: Tensor | float = 1.0) -> None:
         """Form the ratios. The factors bring what was measured to the unit of the gradients that the step uses."""

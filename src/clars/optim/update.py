@@ -50,7 +50,7 @@ def update(
     fits = _alike(parameters, gradients, buffers) if options.momentum and cpu.loaded() else [False] * len(every)
     if any(fits):
         *tensors, chosen = map(list, zip(*compress(every, fits)))
-        cpu.kernel("update")(*tensors, torch.stack(chosen), *options)
+        cpu.kernel("update")(*tensors, torch.stack(chosen).float(), *options)
     for tensors in (tensors for tensors, fit in zip(every, fits) if not fit):
         *whole, rate = tensors
         cut = [(None,) if value is None else pieces(value) for value in whole]

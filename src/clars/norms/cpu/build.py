@@ -46,7 +46,7 @@ def load() -> State:
                 return State(False, "no C++ compiler: install g++, or name one by CXX")
             _compile_once(compiler, library)
         torch.ops.load_library(library)
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, NotImplementedError, subprocess.SubprocessError) as error:  # the second: no locks here
         return State(False, f"could not be compiled or loaded: {_reason(error)}")
     return State(True, str(library))
 
