@@ -161,6 +161,7 @@ def test_a_process_that_is_killed_is_no_interruption(recipe, running):
     assert run.end()[0] == 1
 
 
+@pytest.mark.slow
 def test_evaluation_with_an_empty_shard(recipe, pictures):
     """More processes than examples left for the last pass, and none at all for some in every pass."""
     data = {"name": "pictures", "path": str(pictures), "image_size": 16}

@@ -143,6 +143,7 @@ def test_the_optimizer_in_the_memory_of_the_machine(small, stage):
     agree("off", "one")
 
 
+@pytest.mark.slow
 def test_two_machines(small):
     """Two launchers, with a rendezvous of their own, each with a process."""
     path = small(epochs=1)
