@@ -35,7 +35,7 @@ class Conv:
         return Gradients(
             self._gradient(gy, x, weight, self.groups, wrt_input=True) if for_input else None,
             self.weight_contribution(gy, x, weight, measure) if for_weight else Contribution(),
-            bias_contribution(gy, tuple(range(2, gy.dim())), measure.rows) if for_bias else Contribution(),
+            bias_contribution(gy.flatten(2), measure.rows) if for_bias else Contribution(),
         )
 
     def weight_contribution(self, gy: Tensor, x: Tensor, weight: Tensor, measure: Measure) -> Contribution:
@@ -69,6 +69,8 @@ class Conv:
             found["each"] = self._by_calls
             if len(problem.kernel) == 2 and self.groups == 1:
                 found["direct"] = self._by_tiles
+            if len(problem.kernel) == 2 and self.groups > 1 and problem.channels == 1:
+                found["direct"] = self._by_taps
         laid_out = self._is_matrix(problem.kernel) or len(problem.kernel) == 2
         if laid_out:
             found["matrix"] = self._by_matrices
@@ -124,6 +126,11 @@ class Conv:
         most = at_once(problem, "direct", memory)
         return Contribution(*cpu.kernel("small_conv_products")(gy, x, *geometry, most))
 
+    def _by_taps(self, gy, x, weight, problem: Problem, memory) -> Contribution:
+        geometry = (problem.kernel, self.stride, self.padding, self.dilation)
+        most = at_once(problem, "direct", memory)
+        return Contribution(*cpu.kernel("depthwise_products")(gy, x, *geometry, most))
+
     def _by_groups(self, gy, x, weight, problem: Problem, memory) -> Contribution:
         """The gradients of b examples by one call: one example with b times the groups.
 
@@ -174,13 +181,11 @@ def positions_last(x: Tensor) -> Tensor:
 
 
 def resolve_padding(
-    x: Tensor, kernel: tuple[int, ...], padding: str | tuple[int, ...], dilation: tuple[int, ...]
+    x: Tensor, kernel: tuple[int, ...], padding: str, dilation: tuple[int, ...]
 ) -> tuple[Tensor, tuple[int, ...]]:
     """Turn 'valid' and 'same' into numbers; where 'same' is uneven, pad x by the excess on the far side first."""
     if padding == "valid":
         return x, (0,) * len(kernel)
-    if padding != "same":
-        return x, padding
     total = [step * (size - 1) for step, size in zip(dilation, kernel)]
     excess = [amount % 2 for amount in total]
     if any(excess):

@@ -76,15 +76,16 @@ def linear(find: Lookup, input, weight, bias=None):
 
 
 def _conv(dimensions: int):
+    each = _ntuple(dimensions)
+
     def conv(find: Lookup, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
         _need_batch(find, weight, bias, input, dimensions + 2)
         accounts = _accounts(find, weight, bias)
-        each = _ntuple(dimensions)
         dilation = each(dilation)
-        padding = padding if isinstance(padding, str) else each(padding)
-        x, padding = resolve_padding(input, tuple(weight.shape[2:]), padding, dilation)
-        rule = Conv(each(stride), tuple(padding), dilation, groups)
-        return tapped(rule, *_autocast(x, weight, bias), accounts)
+        if isinstance(padding, str):
+            input, padding = resolve_padding(input, tuple(weight.shape[2:]), padding, dilation)
+        rule = Conv(each(stride), tuple(each(padding)), dilation, groups)
+        return tapped(rule, *_autocast(input, weight, bias), accounts)
 
     return conv
 

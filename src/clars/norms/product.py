@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from clars.norms import cpu
 from clars.norms.rule import Contribution
 
 # A product of fewer operations than this is faster in a batch of products than by a call of its own.
@@ -73,9 +74,12 @@ def _has_onednn(tensor: Tensor) -> bool:
     )
 
 
-def bias_contribution(gy: Tensor, positions: tuple[int, ...], rows: slice) -> Contribution:
-    """Return the gradient of an added vector: gy [B, ...] summed over `positions` and examples."""
-    per_example = gy.sum(positions, dtype=wide(gy.dtype)) if positions else gy
+def bias_contribution(gy: Tensor, rows: slice) -> Contribution:
+    """Return the gradient of an added vector: gy [B, P, T] summed over positions and examples."""
+    if cpu.applies(gy, gy):
+        gradient, squares = cpu.kernel("position_sums")(gy)
+        return Contribution(gradient, squares[rows])
+    per_example = gy.sum(2, dtype=wide(gy.dtype))
     return Contribution(per_example.sum(0).to(gy.dtype), squared_norms(per_example[rows]))
 
 

@@ -5,7 +5,7 @@ A weight gradient is a sum over examples of products of an output gradient (P ou
 
 - matrix: each example's product by a multiplication of matrices, its norm taken, then added to the gradient.
 - each: each example's product by a call of the convolution's own backward pass, examples in parallel (see `cpu`).
-- direct: the same for small convolutions, without calls: windows laid out and multiplied by a kernel of our own.
+- direct: the same by kernels of our own, without calls: small convolutions, and depthwise ones of any size.
 - grouped: the products of several examples by one convolution call with as many times the groups.
 - gram: the ordinary weight gradient, and the norms from inner products between positions (see `gram`).
 - fused: one kernel forms, squares and adds each product without writing it to memory (accelerators only).
@@ -18,12 +18,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, prod
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from clars.norms import cpu
 from clars.norms.cpu import most_workers
+from clars.norms.product import processors
 from clars.norms.rule import Contribution, Measure
 
 
@@ -71,10 +73,14 @@ def transient(problem: Problem, method: str) -> int:
     weight = problem.groups * problem.inputs * problem.outputs
     laid_out = prod(problem.kernel) > 1 or set(problem.stride) > {1}
     windows = problem.groups * problem.inputs * problem.positions if laid_out else 0
+    if method == "direct" and problem.groups > 1:  # a vector's lanes of padded images, and a few for what is laid out
+        images = 16 * (problem.positions + 2 * problem.input_positions)
+    else:
+        images = problem.positions * problem.outputs + problem.input_positions * problem.channels
     numbers = {
         "matrix": weight + windows,
         "each": 2 * weight,
-        "direct": 2 * weight + problem.positions * problem.outputs + problem.input_positions * problem.channels,
+        "direct": 2 * weight + images,
         "grouped": weight,
         "gram": 2 * problem.positions**2 + (problem.input_positions**2 if problem.shifted else windows),
         "fused": 1,
@@ -134,33 +140,71 @@ def weight_contribution(
     Where a part of the batch is measured, its norms are formed beside the ordinary gradient, `whole()`. Only where
     the compiled kernels form the gradient from all the examples' products anyway are theirs among them.
     """
-    problem = rule.problem(gy, x, weight)
-    part = not measure.whole and not (problem.kernels and estimated(problem, tuple(rule.methods(problem))) != "gram")
+    chosen = _chosen(rule, gy, x, weight, whole, measure) if measure.whole or cpu.applies(x, gy) else None
+    part = not measure.whole and (chosen is None or chosen.name == "gram")
     if part:
         gy, x = gy[measure.rows], x[measure.rows]
-        problem = rule.problem(gy, x, weight)
-    method = choose(problem, rule.methods(problem), (gy, x, weight), whole, measure)
-    gradient, squares = method(gy, x, weight, problem, measure.memory)
+        chosen = _chosen(rule, gy, x, weight, whole, measure)
+    gradient, squares = chosen.method(gy, x, weight, chosen.problem, measure.memory)
     gradient = whole() if gradient is None or part else gradient
     return Contribution(gradient.to(weight.dtype), squares if part else squares[measure.rows])
 
 
+class Chosen(NamedTuple):
+    """The method for one call of a layer."""
+
+    problem: Problem
+    name: str
+    method: Callable
+
+
+# Estimates made so far. To make one at every call would take longer than a small product.
+_CHOSEN: dict[tuple, Chosen] = {}
+MOST_CHOSEN = 10_000
+
+
+def _chosen(rule: WeightRule, gy: Tensor, x: Tensor, weight: Tensor, whole: Callable, measure: Measure) -> Chosen:
+    """Return what `choose` says; the same call is estimated once, as long as nobody wants a report or a timing."""
+    if torch.compiler.is_compiling() or measure.report is not None or times(x.device.type, measure):
+        return _choice(rule, gy, x, weight, whole, measure)
+    shapes = (x.shape, x.stride(), gy.shape, gy.stride(), weight.shape)
+    key = (rule, shapes, x.dtype, x.device, processors(), cpu.applies(x, gy), measure.memory)
+    found = _CHOSEN.get(key)
+    if found is None:
+        if len(_CHOSEN) >= MOST_CHOSEN:
+            _CHOSEN.clear()
+        found = _CHOSEN[key] = _choice(rule, gy, x, weight, whole, measure)
+    return found
+
+
+def _choice(rule: WeightRule, gy: Tensor, x: Tensor, weight: Tensor, whole: Callable, measure: Measure) -> Chosen:
+    problem = rule.problem(gy, x, weight)
+    methods = rule.methods(problem)
+    name = choose(problem, methods, (gy, x, weight), whole, measure)
+    return Chosen(problem, name, methods[name])
+
+
+def times(device: str, measure: Measure) -> bool:
+    """Tell whether the methods are timed."""
+    return device != "cpu" if measure.timed is None else measure.timed
+
+
 def choose(
     problem: Problem, methods: dict[str, Callable], tensors: tuple, whole: Callable, measure: Measure
-) -> Callable:
-    """Return the cheapest of `methods` for `problem`: timed on `tensors` once per shape, or estimated.
+) -> str:
+    """Return the name of the cheapest of `methods` for `problem`: timed on `tensors` once per shape, or estimated.
 
     Each is called as method(*tensors, problem, memory) and returns a `Contribution`, without a gradient where the
     weight gradient is to be formed by `whole()`.
     """
     allowed = within(problem, tuple(methods), measure.memory)
     name = estimated(problem, allowed) if len(allowed) > 1 else allowed[0]
-    if len(allowed) > 1 and (problem.device != "cpu" if measure.timed is None else measure.timed):
+    if len(allowed) > 1 and times(problem.device, measure):
         seconds = timed(problem, {key: methods[key] for key in allowed}, tensors, whole, measure.memory)
         name = min(seconds, key=seconds.__getitem__) if seconds else name
     if measure.report is not None:
         measure.report(problem, methods, tensors, whole, name)
-    return methods[name]
+    return name
 
 
 def within(problem: Problem, names: tuple[str, ...], memory: int | None) -> tuple[str, ...]:
@@ -187,9 +231,9 @@ def estimated(problem: Problem, methods: tuple[str, ...]) -> str:
 def _order_with_kernels(problem: Problem) -> list[str]:
     """Return the methods that the compiled kernels make the cheapest, the best first."""
     share = gram_operations(problem) / problem.operations
-    if problem.groups > 1:  # a call per example costs more than a small image, windows laid out less than a tiny one
-        if problem.positions < 4:
-            return ["matrix", "each"]
+    if problem.groups > 1:
+        if problem.channels == 1:
+            return ["direct", "each"]
         return ["grouped", "each"] if problem.positions < 1024 else ["each", "grouped"]
     if prod(problem.kernel) == 1:
         small = problem.operations < 4e6

@@ -95,6 +95,9 @@ def _book(ctx, squares: Sequence[Tensor | None], blocks: int) -> list[Tensor | N
     return gradients
 
 
+_MARK = torch.empty(0)
+
+
 class _Tap(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rule, accounts, distinct, x, weight, bias, *leaves):
@@ -105,7 +108,7 @@ class _Tap(torch.autograd.Function):
         ctx.tensors = [isinstance(value, Tensor) for value in saved]
         # One tensor more than the layer's own function saves: activation checkpointing, which puts what a recomputed
         # forward saves into the places of these, then notices where the recomputation is not tracked.
-        mark = () if ctx.compiled else (x.new_empty(0),)
+        mark = () if ctx.compiled else (_MARK,)
         ctx.save_for_backward(x, weight, *(value for value in saved if isinstance(value, Tensor)), *mark)
         return y
 

@@ -23,9 +23,9 @@ def applies(x: Tensor, gy: Tensor) -> bool:
     """Tell whether the kernels can take a layer's input and output gradient, with an example at least per thread."""
     return (
         not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
+        and x.is_cpu
         and x.dtype == gy.dtype == torch.float32
-        and len(x) >= torch.get_num_threads()
+        and x.shape[0] >= torch.get_num_threads()
         and x.numel() > 0
         and torch.backends.mkldnn.enabled
         and load().loaded

@@ -120,6 +120,55 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_backward(const Ten
   return {gx, scale.sum(0), shift.sum(0), squares_of(scale), squares_of(shift)};
 }
 
+// Sums of gy [P, T] over its positions, which lie together or whose outputs do, into sums [P].
+void sum_positions(const float* gy, int64_t outputs, int64_t positions, int64_t step_p, int64_t step_t, float* sums) {
+  if (step_t == 1) {
+    for (int64_t p = 0; p < outputs; p++) {
+      double all = 0;
+      for (int64_t start = 0; start < positions; start += SPAN) {
+        const float* from = gy + p * step_p + start;
+        const int64_t n = std::min(positions - start, SPAN);
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t t = 0; t < n; t++) sum += from[t];
+        all += sum;
+      }
+      sums[p] = all;
+    }
+    return;
+  }
+  constexpr int64_t FEW = 128;  // float32 sums of so many are added to double ones
+  std::vector<float> some(outputs);
+  std::vector<double> all(outputs);
+  for (int64_t start = 0; start < positions; start += FEW) {
+    std::fill(some.begin(), some.end(), 0.f);
+    for (int64_t t = start; t < std::min(positions, start + FEW); t++) {
+      const float* from = gy + t * step_t;
+      if (step_p == 1)
+#pragma omp simd
+        for (int64_t p = 0; p < outputs; p++) some[p] += from[p];
+      else
+        for (int64_t p = 0; p < outputs; p++) some[p] += from[p * step_p];
+    }
+    for (int64_t p = 0; p < outputs; p++) all[p] += some[p];
+  }
+  std::copy(all.begin(), all.end(), sums);
+}
+
+// The gradient [P] of a vector that is added at each position, for gy [B, P, T], and the squared norms [B] of the
+// examples' parts of it.
+std::tuple<Tensor, Tensor> position_sums(const Tensor& gy) {
+  const int64_t examples = gy.size(0), outputs = gy.size(1), positions = gy.size(2);
+  Tensor sums = at::empty({examples, outputs}, gy.options());
+  const float* gy_ = gy.const_data_ptr<float>();
+  float* sums_ = sums.mutable_data_ptr<float>();
+  share(examples, workers_for(examples, examples), [&](int64_t, int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++)
+      sum_positions(gy_ + i * gy.stride(0), outputs, positions, gy.stride(1), gy.stride(2), sums_ + i * outputs);
+  });
+  return {sums.sum(0), squares_of(sums)};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(clars, m) {
@@ -129,11 +178,13 @@ TORCH_LIBRARY_FRAGMENT(clars, m) {
   m.def(
       "layer_norm_backward(Tensor gy, Tensor x, Tensor mean, Tensor rstd, Tensor weight) -> (Tensor, Tensor, Tensor, "
       "Tensor, Tensor)");
+  m.def("position_sums(Tensor gy) -> (Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(clars, CPU, m) {
   m.impl("batch_norm_backward", batch_norm_backward);
   m.impl("layer_norm_backward", layer_norm_backward);
+  m.impl("position_sums", position_sums);
 }
 
 }  // namespace clars

@@ -17,8 +17,8 @@ from filelock import FileLock
 from clars.cache import folder
 
 SWITCH = "CLARS_CPU_KERNELS"  # "0": do without them
-SOURCES = [Path(__file__).with_name(name) for name in ("products.cpp", "direct.cpp", "affine.cpp", "optimizer.cpp")]
-HEADERS = [Path(__file__).with_name("parallel.h")]
+SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
+HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 
 
 @dataclass(frozen=True)

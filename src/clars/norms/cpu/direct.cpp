@@ -37,18 +37,9 @@ void multiply(const float* gy, const float* x, float* product, int64_t positions
 }
 
 // Adds the rows of product [P, D] to total [P, N], N <= D, or begins it; returns the sum of their squares.
-double add_and_square(float* total, const float* product, int64_t rows, int64_t n, int64_t columns,
-                                         bool begin) {
+double add_rows_and_square(float* total, const float* product, int64_t rows, int64_t n, int64_t columns, bool begin) {
   double squares = 0;
-  for (int64_t p = 0; p < rows; p++, total += n, product += columns) {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < n; i++) {
-      total[i] = begin ? product[i] : total[i] + product[i];
-      sum += product[i] * product[i];
-    }
-    squares += sum;
-  }
+  for (int64_t p = 0; p < rows; p++) squares += add_and_square(total + p * n, product + p * columns, n, begin);
   return squares;
 }
 
@@ -122,7 +113,7 @@ std::tuple<Tensor, Tensor> small_conv_products(const Tensor& gy, const Tensor& x
         multiply(gy_t.data() + row * g.columns * step_p, seen.data(), product.data(), (stop - row) * g.columns, step_p,
                  step_d);
       }
-      square[i] = add_and_square(total, product.data(), outputs, wanted, step_d, i == first);
+      square[i] = add_rows_and_square(total, product.data(), outputs, wanted, step_d, i == first);
     }
   });
   const Tensor gradient = workers == 1 ? totals[0] : totals.sum(0);

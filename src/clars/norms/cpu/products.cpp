@@ -8,30 +8,6 @@
 namespace clars {
 namespace {
 
-// Adds `n` numbers to `total`, or begins it with them; returns the sum of their squares.
-double add_and_square(float* total, const float* product, int64_t n, bool begin) {
-  double squares = 0;
-  for (int64_t start = 0; start < n; start += SPAN) {
-    const int64_t stop = std::min(n, start + SPAN);
-    float sum = 0;
-    if (begin) {
-#pragma omp simd reduction(+ : sum)
-      for (int64_t i = start; i < stop; i++) {
-        total[i] = product[i];
-        sum += product[i] * product[i];
-      }
-    } else {
-#pragma omp simd reduction(+ : sum)
-      for (int64_t i = start; i < stop; i++) {
-        total[i] += product[i];
-        sum += product[i] * product[i];
-      }
-    }
-    squares += sum;
-  }
-  return squares;
-}
-
 double inner(const float* a, const float* b, int64_t n) {
   double total = 0;
   for (int64_t start = 0; start < n; start += SPAN) {
