@@ -91,23 +91,48 @@ SMALL = [
     (5, 1, (3, 3), (3, 3), (1, 1), (0, 0), (1, 1)),
 ]
 
+# The same with a group per channel: what fills no vector, outputs that share an input, and uneven strides of the window
+DEPTHWISE = [
+    (37, 37, (13, 11), (3, 3), (1, 1), (1, 1), (1, 1)),
+    (16, 16, (12, 17), (3, 3), (2, 2), (1, 1), (1, 1)),
+    (5, 15, (9, 11), (5, 3), (2, 3), (2, 1), (1, 2)),
+    (18, 18, (9, 11), (2, 5), (3, 1), (0, 2), (1, 2)),
+    (20, 20, (1, 1), (3, 3), (1, 1), (1, 1), (1, 1)),
+    (3, 3, (70, 50), (7, 7), (1, 1), (3, 3), (1, 1)),
+]
+
 
 @needs_kernels
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("shape", SMALL, ids=str)
-def test_small_convolutions(shape, memory_format, threads):
+@pytest.mark.parametrize(
+    ("shape", "depthwise"), [(shape, False) for shape in SMALL] + [(shape, True) for shape in DEPTHWISE], ids=str
+)
+def test_small_and_depthwise_convolutions(shape, depthwise, memory_format, threads):
     torch.manual_seed(0)
     channels, outputs, size, kernel, *geometry = shape
-    rule = Conv(*geometry, 1)
-    x, weight = torch.randn(5, channels, *size), torch.randn(outputs, channels, *kernel)
+    rule = Conv(*geometry, channels if depthwise else 1)
+    x, weight = torch.randn(5, channels, *size), torch.randn(outputs, channels // rule.groups, *kernel)
     gy = torch.randn_like(rule.forward(x, weight, None)[0])
     x, gy = (value.to(memory_format=memory_format) for value in (x, gy))
     problem = rule.problem(gy, x, weight)
     got = rule.methods(problem)["direct"](gy, x, weight, problem, None)
-    conv = lambda x, w: F.conv2d(x, w, None, *geometry)  # noqa: E731
+    conv = lambda x, w: F.conv2d(x, w, None, *geometry, rule.groups)  # noqa: E731
     (_, whole), (each,) = per_example_gradients(conv, x, gy, weight)
     assert (got.gradient.double() - whole).norm() <= 1e-6 * whole.norm()
     torch.testing.assert_close(got.squares.double(), squares(each), rtol=2e-6, atol=0)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dims", [(0, 1, 2), (0, 2, 1), (2, 1, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 40, 300), (3, 7, 5000), (6, 65, 1)], ids=str)
+def test_sums_over_positions(shape, dims, threads):
+    """Whatever lies together in memory: positions, outputs or examples."""
+    torch.manual_seed(0)
+    gy = (torch.randn(shape) + 2).permute(dims).contiguous().permute(*map(dims.index, range(3)))
+    gradient, found = cpu.kernel("position_sums")(gy)
+    each = gy.double().sum(2)
+    torch.testing.assert_close(gradient.double(), each.sum(0), rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(found.double(), squares(each), rtol=1e-6, atol=0)
 
 
 @needs_kernels

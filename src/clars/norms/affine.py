@@ -171,6 +171,6 @@ def _from_kernel(got: Sequence[Tensor], needs, measure: Measure) -> Gradients:
     gx, gw, gb, of_weight, of_bias = got
     return Gradients(
         gx if needs[0] else None,
-        Contribution(gw, of_weight[measure.rows]) if needs[1] else Contribution(),
-        Contribution(gb, of_bias[measure.rows]) if needs[2] else Contribution(),
+        Contribution(gw, measure.of(of_weight)) if needs[1] else Contribution(),
+        Contribution(gb, measure.of(of_bias)) if needs[2] else Contribution(),
     )

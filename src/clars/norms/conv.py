@@ -35,7 +35,7 @@ class Conv:
         return Gradients(
             self._gradient(gy, x, weight, self.groups, wrt_input=True) if for_input else None,
             self.weight_contribution(gy, x, weight, measure) if for_weight else Contribution(),
-            bias_contribution(gy.flatten(2), measure.rows) if for_bias else Contribution(),
+            bias_contribution(gy.flatten(2), measure) if for_bias else Contribution(),
         )
 
     def weight_contribution(self, gy: Tensor, x: Tensor, weight: Tensor, measure: Measure) -> Contribution:
@@ -102,9 +102,8 @@ class Conv:
     def _by_matrices(self, gy, x, weight, problem: Problem, memory) -> Contribution:
         """Each example's gradient is a product of matrices, in each group: output gradients by windows of the input."""
         if problem.kernels and self.groups == 1 and self._is_matrix(problem.kernel):
-            operands = positions_last(gy), dense(self._windows(x, problem.kernel))
-            gradient, squares = cpu.kernel("matrix_products")(*operands, at_once(problem, "matrix", memory))
-            return Contribution(gradient.view(weight.shape), squares)
+            most = at_once(problem, "matrix", memory)
+            return Contribution(*cpu.kernel("pointwise_products")(gy, x, weight, self.stride, most))
 
         def products(gy: Tensor, x: Tensor) -> Tensor:
             outputs, windows = positions_last(gy), self._windows(x, problem.kernel)

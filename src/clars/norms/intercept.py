@@ -150,7 +150,8 @@ class Interception(TorchFunctionMode):
         for value in values:
             if isinstance(value, (list, tuple)):
                 value = self._first_part(value)
-            if (id(value) in parts or id(value) in views) and self.part(value) is not None:
+            known = id(value)
+            if (known in parts or known in views) and self.part(value) is not None:
                 return value
         return None
 

@@ -29,7 +29,7 @@ class Linear:
         return Gradients(
             gy @ weight if for_input else None,
             self.weight_contribution(*by_feature, weight, measure) if for_weight else Contribution(),
-            bias_contribution(by_feature[0], measure.rows) if for_bias else Contribution(),
+            bias_contribution(by_feature[0], measure) if for_bias else Contribution(),
         )
 
     def weight_contribution(self, gy: Tensor, x: Tensor, weight: Tensor, measure: Measure) -> Contribution:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from clars.norms import cpu
-from clars.norms.rule import Contribution
+from clars.norms.rule import Contribution, Measure
 
 # A product of fewer operations than this is faster in a batch of products than by a call of its own.
 SMALL_PRODUCT = 4e6
@@ -74,13 +74,13 @@ def _has_onednn(tensor: Tensor) -> bool:
     )
 
 
-def bias_contribution(gy: Tensor, rows: slice) -> Contribution:
+def bias_contribution(gy: Tensor, measure: Measure) -> Contribution:
     """Return the gradient of an added vector: gy [B, P, T] summed over positions and examples."""
     if cpu.applies(gy, gy):
         gradient, squares = cpu.kernel("position_sums")(gy)
-        return Contribution(gradient, squares[rows])
+        return Contribution(gradient, measure.of(squares))
     per_example = gy.sum(2, dtype=wide(gy.dtype))
-    return Contribution(per_example.sum(0).to(gy.dtype), squared_norms(per_example[rows]))
+    return Contribution(per_example.sum(0).to(gy.dtype), squared_norms(measure.of(per_example)))
 
 
 @torch.compiler.assume_constant_result

@@ -44,6 +44,10 @@ class Measure(NamedTuple):
     def whole(self) -> bool:
         return self.rows == slice(None)
 
+    def of(self, squares: Tensor) -> Tensor:
+        """Return the measured examples' part of what was formed of all of them."""
+        return squares if self.whole else squares[self.rows]
+
 
 class Rule(Protocol):
     """One call of one kind of layer: its hyper-parameters, its forward and its backward, on plain tensors."""

@@ -147,7 +147,7 @@ def weight_contribution(
         chosen = _chosen(rule, gy, x, weight, whole, measure)
     gradient, squares = chosen.method(gy, x, weight, chosen.problem, measure.memory)
     gradient = whole() if gradient is None or part else gradient
-    return Contribution(gradient.to(weight.dtype), squares if part else squares[measure.rows])
+    return Contribution(gradient.to(weight.dtype), squares if part else measure.of(squares))
 
 
 class Chosen(NamedTuple):
@@ -189,9 +189,7 @@ def times(device: str, measure: Measure) -> bool:
     return device != "cpu" if measure.timed is None else measure.timed
 
 
-def choose(
-    problem: Problem, methods: dict[str, Callable], tensors: tuple, whole: Callable, measure: Measure
-) -> str:
+def choose(problem: Problem, methods: dict[str, Callable], tensors: tuple, whole: Callable, measure: Measure) -> str:
     """Return the name of the cheapest of `methods` for `problem`: timed on `tensors` once per shape, or estimated.
 
     Each is called as method(*tensors, problem, memory) and returns a `Contribution`, without a gradient where the

@@ -1,6 +1,6 @@
 """The autograd functions that stand in for a layer's own: same values, and the norms on the way back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
@@ -95,6 +95,16 @@ def _book(ctx, squares: Sequence[Tensor | None], blocks: int) -> list[Tensor | N
     return gradients
 
 
+def _once(backward: Callable) -> Callable:
+    """As `once_differentiable`, whose own steps take time and are needed with create_graph=True alone."""
+    checked = once_differentiable(backward)
+
+    def either(ctx, *gradients):
+        return (checked if torch.is_grad_enabled() else backward)(ctx, *gradients)
+
+    return either
+
+
 _MARK = torch.empty(0)
 
 
@@ -113,7 +123,7 @@ class _Tap(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @_once
     def backward(ctx, gy):
         x, weight, *tensors = ctx.saved_tensors
         tensors = iter(tensors)
@@ -134,7 +144,7 @@ class _Spread(torch.autograd.Function):
         return tuple(parameter.expand(shape) for parameter in parameters)
 
     @staticmethod
-    @once_differentiable
+    @_once
     def backward(ctx, *gradients):
         measure, blocks = _enter(ctx, len(gradients[0]))
         with _full_precision(gradients[0]):

@@ -57,7 +57,18 @@ std::tuple<Tensor, Tensor> matrix_products(const Tensor& gy, const Tensor& x, in
                          [&](int64_t i) { return times_transposed(gy.select(0, i), x.select(0, i)); });
 }
 
-// The same for a convolution's weight, each example's gradient by a call of the convolution's backward pass.
+// The gradient [P, D, *kernel] of the weight of a convolution whose kernel sees one position, without padding, for
+// gy [B, P, *size] and x [B, D, *size], and the squared norms [B].
+std::tuple<Tensor, Tensor> pointwise_products(const Tensor& gy, const Tensor& x, const Tensor& weight,
+                                              at::IntArrayRef stride, int64_t most) {
+  Tensor seen = x;
+  for (size_t axis = 0; axis < stride.size(); axis++)
+    if (stride[axis] > 1) seen = seen.slice(2 + axis, std::nullopt, std::nullopt, stride[axis]);
+  auto [gradient, squares] = matrix_products(gy.flatten(2), seen.flatten(2), most);
+  return {gradient.view(weight.sizes()), squares};
+}
+
+// The same for any convolution, each example's gradient by a call of the convolution's backward pass.
 std::tuple<Tensor, Tensor> conv_products(const Tensor& gy, const Tensor& x, const Tensor& weight,
                                          at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                                          int64_t groups, int64_t most) {
@@ -151,6 +162,8 @@ Tensor window_gram_squares(const Tensor& gy, const Tensor& x, at::IntArrayRef ke
 TORCH_LIBRARY_FRAGMENT(clars, m) {
   m.def("matrix_products(Tensor gy, Tensor x, int most) -> (Tensor, Tensor)");
   m.def(
+      "pointwise_products(Tensor gy, Tensor x, Tensor weight, int[] stride, int most) -> (Tensor, Tensor)");
+  m.def(
       "conv_products(Tensor gy, Tensor x, Tensor weight, int[] stride, int[] padding, int[] dilation, int groups, "
       "int most) -> (Tensor, Tensor)");
   m.def("gram_squares(Tensor gy, Tensor x, int most) -> Tensor");
@@ -160,6 +173,7 @@ TORCH_LIBRARY_FRAGMENT(clars, m) {
 
 TORCH_LIBRARY_IMPL(clars, CPU, m) {
   m.impl("matrix_products", matrix_products);
+  m.impl("pointwise_products", pointwise_products);
   m.impl("conv_products", conv_products);
   m.impl("gram_squares", gram_squares);
   m.impl("window_gram_squares", window_gram_squares);
