@@ -11,7 +11,6 @@ import torch
 from torch.nn import functional as F
 
 from clars.norms import cpu
-from clars.norms.affine import BatchNorm, LayerNorm
 from clars.norms.conv import Conv
 from clars.norms.cpu import build
 from clars.norms.rule import Measure
@@ -20,14 +19,6 @@ from clars.optim.update import Momentum, squared_norms, update
 
 needs_kernels = pytest.mark.skipif(not cpu.load().loaded, reason=cpu.load().text)
 NONE = build.State(False, "switched off")
-
-
-@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def squares(per_example):
@@ -45,41 +36,6 @@ def per_example_gradients(function, x, gy, *parameters):
         alone[i] = gy[i]
         rows.append(torch.autograd.grad(y, doubles[1:], alone, retain_graph=True))
     return whole, [torch.stack(each) for each in zip(*rows)]
-
-
-def assert_equals_definition(got, whole, each):
-    for value, expected in zip((got.input, got.weight.gradient, got.bias.gradient), whole):
-        assert (value.double() - expected).norm() <= 1e-6 * expected.norm()
-    for contribution, expected in zip((got.weight, got.bias), each):
-        torch.testing.assert_close(contribution.squares.double(), squares(expected), rtol=2e-6, atol=0)
-
-
-@needs_kernels
-@pytest.mark.parametrize("shape", [(5, 24, 9, 7), (6, 3, 33, 129), (4, 130, 1, 1), (2, 2, 65)], ids=str)
-def test_batch_norm(shape, threads):
-    torch.manual_seed(0)
-    x, gy = torch.randn(shape) * 3 + 7, torch.randn(shape)
-    weight, bias = torch.rand(shape[1]) + 0.5, torch.randn(shape[1])
-    rule = BatchNorm(torch.zeros(shape[1]), torch.ones(shape[1]), True, 0.1, 1e-5)
-    _, saved = rule.forward(x, weight, bias)
-    got = rule.backward(gy, x, weight, saved, (True, True, True), Measure())
-    assert_equals_definition(
-        got, *per_example_gradients(lambda x, w, b: F.batch_norm(x, None, None, w, b, True), x, gy, weight, bias)
-    )
-
-
-@needs_kernels
-@pytest.mark.parametrize("shape", [(5, 300, 40), (3, 7, 5, 129), (4, 1, 65), (6, 33)], ids=str)
-def test_layer_norm(shape, threads):
-    torch.manual_seed(0)
-    x, gy = torch.randn(shape) * 3 + 7, torch.randn(shape)
-    weight, bias = torch.rand(shape[-1]) + 0.5, torch.randn(shape[-1])
-    rule = LayerNorm(shape[-1:], 1e-5)
-    _, saved = rule.forward(x, weight, bias)
-    got = rule.backward(gy, x, weight, saved, (True, True, True), Measure())
-    assert_equals_definition(
-        got, *per_example_gradients(lambda x, w, b: F.layer_norm(x, shape[-1:], w, b), x, gy, weight, bias)
-    )
 
 
 # channels, outputs, size, kernel, stride, padding, dilation: what fills no vector, no tile, no block of windows

@@ -21,7 +21,6 @@ def method(request):
 
     patch = pytest.MonkeyPatch()
     patch.setattr(strategy, "choose", choose)
-    patch.setattr(strategy, "_CHOSEN", {})
     if request.param == "an example at a time":
         patch.setitem(strategy.WORKING_SET, "cpu", 1)
     yield

@@ -1,6 +1,8 @@
 """Where the contributions of one layer add up, and the checks that they may be added."""
 
 from collections.abc import Iterable
+from itertools import count
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -51,6 +53,11 @@ class BackwardPass:
             )
 
 
+# The accounts there are, by the numbers under which the compiled functions know them.
+ACCOUNTS: "WeakValueDictionary[int, Account]" = WeakValueDictionary()
+_NUMBERS = count(1)
+
+
 class Account:
     """What was measured of one layer since the last reset: the examples' squared norms, a tensor per backward pass.
 
@@ -61,6 +68,8 @@ class Account:
 
     def __init__(self, layer: Layer, current: BackwardPass) -> None:
         self.layer = layer.name
+        self.number = next(_NUMBERS)
+        ACCOUNTS[self.number] = self
         self.current = current
         self.last_pass: int | None = None
         self.measured: set[str] = set()  # local names of the parameters that ever entered a rule

@@ -1,6 +1,5 @@
 """Normalisations: a scale and a shift per channel, after statistics over a batch, a group or the features."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -8,8 +7,9 @@ import torch
 from torch import Tensor
 
 from clars.norms import cpu
+from clars.norms.estimator import Estimator
 from clars.norms.product import squared_norms, wide
-from clars.norms.rule import Contribution, Gradients, Measure
+from clars.norms.rule import Contribution, Gradients, Measure, Rule
 from clars.norms.strategy import WORKING_SET, slices
 
 aten = torch.ops.aten
@@ -55,7 +55,7 @@ def channel_sums(gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, memory: int 
 
 
 @dataclass(frozen=True, eq=False)
-class BatchNorm:
+class BatchNorm(Rule):
     """Batch normalisation of x [B, C, ...] in training or evaluation mode.
 
     In training mode every example enters every other's statistics, so no example has a loss of its own. What is
@@ -85,10 +85,13 @@ class BatchNorm:
             mean, rstd = self.running_mean.clone(), (self.running_var + self.eps).rsqrt()
         return y, (mean, rstd, None if self.training else self.running_var.clone(), reserve, kernel)
 
+    def kernel(self, x: Tensor, weight: Tensor, estimator: Estimator) -> tuple | None:
+        if self.training and cpu.applies(x, weight) and x.is_contiguous():
+            return "batch_norm", self.running_mean, self.running_var, self.momentum, self.eps
+        return None
+
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         mean, rstd, variance, reserve, kernel = saved
-        if self.training and cpu.applies(x, gy) and x.is_contiguous() and gy.is_contiguous():
-            return _from_kernel(cpu.kernel("batch_norm_backward")(gy, x, mean, rstd, weight), needs, measure)
         batch, running = ((mean, rstd), (None, None)) if self.training else ((None, None), (mean, variance))
         gx, gw, gb = aten._batch_norm_impl_index_backward(
             kernel, x, gy, weight, *running, *batch, self.training, self.eps, needs, reserve
@@ -104,7 +107,7 @@ class BatchNorm:
 
 
 @dataclass(frozen=True)
-class LayerNorm:
+class LayerNorm(Rule):
     """Layer normalisation of x [B, ..., *shape] over its last dimensions."""
 
     shape: tuple[int, ...]
@@ -114,15 +117,13 @@ class LayerNorm:
         y, mean, rstd = aten.native_layer_norm(x, self.shape, weight, bias, self.eps)
         return y, (mean, rstd)
 
+    def kernel(self, x: Tensor, weight: Tensor, estimator: Estimator) -> tuple | None:
+        return ("layer_norm", self.eps) if cpu.applies(x, weight) else None
+
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         mean, rstd = saved
         x, gy = x.contiguous(), gy.contiguous()
         by_position = (len(x), -1, prod(self.shape))
-        if cpu.applies(x, gy):
-            rows = gy.view(by_position), x.view(by_position)
-            got = cpu.kernel("layer_norm_backward")(*rows, mean, rstd, weight)
-            shaped = (got[0].view(x.shape), *(each.view(weight.shape) for each in got[1:3]), *got[3:])
-            return _from_kernel(shaped, needs, measure)
         gx, gw, gb = aten.native_layer_norm_backward(gy, x, self.shape, mean, rstd, weight, weight, needs)
         pieces = (gy.reshape(by_position), x.reshape(by_position), *(v.reshape(len(x), -1, 1) for v in saved))
         sums = position_sums(*(value[measure.rows] for value in pieces), 1, measure.memory)
@@ -130,7 +131,7 @@ class LayerNorm:
 
 
 @dataclass(frozen=True)
-class GroupNorm:
+class GroupNorm(Rule):
     """Group normalisation of x [B, C, ...] over `groups` groups of channels."""
 
     groups: int
@@ -163,14 +164,4 @@ def _gradients(gx, gw, gb, sums: tuple[Tensor, Tensor], needs) -> Gradients:
         gx if needs[0] else None,
         Contribution(gw, squared_norms(sums[0])) if needs[1] else Contribution(),
         Contribution(gb, squared_norms(sums[1])) if needs[2] else Contribution(),
-    )
-
-
-def _from_kernel(got: Sequence[Tensor], needs, measure: Measure) -> Gradients:
-    """Arrange what a compiled kernel returns: three gradients, and two parameters' squared norms of all examples."""
-    gx, gw, gb, of_weight, of_bias = got
-    return Gradients(
-        gx if needs[0] else None,
-        Contribution(gw, measure.of(of_weight)) if needs[1] else Contribution(),
-        Contribution(gb, measure.of(of_bias)) if needs[2] else Contribution(),
     )

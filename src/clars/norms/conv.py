@@ -10,14 +10,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clars.norms import cpu, fused
+from clars.norms.estimator import Estimator
 from clars.norms.gram import gram, gram_squares, inner, window_gram
 from clars.norms.product import bias_contribution, dense, matrix_products, processors, sum_of_products
 from clars.norms.rule import Contribution, Gradients, Measure
-from clars.norms.strategy import Problem, at_once, chunks, weight_contribution
+from clars.norms.strategy import Problem, WeightRule, at_once, chunks, planned, weight_contribution
 
 
 @dataclass(frozen=True)
-class Conv:
+class Conv(WeightRule):
     """A convolution of x [B, C, *size] with weight [P, C / groups, *kernel] and zero padding."""
 
     stride: tuple[int, ...]
@@ -29,6 +30,12 @@ class Conv:
         none = (0,) * len(self.stride)
         y = torch.convolution(x, weight, bias, self.stride, self.padding, self.dilation, False, none, self.groups)
         return y, ()
+
+    def kernel(self, x: Tensor, weight: Tensor, estimator: Estimator) -> tuple | None:
+        if any(self.padding) and prod(weight.shape[2:]) == 1:  # no kernel for what such a rarity sees
+            return None
+        plan = planned(self, x, weight, estimator)
+        return plan and ("conv", self.stride, self.padding, self.dilation, self.groups, *plan)
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         for_input, for_weight, for_bias = needs
@@ -61,6 +68,11 @@ class Conv:
             threads=processors(),
             kernels=cpu.applies(x, gy),
         )
+
+    def foreseen(self, x: Tensor, weight: Tensor) -> Problem:
+        """Return the same for a call that has not been made yet."""
+        y, _ = self.forward(x.to("meta"), weight.to("meta"), None)
+        return self.problem(y, x, weight)
 
     def methods(self, problem: Problem) -> dict[str, Callable]:
         """Return the exact methods that apply, by name."""

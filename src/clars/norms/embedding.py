@@ -7,12 +7,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clars.norms.product import wide
-from clars.norms.rule import Contribution, Gradients, Measure
+from clars.norms.rule import Contribution, Gradients, Measure, Rule
 from clars.norms.strategy import WORKING_SET, slices
 
 
 @dataclass(frozen=True)
-class Embedding:
+class Embedding(Rule):
     """y = W[indices] for indices [B, ...] and W [N, D]; gradients of the row `padding_idx` are left out."""
 
     padding_idx: int

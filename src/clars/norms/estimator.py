@@ -45,7 +45,7 @@ class Estimator:
         self.blocks = 1 if name == "exact" else max(1, round(1 / (fraction or 1 / 8)))
         self.compiled = False
         self._random = random.Random(seed)
-        self._whole = Measure(memory=memory, timed=timed)
+        self.whole = Measure(memory=memory, timed=timed)
 
     def seed(self, seed: int) -> None:
         """Begin the draws anew."""
@@ -53,21 +53,21 @@ class Estimator:
 
     def report_to(self, report: Callable | None) -> None:
         """Have each choice of a method reported; see `Measure`."""
-        self._whole = self._whole._replace(report=report)
+        self.whole = self.whole._replace(report=report)
 
     def draw(self, examples: int) -> tuple[Measure, int]:
         """Return which of `examples` rows to measure now, and into how many blocks the batch was cut."""
         blocks = min(self.blocks, examples)
         if blocks == 1:
-            return self._whole, 1
+            return self.whole, 1
         block = self._random.randrange(blocks)
         rows = slice(block * examples // blocks, (block + 1) * examples // blocks)
-        return self._whole._replace(rows=rows), blocks
+        return self.whole._replace(rows=rows), blocks
 
     def without_draw(self) -> Measure:
         """Return what to measure in a compiled pass, where one draw would be compiled in for good: everything."""
         self.compiled = True
-        return self._whole
+        return self.whole
 
     def check(self) -> None:
         """Refuse an estimator that a compilation has overridden.

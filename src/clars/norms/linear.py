@@ -9,23 +9,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clars.norms import cpu
+from clars.norms.estimator import Estimator
 from clars.norms.gram import gram_squares
 from clars.norms.product import bias_contribution, dense, matrix_products, processors, sum_of_products
 from clars.norms.rule import Contribution, Gradients, Measure
-from clars.norms.strategy import Problem, at_once, chunks, weight_contribution
+from clars.norms.strategy import Problem, WeightRule, at_once, chunks, planned, weight_contribution
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(WeightRule):
     """y = x W^T + b for x [B, ..., D], W [P, D], b [P]."""
 
     def forward(self, x, weight, bias):
         return F.linear(x, weight, bias), ()
 
+    def kernel(self, x: Tensor, weight: Tensor, estimator: Estimator) -> tuple | None:
+        plan = planned(self, x, weight, estimator)
+        return plan and ("linear", *plan)
+
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         for_input, for_weight, for_bias = needs
-        # [B, P, T] and [B, D, T], as for convolutions
-        by_feature = (gy.reshape(len(gy), -1, gy.shape[-1]).mT, x.reshape(len(x), -1, x.shape[-1]).mT)
+        by_feature = _by_feature(gy), _by_feature(x)
         return Gradients(
             gy @ weight if for_input else None,
             self.weight_contribution(*by_feature, weight, measure) if for_weight else Contribution(),
@@ -49,8 +53,13 @@ class Linear:
             device=x.device.type,
             dtype=x.dtype,
             threads=processors(),
-            kernels=positions > 1 and cpu.applies(x, gy),
+            kernels=cpu.applies(x, gy),
         )
+
+    def foreseen(self, x: Tensor, weight: Tensor) -> Problem:
+        """Return the same for a call that has not been made yet."""
+        y, _ = self.forward(x.to("meta"), weight.to("meta"), None)
+        return self.problem(_by_feature(y), _by_feature(x), weight)
 
     def methods(self, problem: Problem) -> dict[str, Callable]:
         """Return the exact methods that apply, by name."""
@@ -74,3 +83,8 @@ class Linear:
     @staticmethod
     def _gradient(gy: Tensor, x: Tensor) -> Tensor:
         return gy.mT.flatten(0, 1).T @ x.mT.flatten(0, 1)
+
+
+def _by_feature(x: Tensor) -> Tensor:
+    """Return x [B, ..., N] as [B, N, T], the form of convolutions."""
+    return x.reshape(len(x), -1, x.shape[-1]).mT

@@ -1,9 +1,12 @@
 """What every kind of layer has in common: the form of a rule and the result of its backward pass."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from clars.norms.estimator import Estimator
 
 
 class Contribution(NamedTuple):
@@ -59,3 +62,10 @@ class Rule(Protocol):
         self, gy: Tensor, x: Tensor, weight: Tensor, saved: tuple, needs: tuple[bool, bool, bool], measure: Measure
     ) -> Gradients:
         """Return gradients and squared norms; `needs` tells which of (x, weight, bias) require a gradient."""
+
+    def kernel(self, x: Tensor, weight: Tensor, estimator: "Estimator") -> tuple | None:
+        """Return the name of the compiled function that does forward and backward, and its further arguments.
+
+        None where there is no such function for this call.
+        """
+        return None

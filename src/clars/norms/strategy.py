@@ -25,8 +25,9 @@ from torch import Tensor
 
 from clars.norms import cpu
 from clars.norms.cpu import most_workers
+from clars.norms.estimator import Estimator
 from clars.norms.product import processors
-from clars.norms.rule import Contribution, Measure
+from clars.norms.rule import Contribution, Measure, Rule
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ def transient(problem: Problem, method: str) -> int:
 def compiled(problem: Problem, method: str) -> bool:
     """Tell whether a compiled kernel does the whole of `method`."""
     plain = problem.groups == 1 and prod(problem.kernel) == 1
-    by_matrices = (method == "matrix" and plain) or (method == "gram" and (plain or problem.shifted))
+    windows = problem.shifted and len(problem.kernel) == 2
+    by_matrices = (method == "matrix" and plain) or (method == "gram" and (plain or windows))
     return problem.kernels and (method in ("each", "direct") or by_matrices)
 
 
@@ -122,11 +124,14 @@ def slices(examples: int, bytes_per_example: int, memory: int) -> list[slice]:
     return [slice(start, min(start + size, examples)) for start in range(0, examples, size)]
 
 
-class WeightRule(Protocol):
+class WeightRule(Rule, Protocol):
     """A layer whose weight gradient is a sum of the examples' products."""
 
     def problem(self, gy: Tensor, x: Tensor, weight: Tensor) -> Problem:
         """Return the sizes by which a method is chosen."""
+
+    def foreseen(self, x: Tensor, weight: Tensor) -> Problem:
+        """Return the same for a call that has not been made yet."""
 
     def methods(self, problem: Problem) -> dict[str, Callable]:
         """Return the exact methods that apply, by name."""
@@ -140,48 +145,50 @@ def weight_contribution(
     Where a part of the batch is measured, its norms are formed beside the ordinary gradient, `whole()`. Only where
     the compiled kernels form the gradient from all the examples' products anyway are theirs among them.
     """
-    chosen = _chosen(rule, gy, x, weight, whole, measure) if measure.whole or cpu.applies(x, gy) else None
-    part = not measure.whole and (chosen is None or chosen.name == "gram")
+    problem = rule.problem(gy, x, weight)
+    part = not measure.whole and not (problem.kernels and estimated(problem, tuple(rule.methods(problem))) != "gram")
     if part:
         gy, x = gy[measure.rows], x[measure.rows]
-        chosen = _chosen(rule, gy, x, weight, whole, measure)
-    gradient, squares = chosen.method(gy, x, weight, chosen.problem, measure.memory)
+        problem = rule.problem(gy, x, weight)
+    methods = rule.methods(problem)
+    method = methods[choose(problem, methods, (gy, x, weight), whole, measure)]
+    gradient, squares = method(gy, x, weight, problem, measure.memory)
     gradient = whole() if gradient is None or part else gradient
     return Contribution(gradient.to(weight.dtype), squares if part else measure.of(squares))
 
 
-class Chosen(NamedTuple):
-    """The method for one call of a layer."""
+class Planned(NamedTuple):
+    """The method by which one compiled function does a whole call, and how many examples it has under way at once."""
 
-    problem: Problem
-    name: str
-    method: Callable
-
-
-# Estimates made so far. To make one at every call would take longer than a small product.
-_CHOSEN: dict[tuple, Chosen] = {}
-MOST_CHOSEN = 10_000
+    method: str
+    most: int
 
 
-def _chosen(rule: WeightRule, gy: Tensor, x: Tensor, weight: Tensor, whole: Callable, measure: Measure) -> Chosen:
-    """Return what `choose` says; the same call is estimated once, as long as nobody wants a report or a timing."""
-    if torch.compiler.is_compiling() or measure.report is not None or times(x.device.type, measure):
-        return _choice(rule, gy, x, weight, whole, measure)
-    shapes = (x.shape, x.stride(), gy.shape, gy.stride(), weight.shape)
-    key = (rule, shapes, x.dtype, x.device, processors(), cpu.applies(x, gy), measure.memory)
-    found = _CHOSEN.get(key)
-    if found is None:
-        if len(_CHOSEN) >= MOST_CHOSEN:
-            _CHOSEN.clear()
-        found = _CHOSEN[key] = _choice(rule, gy, x, weight, whole, measure)
-    return found
+# Plans made so far: to make one at every call would take longer than a small product.
+_PLANNED: dict[tuple, Planned | None] = {}
+MOST_PLANNED = 10_000
 
 
-def _choice(rule: WeightRule, gy: Tensor, x: Tensor, weight: Tensor, whole: Callable, measure: Measure) -> Chosen:
-    problem = rule.problem(gy, x, weight)
-    methods = rule.methods(problem)
-    name = choose(problem, methods, (gy, x, weight), whole, measure)
-    return Chosen(problem, name, methods[name])
+def planned(rule: WeightRule, x: Tensor, weight: Tensor, estimator: Estimator) -> Planned | None:
+    """Return the plan for a call with kernels alone; None where other means are needed, or somebody watches."""
+    measure = estimator.whole
+    if measure.report is not None or times(x.device.type, measure) or not cpu.applies(x, weight):
+        return None
+    key = (rule, x.shape, x.stride(), weight.shape, processors(), estimator.blocks == 1, measure.memory)
+    if key not in _PLANNED:
+        if len(_PLANNED) >= MOST_PLANNED:
+            _PLANNED.clear()
+        _PLANNED[key] = _plan(rule, x, weight, estimator)
+    return _PLANNED[key]
+
+
+def _plan(rule: WeightRule, x: Tensor, weight: Tensor, estimator: Estimator) -> Planned | None:
+    measure = estimator.whole
+    problem = rule.foreseen(x, weight)
+    method = choose(problem, rule.methods(problem), (), None, measure)
+    if not compiled(problem, method) or (method == "gram" and estimator.blocks > 1):
+        return None
+    return Planned(method, at_once(problem, method, measure.memory))
 
 
 def times(device: str, measure: Measure) -> bool:

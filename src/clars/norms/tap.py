@@ -9,14 +9,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from clars.errors import UnsupportedLayerError
-from clars.norms.account import Account, sums_of
+from clars.norms import cpu
+from clars.norms.account import ACCOUNTS, Account, sums_of
 from clars.norms.product import squared_norms
 from clars.norms.rule import Measure, Rule
 
 
 def tapped(rule: Rule, x: Tensor, weight: Tensor, bias: Tensor | None, accounts: Sequence[Account | None]) -> Tensor:
     """Apply `rule` so that its backward pass books the norms of weight and bias to their two accounts."""
-    distinct = _distinct(accounts, len(x))
+    distinct = _distinct(accounts, x.shape[0])
+    kernel = rule.kernel(x, weight, distinct[0].current.estimator)
+    if kernel is not None:
+        name, *arguments = kernel
+        numbers = (0 if account is None else account.number for account in accounts)
+        return cpu.kernel(name)(x, weight, bias, *arguments, *numbers)
     return _Tap.apply(rule, tuple(accounts), distinct, x, weight, bias, *_leaves(distinct, weight))
 
 
@@ -43,6 +49,42 @@ def _leaves(distinct: tuple[Account, ...], like: Tensor) -> list[Tensor]:
         return []
     distinct[0].current.estimator.without_draw()
     return [account.leaf(like) for account in distinct]
+
+
+class Use:
+    """What a compiled function tells of a use of a layer, in the form in which `_Tap` keeps it."""
+
+    compiled = False
+
+    def __init__(self, accounts: tuple[Account | None, Account | None], outer_pass: int, spent: bool) -> None:
+        self.accounts, self.outer_pass, self.spent = accounts, outer_pass, spent
+        self.distinct = tuple(dict.fromkeys(account for account in accounts if account is not None))
+
+
+def book(
+    of_weight: int,
+    of_bias: int,
+    outer_pass: int,
+    examples: int,
+    spent: bool,
+    weight_squares: Tensor | None,
+    bias_squares: Tensor | None,
+) -> None:
+    """Book what a compiled function has measured of all examples, to the accounts of these numbers; 0 is none."""
+    use = Use((ACCOUNTS.get(of_weight), ACCOUNTS.get(of_bias)), outer_pass, spent)
+    if not use.distinct:  # nobody tracks the layer any more
+        return
+    measure, blocks = _enter(use, examples)
+    squares = [None if value is None else measure.of(value) for value in (weight_squares, bias_squares)]
+    _book(use, squares, blocks)
+
+
+_LIBRARY = torch.library.Library("clars", "FRAGMENT")
+_LIBRARY.define(
+    "book(int of_weight, int of_bias, int outer_pass, int examples, bool spent, Tensor? weight_squares, "
+    "Tensor? bias_squares) -> ()"
+)
+_LIBRARY.impl("book", book, "CompositeExplicitAutograd")
 
 
 def _start(ctx, accounts: tuple[Account | None, ...], distinct: tuple[Account, ...], leaves: Sequence) -> None:

@@ -2,14 +2,13 @@
 
 #include <torch/library.h>
 
-#include "parallel.h"
+#include "kernels.h"
 
 namespace clars {
 namespace {
 
 // Sums of gy * (x - mean) and of gy over `n` positions.
-void centred_sums(const float* gy, const float* x, int64_t n, float mean, double* scale,
-                                     double* shift) {
+void centred_sums(const float* gy, const float* x, int64_t n, float mean, double* scale, double* shift) {
   double a = 0, b = 0;
   for (int64_t start = 0; start < n; start += SPAN) {
     const int64_t stop = std::min(n, start + SPAN);
@@ -26,8 +25,8 @@ void centred_sums(const float* gy, const float* x, int64_t n, float mean, double
   *shift = b;
 }
 
-void affine(const float* gy, const float* x, float* out, int64_t n, float of_gy, float of_x,
-                               float mean, float constant) {
+void affine(const float* gy, const float* x, float* out, int64_t n, float of_gy, float of_x, float mean,
+            float constant) {
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) out[i] = of_gy * gy[i] + of_x * (x[i] - mean) + constant;
 }
@@ -35,14 +34,15 @@ void affine(const float* gy, const float* x, float* out, int64_t n, float of_gy,
 // Squared norms [B] of the rows of terms [B, N].
 Tensor squares_of(const Tensor& terms) { return at::linalg_vecdot(terms, terms); }
 
+}  // namespace
+
 // Batch normalisation in training mode, of contiguous x and gy [B, C, ...]; mean, rstd and weight [C].
 //
 // With N values per channel, scale = sum gy * (x - mean) * rstd and shift = sum gy, the gradient of x is
 // weight * rstd * (gy - shift / N - (x - mean) * rstd * scale / N).
 // Returns it, scale and shift [C], and the squared norms [B] of the examples' parts of scale and of shift.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Tensor& gy, const Tensor& x,
-                                                                       const Tensor& mean, const Tensor& rstd,
-                                                                       const Tensor& weight) {
+Affine batch_norm_backward(const Tensor& gy, const Tensor& x, const Tensor& mean, const Tensor& rstd,
+                           const Tensor& weight) {
   const int64_t examples = x.size(0), channels = x.size(1), positions = x.numel() / (examples * channels);
   Tensor scale = at::empty({examples, channels}, x.options()), shift = at::empty_like(scale), gx = at::empty_like(x);
   const float *x_ = x.const_data_ptr<float>(), *gy_ = gy.const_data_ptr<float>();
@@ -76,9 +76,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_backward(const Ten
   return {gx, scale.sum(0), shift.sum(0), squares_of(scale), squares_of(shift)};
 }
 
+namespace {
+
 // One row of layer normalisation: its part of scale and shift is added to theirs, and its gradient of x written.
-void layer_norm_row(const float* gy, const float* x, const float* weight, float* gx, float* scale,
-                                       float* shift, int64_t n, float mean, float rstd) {
+void layer_norm_row(const float* gy, const float* x, const float* weight, float* gx, float* scale, float* shift,
+                    int64_t n, float mean, float rstd) {
   float plain = 0, centred = 0;
 #pragma omp simd reduction(+ : plain, centred)
   for (int64_t i = 0; i < n; i++) {
@@ -97,11 +99,12 @@ void layer_norm_row(const float* gy, const float* x, const float* weight, float*
   }
 }
 
+}  // namespace
+
 // Layer normalisation of contiguous x and gy [B, T, N]; mean and rstd [B * T], weight [N].
 // Returns the gradient of x, scale and shift [N], and the squared norms [B] of the examples' parts of the two.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& gy, const Tensor& x,
-                                                                       const Tensor& mean, const Tensor& rstd,
-                                                                       const Tensor& weight) {
+Affine layer_norm_backward(const Tensor& gy, const Tensor& x, const Tensor& mean, const Tensor& rstd,
+                           const Tensor& weight) {
   const int64_t examples = x.size(0), positions = x.size(1), size = x.size(2);
   Tensor scale = at::zeros({examples, size}, x.options()), shift = at::zeros_like(scale), gx = at::empty_like(x);
   const float *x_ = x.const_data_ptr<float>(), *gy_ = gy.const_data_ptr<float>();
@@ -119,6 +122,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_norm_backward(const Ten
   });
   return {gx, scale.sum(0), shift.sum(0), squares_of(scale), squares_of(shift)};
 }
+
+namespace {
 
 // Sums of gy [P, T] over its positions, which lie together or whose outputs do, into sums [P].
 void sum_positions(const float* gy, int64_t outputs, int64_t positions, int64_t step_p, int64_t step_t, float* sums) {
@@ -155,9 +160,11 @@ void sum_positions(const float* gy, int64_t outputs, int64_t positions, int64_t 
   std::copy(all.begin(), all.end(), sums);
 }
 
+}  // namespace
+
 // The gradient [P] of a vector that is added at each position, for gy [B, P, T], and the squared norms [B] of the
 // examples' parts of it.
-std::tuple<Tensor, Tensor> position_sums(const Tensor& gy) {
+Products position_sums(const Tensor& gy) {
   const int64_t examples = gy.size(0), outputs = gy.size(1), positions = gy.size(2);
   Tensor sums = at::empty({examples, outputs}, gy.options());
   const float* gy_ = gy.const_data_ptr<float>();
@@ -168,8 +175,6 @@ std::tuple<Tensor, Tensor> position_sums(const Tensor& gy) {
   });
   return {sums.sum(0), squares_of(sums)};
 }
-
-}  // namespace
 
 TORCH_LIBRARY_FRAGMENT(clars, m) {
   m.def(

@@ -4,7 +4,7 @@
 
 #include <optional>
 
-#include "parallel.h"
+#include "kernels.h"
 
 namespace clars {
 namespace {
@@ -172,11 +172,12 @@ class Lanes {
   std::vector<Vector> sums;
 };
 
+}  // namespace
+
 // The gradient [P, 1, *kernel] of a depthwise convolution's weight for gy [B, P, h, w] and x [B, C, H, W], P a multiple
 // of C, summed over the examples, and the squared norm of each example's own [B].
-std::tuple<Tensor, Tensor> depthwise_products(const Tensor& gy, const Tensor& x, at::IntArrayRef kernel,
-                                              at::IntArrayRef stride, at::IntArrayRef padding,
-                                              at::IntArrayRef dilation, int64_t most) {
+Products depthwise_products(const Tensor& gy, const Tensor& x, at::IntArrayRef kernel, at::IntArrayRef stride,
+                            at::IntArrayRef padding, at::IntArrayRef dilation, int64_t most) {
   const int64_t examples = x.size(0), channels = x.size(1), outputs = gy.size(1);
   const Geometry g{x.size(2),  x.size(3),  gy.size(2),  gy.size(3),   {kernel[0], kernel[1]},
                    {stride[0], stride[1]}, {padding[0], padding[1]}, {dilation[0], dilation[1]}};
@@ -203,8 +204,6 @@ std::tuple<Tensor, Tensor> depthwise_products(const Tensor& gy, const Tensor& x,
   const Tensor gradient = workers == 1 ? totals[0] : totals.sum(0);
   return {gradient.view({outputs, 1, g.kernel[0], g.kernel[1]}), squares};
 }
-
-}  // namespace
 
 TORCH_LIBRARY_FRAGMENT(clars, m) {
   m.def(

@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "parallel.h"
+#include "kernels.h"
 
 namespace clars {
 namespace {
@@ -19,8 +19,7 @@ constexpr int64_t WINDOWS = 1 << 14;
 int64_t rounded_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 // product [P, D] += gy^T x for gy [T, P] and x [T, D]; P and D are whole numbers of tiles.
-void multiply(const float* gy, const float* x, float* product, int64_t positions, int64_t outputs,
-                                 int64_t columns) {
+void multiply(const float* gy, const float* x, float* product, int64_t positions, int64_t outputs, int64_t columns) {
   for (int64_t d = 0; d < columns; d += TILE_D)
     for (int64_t p = 0; p < outputs; p += TILE_P) {
       Vector tile[TILE_P];
@@ -77,11 +76,12 @@ void windows(const float* x, float* out, const Geometry& g, int64_t first, int64
     }
 }
 
+}  // namespace
+
 // The gradient [P, C, *kernel] of a convolution's weight for gy [B, P, h, w] and x [B, C, H, W], summed over the
 // examples, and the squared norm of each example's own [B].
-std::tuple<Tensor, Tensor> small_conv_products(const Tensor& gy, const Tensor& x, at::IntArrayRef kernel,
-                                               at::IntArrayRef stride, at::IntArrayRef padding,
-                                               at::IntArrayRef dilation, int64_t most) {
+Products small_conv_products(const Tensor& gy, const Tensor& x, at::IntArrayRef kernel, at::IntArrayRef stride,
+                             at::IntArrayRef padding, at::IntArrayRef dilation, int64_t most) {
   const int64_t examples = x.size(0), outputs = gy.size(1);
   const Geometry g{x.size(1), x.size(2) + 2 * padding[0], x.size(3) + 2 * padding[1], gy.size(2), gy.size(3),
                    {kernel[0], kernel[1]}, {stride[0], stride[1]}, {dilation[0], dilation[1]}};
@@ -120,8 +120,6 @@ std::tuple<Tensor, Tensor> small_conv_products(const Tensor& gy, const Tensor& x
   return {gradient.view({outputs, taps, g.channels}).transpose(1, 2).reshape({outputs, g.channels, g.kernel[0], g.kernel[1]}),
           squares};
 }
-
-}  // namespace
 
 TORCH_LIBRARY_FRAGMENT(clars, m) {
   m.def(

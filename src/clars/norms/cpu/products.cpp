@@ -3,7 +3,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
-#include "parallel.h"
+#include "kernels.h"
 
 namespace clars {
 namespace {
@@ -33,8 +33,8 @@ Tensor times_transposed(const Tensor& a, const Tensor& b) {
 
 // The sum of product(i) of the given shape over the examples, and the squared norm of each.
 template <typename Product>
-std::tuple<Tensor, Tensor> sum_and_squares(int64_t examples, at::IntArrayRef shape, const Tensor& like, int64_t most,
-                                           const Product& product) {
+Products sum_and_squares(int64_t examples, at::IntArrayRef shape, const Tensor& like, int64_t most,
+                         const Product& product) {
   const int64_t workers = workers_for(examples, most);
   Tensor squares = at::empty({examples}, like.options());
   std::vector<Tensor> totals;
@@ -51,27 +51,33 @@ std::tuple<Tensor, Tensor> sum_and_squares(int64_t examples, at::IntArrayRef sha
   return {totals[0], squares};
 }
 
+}  // namespace
+
 // gy [B, P, T], x [B, D, T]: the sum of gy_i x_i^T [P, D], and the squared norm of each [B].
-std::tuple<Tensor, Tensor> matrix_products(const Tensor& gy, const Tensor& x, int64_t most) {
+Products matrix_products(const Tensor& gy, const Tensor& x, int64_t most) {
   return sum_and_squares(x.size(0), {gy.size(1), x.size(1)}, x, most,
                          [&](int64_t i) { return times_transposed(gy.select(0, i), x.select(0, i)); });
 }
 
-// The gradient [P, D, *kernel] of the weight of a convolution whose kernel sees one position, without padding, for
-// gy [B, P, *size] and x [B, D, *size], and the squared norms [B].
-std::tuple<Tensor, Tensor> pointwise_products(const Tensor& gy, const Tensor& x, const Tensor& weight,
-                                              at::IntArrayRef stride, int64_t most) {
+// What a kernel of one position sees of x [B, D, *size], as [B, D, T].
+Tensor points(const Tensor& x, at::IntArrayRef stride) {
   Tensor seen = x;
   for (size_t axis = 0; axis < stride.size(); axis++)
     if (stride[axis] > 1) seen = seen.slice(2 + axis, std::nullopt, std::nullopt, stride[axis]);
-  auto [gradient, squares] = matrix_products(gy.flatten(2), seen.flatten(2), most);
+  return seen.flatten(2);
+}
+
+// The gradient [P, D, *kernel] of the weight of such a convolution for gy [B, P, *size] and x [B, D, *size], and the
+// squared norms [B].
+Products pointwise_products(const Tensor& gy, const Tensor& x, const Tensor& weight, at::IntArrayRef stride,
+                            int64_t most) {
+  auto [gradient, squares] = matrix_products(gy.flatten(2), points(x, stride), most);
   return {gradient.view(weight.sizes()), squares};
 }
 
 // The same for any convolution, each example's gradient by a call of the convolution's backward pass.
-std::tuple<Tensor, Tensor> conv_products(const Tensor& gy, const Tensor& x, const Tensor& weight,
-                                         at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                                         int64_t groups, int64_t most) {
+Products conv_products(const Tensor& gy, const Tensor& x, const Tensor& weight, at::IntArrayRef stride,
+                       at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, int64_t most) {
   const std::vector<int64_t> none(stride.size(), 0);
   return sum_and_squares(x.size(0), weight.sizes(), x, most, [&](int64_t i) {
     return std::get<1>(at::convolution_backward(gy.narrow(0, i, 1), x.narrow(0, i, 1), weight, at::OptionalIntArrayRef(),
@@ -79,9 +85,11 @@ std::tuple<Tensor, Tensor> conv_products(const Tensor& gy, const Tensor& x, cons
   });
 }
 
+namespace {
+
 // Sums the elements of gram [H, W, H, W] whose two rows are shifted by the same tap, into [h, W, h, W].
-void sum_rows(const float* gram, float* out, int64_t height, int64_t width, int64_t rows,
-                                 int64_t taps, int64_t padding, int64_t dilation) {
+void sum_rows(const float* gram, float* out, int64_t height, int64_t width, int64_t rows, int64_t taps,
+              int64_t padding, int64_t dilation) {
   std::fill(out, out + rows * width * rows * width, 0.f);
   for (int64_t tap = 0; tap < taps; tap++) {
     const int64_t shift = tap * dilation - padding;
@@ -98,8 +106,8 @@ void sum_rows(const float* gram, float* out, int64_t height, int64_t width, int6
 }
 
 // The same for columns of [h, W, h, W], met with `other` [h, w, h, w]: the inner product of the two.
-double columns_inner(const float* gram, const float* other, int64_t rows, int64_t width,
-                                        int64_t columns, int64_t taps, int64_t padding, int64_t dilation) {
+double columns_inner(const float* gram, const float* other, int64_t rows, int64_t width, int64_t columns, int64_t taps,
+                     int64_t padding, int64_t dilation) {
   double total = 0;
   for (int64_t tap = 0; tap < taps; tap++) {
     const int64_t shift = tap * dilation - padding;
@@ -126,8 +134,14 @@ Tensor gram(const Tensor& x) {
   return times_transposed(columns, columns).contiguous();
 }
 
+}  // namespace
+
 // gy [B, P, T], x [B, D, T]: the squared norms [B] of gy_i x_i^T, by the inner products between positions.
 Tensor gram_squares(const Tensor& gy, const Tensor& x, int64_t most) {
+  if (x.size(2) == 1) {
+    const Tensor a = gy.flatten(1), b = x.flatten(1);
+    return at::linalg_vecdot(a, a).mul_(at::linalg_vecdot(b, b));
+  }
   Tensor squares = at::empty({x.size(0)}, x.options());
   float* square = squares.mutable_data_ptr<float>();
   share(x.size(0), workers_for(x.size(0), most), [&](int64_t, int64_t first, int64_t last) {
@@ -156,8 +170,6 @@ Tensor window_gram_squares(const Tensor& gy, const Tensor& x, at::IntArrayRef ke
   });
   return squares;
 }
-
-}  // namespace
 
 TORCH_LIBRARY_FRAGMENT(clars, m) {
   m.def("matrix_products(Tensor gy, Tensor x, int most) -> (Tensor, Tensor)");

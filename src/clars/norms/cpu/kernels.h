@@ -1,0 +1,30 @@
+// The kernels, each described where it is defined.
+#pragma once
+
+#include "parallel.h"
+
+namespace clars {
+
+using Products = std::tuple<Tensor, Tensor>;                       // a gradient, and the examples' squared norms
+using Affine = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // gradients of x, scale, shift; squares of the two
+
+Products matrix_products(const Tensor& gy, const Tensor& x, int64_t most);
+Tensor points(const Tensor& x, at::IntArrayRef stride);
+Products pointwise_products(const Tensor& gy, const Tensor& x, const Tensor& weight, at::IntArrayRef stride,
+                            int64_t most);
+Products conv_products(const Tensor& gy, const Tensor& x, const Tensor& weight, at::IntArrayRef stride,
+                       at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, int64_t most);
+Products small_conv_products(const Tensor& gy, const Tensor& x, at::IntArrayRef kernel, at::IntArrayRef stride,
+                             at::IntArrayRef padding, at::IntArrayRef dilation, int64_t most);
+Products depthwise_products(const Tensor& gy, const Tensor& x, at::IntArrayRef kernel, at::IntArrayRef stride,
+                            at::IntArrayRef padding, at::IntArrayRef dilation, int64_t most);
+Products position_sums(const Tensor& gy);
+Tensor gram_squares(const Tensor& gy, const Tensor& x, int64_t most);
+Tensor window_gram_squares(const Tensor& gy, const Tensor& x, at::IntArrayRef kernel, at::IntArrayRef padding,
+                           at::IntArrayRef dilation, int64_t most);
+Affine batch_norm_backward(const Tensor& gy, const Tensor& x, const Tensor& mean, const Tensor& rstd,
+                           const Tensor& weight);
+Affine layer_norm_backward(const Tensor& gy, const Tensor& x, const Tensor& mean, const Tensor& rstd,
+                           const Tensor& weight);
+
+}  // namespace clars
