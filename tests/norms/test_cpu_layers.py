@@ -25,6 +25,7 @@ LAYERS = {
     "gram": (nn.Conv2d(256, 192, 3, padding=1), (5, 256, 3, 4)),
     "gram of one position each": (nn.Conv2d(512, 512, 1), (5, 512, 2, 3)),
     "gram of every other position": (nn.Conv2d(512, 512, 1, stride=2), (5, 512, 3, 3)),
+    "gram, windows far apart": (nn.Conv2d(256, 256, 3, stride=3, padding=1), (5, 256, 3, 4)),
     "linear": (nn.Linear(40, 30), (5, 21, 40)),
     "linear, few positions": (nn.Linear(700, 600, bias=False), (5, 3, 700)),
     "linear, one position": (nn.Linear(40, 30), (5, 40)),
@@ -44,7 +45,6 @@ OTHERS = {
     "gram in one dimension": (nn.Conv1d(512, 512, 3, padding=1), (5, 512, 5)),
     "one position, padded": (nn.Conv2d(16, 24, 1, padding=1), (5, 16, 9, 14)),
     "one position of few, padded": (nn.Conv2d(512, 512, 1, padding=1), (5, 512, 2, 2)),
-    "gram, windows far apart": (nn.Conv2d(256, 256, 3, stride=3, padding=1), (5, 256, 3, 4)),
 }
 
 

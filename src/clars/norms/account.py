@@ -106,6 +106,13 @@ class Account:
             self.layer,
         )
 
+    def refuse_second_pass(self) -> None:
+        raise UnsupportedLayerError(
+            "is reached by a second backward pass through the same forward pass (retain_graph=True). Add the losses up "
+            "and call backward once.",
+            self.layer,
+        )
+
     def reset(self) -> None:
         """Forget what was measured."""
         self.booked.clear()

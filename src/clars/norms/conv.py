@@ -162,12 +162,12 @@ class Conv(WeightRule):
         squares = []
         most = at_once(problem, "gram", memory)
         laid_out = self._is_matrix(problem.kernel) or set(self.stride) != {1}
-        if problem.kernels and not laid_out and len(problem.kernel) == 2:
-            geometry = (problem.kernel, self.padding, self.dilation)
-            return Contribution(None, cpu.kernel("window_gram_squares")(gy, x, *geometry, most))
         if problem.kernels and self._is_matrix(problem.kernel):
             operands = positions_last(gy), dense(self._windows(x, problem.kernel))
             return Contribution(None, cpu.kernel("gram_squares")(*operands, most))
+        if problem.kernels and len(problem.kernel) == 2:
+            geometry = (problem.kernel, self.stride, self.padding, self.dilation)
+            return Contribution(None, cpu.kernel("window_gram_squares")(gy, x, *geometry, most))
         for piece in chunks(problem, "gram", memory):
             outputs = positions_last(gy[piece])
             if laid_out:

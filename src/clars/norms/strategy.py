@@ -92,7 +92,7 @@ def transient(problem: Problem, method: str) -> int:
 def compiled(problem: Problem, method: str) -> bool:
     """Tell whether a compiled kernel does the whole of `method`."""
     plain = problem.groups == 1 and prod(problem.kernel) == 1
-    windows = problem.shifted and len(problem.kernel) == 2
+    windows = problem.groups == 1 and len(problem.kernel) == 2
     by_matrices = (method == "matrix" and plain) or (method == "gram" and (plain or windows))
     return problem.kernels and (method in ("each", "direct") or by_matrices)
 
@@ -174,21 +174,18 @@ def planned(rule: WeightRule, x: Tensor, weight: Tensor, estimator: Estimator) -
     measure = estimator.whole
     if measure.report is not None or times(x.device.type, measure) or not cpu.applies(x, weight):
         return None
-    key = (rule, x.shape, x.stride(), weight.shape, processors(), estimator.blocks == 1, measure.memory)
+    key = (rule, x.shape, x.stride(), weight.shape, processors(), measure.memory)
     if key not in _PLANNED:
         if len(_PLANNED) >= MOST_PLANNED:
             _PLANNED.clear()
-        _PLANNED[key] = _plan(rule, x, weight, estimator)
+        _PLANNED[key] = _plan(rule, x, weight, measure)
     return _PLANNED[key]
 
 
-def _plan(rule: WeightRule, x: Tensor, weight: Tensor, estimator: Estimator) -> Planned | None:
-    measure = estimator.whole
+def _plan(rule: WeightRule, x: Tensor, weight: Tensor, measure: Measure) -> Planned | None:
     problem = rule.foreseen(x, weight)
     method = choose(problem, rule.methods(problem), (), None, measure)
-    if not compiled(problem, method) or (method == "gram" and estimator.blocks > 1):
-        return None
-    return Planned(method, at_once(problem, method, measure.memory))
+    return Planned(method, at_once(problem, method, measure.memory)) if compiled(problem, method) else None
 
 
 def times(device: str, measure: Measure) -> bool:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from clars.errors import UnsupportedLayerError
 from clars.norms import cpu
 from clars.norms.account import ACCOUNTS, Account, sums_of
 from clars.norms.product import squared_norms
@@ -51,39 +50,20 @@ def _leaves(distinct: tuple[Account, ...], like: Tensor) -> list[Tensor]:
     return [account.leaf(like) for account in distinct]
 
 
-class Use:
-    """What a compiled function tells of a use of a layer, in the form in which `_Tap` keeps it."""
-
-    compiled = False
-
-    def __init__(self, accounts: tuple[Account | None, Account | None], outer_pass: int, spent: bool) -> None:
-        self.accounts, self.outer_pass, self.spent = accounts, outer_pass, spent
-        self.distinct = tuple(dict.fromkeys(account for account in accounts if account is not None))
-
-
-def book(
-    of_weight: int,
-    of_bias: int,
-    outer_pass: int,
-    examples: int,
-    spent: bool,
-    weight_squares: Tensor | None,
-    bias_squares: Tensor | None,
-) -> None:
-    """Book what a compiled function has measured of all examples, to the accounts of these numbers; 0 is none."""
-    use = Use((ACCOUNTS.get(of_weight), ACCOUNTS.get(of_bias)), outer_pass, spent)
-    if not use.distinct:  # nobody tracks the layer any more
+def book(number: int, outer_pass: int, examples: int, spent: bool, squares: Tensor) -> None:
+    """Book to an account, by its number, what a compiled function has measured of all the examples."""
+    account = ACCOUNTS.get(number)
+    if account is None:  # nobody tracks the layer any more
         return
-    measure, blocks = _enter(use, examples)
-    squares = [None if value is None else measure.of(value) for value in (weight_squares, bias_squares)]
-    _book(use, squares, blocks)
+    if spent:
+        account.refuse_second_pass()
+    account.enter(_pass(outer_pass), examples)
+    current = account.current
+    account.booked.append((current.measure.of(squares), current.blocks))
 
 
 _LIBRARY = torch.library.Library("clars", "FRAGMENT")
-_LIBRARY.define(
-    "book(int of_weight, int of_bias, int outer_pass, int examples, bool spent, Tensor? weight_squares, "
-    "Tensor? bias_squares) -> ()"
-)
+_LIBRARY.define("book(int number, int outer_pass, int examples, bool spent, Tensor squares) -> ()")
 _LIBRARY.impl("book", book, "CompositeExplicitAutograd")
 
 
@@ -106,13 +86,9 @@ def _enter(ctx, examples: int) -> tuple[Measure, int]:
     if ctx.compiled:
         return ctx.distinct[0].current.estimator.without_draw(), 1
     if ctx.spent:
-        raise UnsupportedLayerError(
-            "is reached by a second backward pass through the same forward pass (retain_graph=True). Add the losses up "
-            "and call backward once.",
-            ctx.distinct[0].layer,
-        )
+        ctx.distinct[0].refuse_second_pass()
     ctx.spent = True
-    number = ctx.outer_pass if ctx.outer_pass != -1 else torch._C._current_graph_task_id()
+    number = _pass(ctx.outer_pass)
     for account in ctx.distinct:
         account.enter(number, examples)
     first = ctx.distinct[0]
@@ -120,6 +96,11 @@ def _enter(ctx, examples: int) -> tuple[Measure, int]:
     if measure.report is not None:
         measure = measure._replace(report=partial(measure.report, first.layer))
     return measure, first.current.blocks
+
+
+def _pass(outer: int) -> int:
+    """Return autograd's number of the backward pass under way, or of the one that recomputed the forward."""
+    return outer if outer != -1 else torch._C._current_graph_task_id()
 
 
 def _book(ctx, squares: Sequence[Tensor | None], blocks: int) -> list[Tensor | None]:

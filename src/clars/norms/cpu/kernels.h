@@ -20,8 +20,8 @@ Products depthwise_products(const Tensor& gy, const Tensor& x, at::IntArrayRef k
                             at::IntArrayRef padding, at::IntArrayRef dilation, int64_t most);
 Products position_sums(const Tensor& gy);
 Tensor gram_squares(const Tensor& gy, const Tensor& x, int64_t most);
-Tensor window_gram_squares(const Tensor& gy, const Tensor& x, at::IntArrayRef kernel, at::IntArrayRef padding,
-                           at::IntArrayRef dilation, int64_t most);
+Tensor window_gram_squares(const Tensor& gy, const Tensor& x, at::IntArrayRef kernel, at::IntArrayRef stride,
+                           at::IntArrayRef padding, at::IntArrayRef dilation, int64_t most);
 Affine batch_norm_backward(const Tensor& gy, const Tensor& x, const Tensor& mean, const Tensor& rstd,
                            const Tensor& weight);
 Affine layer_norm_backward(const Tensor& gy, const Tensor& x, const Tensor& mean, const Tensor& rstd,

@@ -153,19 +153,26 @@ Tensor gram_squares(const Tensor& gy, const Tensor& x, int64_t most) {
   return squares;
 }
 
-// The same for the windows of a convolution of stride 1 over x [B, C, H, W], gy [B, P, h, w].
-Tensor window_gram_squares(const Tensor& gy, const Tensor& x, at::IntArrayRef kernel, at::IntArrayRef padding,
-                           at::IntArrayRef dilation, int64_t most) {
+// The same for the windows of a convolution over x [B, C, H, W], gy [B, P, h, w]; laid out where they do not overlap so
+// that their inner products are sums of single positions'.
+Tensor window_gram_squares(const Tensor& gy, const Tensor& x, at::IntArrayRef kernel, at::IntArrayRef stride,
+                           at::IntArrayRef padding, at::IntArrayRef dilation, int64_t most) {
   const int64_t height = x.size(2), width = x.size(3), rows = gy.size(2), columns = gy.size(3);
+  const bool shifted = stride[0] == 1 && stride[1] == 1;
   Tensor squares = at::empty({x.size(0)}, x.options());
   float* square = squares.mutable_data_ptr<float>();
   share(x.size(0), workers_for(x.size(0), most), [&](int64_t, int64_t first, int64_t last) {
-    std::vector<float> summed(rows * width * rows * width);
+    std::vector<float> summed(shifted ? rows * width * rows * width : 0);
     for (int64_t i = first; i < last; i++) {
-      const Tensor outputs = gram(gy.select(0, i).flatten(1)), inputs = gram(x.select(0, i).flatten(1));
-      sum_rows(inputs.const_data_ptr<float>(), summed.data(), height, width, rows, kernel[0], padding[0], dilation[0]);
-      square[i] = std::max(0., columns_inner(summed.data(), outputs.const_data_ptr<float>(), rows, width, columns,
-                                             kernel[1], padding[1], dilation[1]));
+      const Tensor outputs = gram(gy.select(0, i).flatten(1));
+      const Tensor seen = shifted ? x.select(0, i).flatten(1)
+                                  : at::im2col(x.narrow(0, i, 1), kernel, dilation, padding, stride).select(0, 0);
+      const Tensor inputs = gram(seen);
+      const float *a = inputs.const_data_ptr<float>(), *b = outputs.const_data_ptr<float>();
+      if (shifted) sum_rows(a, summed.data(), height, width, rows, kernel[0], padding[0], dilation[0]);
+      square[i] = std::max(0., shifted ? columns_inner(summed.data(), b, rows, width, columns, kernel[1], padding[1],
+                                                       dilation[1])
+                                       : inner(a, b, inputs.numel()));
     }
   });
   return squares;
@@ -180,7 +187,8 @@ TORCH_LIBRARY_FRAGMENT(clars, m) {
       "int most) -> (Tensor, Tensor)");
   m.def("gram_squares(Tensor gy, Tensor x, int most) -> Tensor");
   m.def(
-      "window_gram_squares(Tensor gy, Tensor x, int[] kernel, int[] padding, int[] dilation, int most) -> Tensor");
+      "window_gram_squares(Tensor gy, Tensor x, int[] kernel, int[] stride, int[] padding, int[] dilation, int most) -> "
+      "Tensor");
 }
 
 TORCH_LIBRARY_IMPL(clars, CPU, m) {

@@ -66,7 +66,7 @@ struct Conv {
     const bool point = weight.numel() == weight.size(0) * weight.size(1);
     return {std::get<1>(plain(gy, x, weight, {false, true, false})),
             point ? gram_squares(gy.flatten(2), points(x, stride), most)
-                  : window_gram_squares(gy, x, kernel, padding, dilation, most)};
+                  : window_gram_squares(gy, x, kernel, stride, padding, dilation, most)};
   }
 };
 
@@ -152,13 +152,13 @@ struct Call : torch::CustomClassHolder {
   bool spent = false;
 };
 
-// Tells Python, which keeps the accounts, what was measured; it may refuse.
-void book(int64_t of_weight, int64_t of_bias, int64_t outer_pass, int64_t examples, bool spent, const Maybe& weight_squares,
-          const Maybe& bias_squares) {
-  using Book = void(int64_t, int64_t, int64_t, int64_t, bool, const Maybe&, const Maybe&);
-  at::AutoDispatchBelowADInplaceOrView no_graph;
+// Tells Python, which keeps the accounts, what was measured for one of them; it may refuse.
+template <typename Layer>
+void book(const Call<Layer>& call, int64_t account, int64_t examples, const Maybe& squares) {
+  using Book = void(int64_t, int64_t, int64_t, bool, const Tensor&);
   static const auto python = c10::Dispatcher::singleton().findSchemaOrThrow("clars::book", "").typed<Book>();
-  python.call(of_weight, of_bias, outer_pass, examples, spent, weight_squares, bias_squares);
+  at::AutoDispatchBelowADInplaceOrView no_graph;
+  python.call(account, call.outer_pass, examples, call.spent, *squares);
 }
 
 template <typename Layer>
@@ -190,11 +190,14 @@ struct Tap : torch::autograd::Function<Tap<Layer>> {
       c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
       got = call.layer.backward(gradients[0], all[0], all[1], saved, needs);
     }
-    if (needs.weight || needs.bias) {
-      book(call.of_weight, call.of_bias, call.outer_pass, all[0].size(0), call.spent,
-           needs.weight ? got.weight_squares : Maybe(), needs.bias ? got.bias_squares : Maybe());
-      call.spent = true;
+    const int64_t examples = all[0].size(0);
+    if (needs.weight && needs.bias && call.of_weight == call.of_bias) {
+      book(call, call.of_weight, examples, got.weight_squares->add(*got.bias_squares));
+    } else {
+      if (needs.weight && call.of_weight) book(call, call.of_weight, examples, got.weight_squares);
+      if (needs.bias && call.of_bias) book(call, call.of_bias, examples, got.bias_squares);
     }
+    call.spent = call.spent || needs.weight || needs.bias;
     variable_list found{needs.x ? got.x : Tensor(), needs.weight ? got.weight : Tensor(),
                         needs.bias ? got.bias : Tensor()};
     if (again) {
