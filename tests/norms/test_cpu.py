@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from clars.norms import cpu
 from clars.norms.conv import Conv
 from clars.norms.cpu import build
+from clars.norms.problem import chunks, transient
 from clars.norms.rule import Measure
-from clars.norms.strategy import chunks, transient
 from clars.optim.update import Momentum, squared_norms, update
 
 needs_kernels = pytest.mark.skipif(not cpu.load().loaded, reason=cpu.load().text)

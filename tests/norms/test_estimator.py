@@ -9,7 +9,7 @@ import clars
 from clars.norms import strategy
 from clars.norms.estimator import Estimator
 from clars.norms.plan import plan
-from clars.norms.strategy import Problem
+from clars.norms.problem import Problem, chunks, transient
 
 
 def loss_of(model, x, y):
@@ -124,11 +124,11 @@ PROBLEM = Problem(
 
 def test_memory_rules_methods_out_and_cuts_pieces():
     every = ("matrix", "grouped", "gram")
-    least = strategy.transient(PROBLEM, "gram")
+    least = transient(PROBLEM, "gram")
     assert strategy.within(PROBLEM, every, None) == every
     assert strategy.within(PROBLEM, every, 4 * least) == ("gram",)
     assert strategy.within(PROBLEM, every, 1) == ("gram",)  # none fits: the one that needs least
-    pieces = strategy.chunks(PROBLEM, "gram", 3 * least)
+    pieces = chunks(PROBLEM, "gram", 3 * least)
     assert [piece.stop - piece.start for piece in pieces] == [3, 3, 2]
 
 

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
-from clars.norms import strategy
+from clars.norms import problem, strategy
 
 sizes = st.integers(1, 6)
 
@@ -22,7 +22,7 @@ def method(request):
     patch = pytest.MonkeyPatch()
     patch.setattr(strategy, "choose", choose)
     if request.param == "an example at a time":
-        patch.setitem(strategy.WORKING_SET, "cpu", 1)
+        patch.setitem(problem.WORKING_SET, "cpu", 1)
     yield
     patch.undo()
 

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from clars.norms import cpu
 from clars.norms.estimator import Estimator
+from clars.norms.problem import WORKING_SET, slices
 from clars.norms.product import squared_norms, wide
 from clars.norms.rule import Contribution, Gradients, Measure, Rule
-from clars.norms.strategy import WORKING_SET, slices
 
 aten = torch.ops.aten
 

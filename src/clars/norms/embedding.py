@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clars.norms.problem import WORKING_SET, slices
 from clars.norms.product import wide
 from clars.norms.rule import Contribution, Gradients, Measure, Rule
-from clars.norms.strategy import WORKING_SET, slices
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from clars.norms import cpu
 from clars.norms.estimator import Estimator
 from clars.norms.gram import gram_squares
+from clars.norms.problem import Problem, at_once, chunks
 from clars.norms.product import bias_contribution, dense, matrix_products, processors, sum_of_products
 from clars.norms.rule import Contribution, Gradients, Measure
-from clars.norms.strategy import Problem, WeightRule, at_once, chunks, planned, weight_contribution
+from clars.norms.strategy import WeightRule, planned, weight_contribution
 
 
 @dataclass(frozen=True)

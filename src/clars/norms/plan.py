@@ -7,7 +7,8 @@ from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
-from clars.norms.strategy import Problem, chunks, timed, transient
+from clars.norms.problem import Problem, chunks, transient
+from clars.norms.strategy import timed
 from clars.norms.tracker import ExampleNorms
 
 

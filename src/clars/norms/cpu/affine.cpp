@@ -1,6 +1,11 @@
 // Backward passes of normalisations that yield the examples' parts of the parameters' gradients on their way.
 
-#include <torch/library.h>
+#include <ATen/TensorIterator.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/linalg_vecdot.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 
 #include "kernels.h"
 
@@ -174,22 +179,6 @@ Products position_sums(const Tensor& gy) {
       sum_positions(gy_ + i * gy.stride(0), outputs, positions, gy.stride(1), gy.stride(2), sums_ + i * outputs);
   });
   return {sums.sum(0), squares_of(sums)};
-}
-
-TORCH_LIBRARY_FRAGMENT(clars, m) {
-  m.def(
-      "batch_norm_backward(Tensor gy, Tensor x, Tensor mean, Tensor rstd, Tensor weight) -> (Tensor, Tensor, Tensor, "
-      "Tensor, Tensor)");
-  m.def(
-      "layer_norm_backward(Tensor gy, Tensor x, Tensor mean, Tensor rstd, Tensor weight) -> (Tensor, Tensor, Tensor, "
-      "Tensor, Tensor)");
-  m.def("position_sums(Tensor gy) -> (Tensor, Tensor)");
-}
-
-TORCH_LIBRARY_IMPL(clars, CPU, m) {
-  m.impl("batch_norm_backward", batch_norm_backward);
-  m.impl("layer_norm_backward", layer_norm_backward);
-  m.impl("position_sums", position_sums);
 }
 
 }  // namespace clars

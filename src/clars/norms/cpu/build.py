@@ -74,7 +74,7 @@ def _compile_once(compiler: str, library: Path) -> None:
 
 def _compile(compiler: str, library: Path) -> None:
     """Compile to a temporary folder and put the result in place whole."""
-    print("clars: compiling its kernels for this processor, once; about 20 seconds", file=sys.stderr, flush=True)
+    print("clars: compiling its kernels for this processor, once; about half a minute", file=sys.stderr, flush=True)
     root = Path(torch.__file__).parent
     includes = [f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}"]
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"

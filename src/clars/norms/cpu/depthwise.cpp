@@ -1,6 +1,6 @@
 // Per-example weight gradients of depthwise convolutions: every output channel sees one input channel.
 
-#include <torch/library.h>
+#include <ATen/ops/empty.h>
 
 #include <optional>
 
@@ -204,13 +204,5 @@ Products depthwise_products(const Tensor& gy, const Tensor& x, at::IntArrayRef k
   const Tensor gradient = workers == 1 ? totals[0] : totals.sum(0);
   return {gradient.view({outputs, 1, g.kernel[0], g.kernel[1]}), squares};
 }
-
-TORCH_LIBRARY_FRAGMENT(clars, m) {
-  m.def(
-      "depthwise_products(Tensor gy, Tensor x, int[] kernel, int[] stride, int[] padding, int[] dilation, int most) "
-      "-> (Tensor, Tensor)");
-}
-
-TORCH_LIBRARY_IMPL(clars, CPU, m) { m.impl("depthwise_products", depthwise_products); }
 
 }  // namespace clars

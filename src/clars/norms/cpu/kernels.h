@@ -1,6 +1,8 @@
 // The kernels, each described where it is defined.
 #pragma once
 
+#include <ATen/core/List.h>
+
 #include "parallel.h"
 
 namespace clars {
@@ -26,5 +28,11 @@ Affine batch_norm_backward(const Tensor& gy, const Tensor& x, const Tensor& mean
                            const Tensor& weight);
 Affine layer_norm_backward(const Tensor& gy, const Tensor& x, const Tensor& mean, const Tensor& rstd,
                            const Tensor& weight);
+
+bool dense(at::TensorList tensors);
+c10::List<bool> alike(at::TensorList a, at::TensorList b);
+Tensor norms(at::TensorList tensors);
+void update(at::TensorList parameters, at::TensorList gradients, at::TensorList buffers, const Tensor& rates,
+            double momentum, double weight_decay, bool nesterov);
 
 }  // namespace clars

@@ -1,10 +1,10 @@
 // The optimizer's passes over all tensors at once: norms, and the momentum update in one pass through memory.
 
-#include <torch/library.h>
+#include <ATen/ops/empty.h>
 
 #include <cmath>
 
-#include "parallel.h"
+#include "kernels.h"
 
 namespace clars {
 namespace {
@@ -28,6 +28,8 @@ bool flat(const Tensor& x) {
   return x.device().is_cpu() && x.scalar_type() == at::kFloat && x.is_non_overlapping_and_dense();
 }
 
+}  // namespace
+
 // Whether these kernels can walk through each tensor's memory.
 bool dense(at::TensorList tensors) { return std::all_of(tensors.begin(), tensors.end(), flat); }
 
@@ -40,6 +42,8 @@ c10::List<bool> alike(at::TensorList a, at::TensorList b) {
   return found;
 }
 
+namespace {
+
 double squares(const float* x, int64_t n) {
   double total = 0;
   for (int64_t start = 0; start < n; start += SPAN) {
@@ -51,6 +55,8 @@ double squares(const float* x, int64_t n) {
   }
   return total;
 }
+
+}  // namespace
 
 // The 2-norms [number of tensors] of tensors without gaps; the same to the last bit on any number of threads.
 Tensor norms(at::TensorList tensors) {
@@ -68,9 +74,10 @@ Tensor norms(at::TensorList tensors) {
   return out;
 }
 
+namespace {
+
 // Rounds as torch's operators do one after the other, each multiplication with a scalar and addition being one.
-void step(float* w, const float* g, float* b, int64_t n, float rate, float momentum,
-                             float weight_decay, bool nesterov) {
+void step(float* w, const float* g, float* b, int64_t n, float rate, float momentum, float weight_decay, bool nesterov) {
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) {
     const float change = __builtin_fmaf(w[i], weight_decay, g[i]) * rate;
@@ -78,6 +85,8 @@ void step(float* w, const float* g, float* b, int64_t n, float rate, float momen
     w[i] -= nesterov ? __builtin_fmaf(b[i], momentum, change) : b[i];
   }
 }
+
+}  // namespace
 
 // b <- momentum * b + rate * (g + weight_decay * w), w <- w - (rate * (...) + momentum * b), or w - b without Nesterov,
 // for tensors that lie in memory alike, each with a rate of its own.
@@ -93,22 +102,6 @@ void update(at::TensorList parameters, at::TensorList gradients, at::TensorList 
            buffers[k].mutable_data_ptr<float>() + start, stop - start, rate_[k], momentum, weight_decay, nesterov);
     }
   });
-}
-
-}  // namespace
-
-TORCH_LIBRARY_FRAGMENT(clars, m) {
-  m.def("dense(Tensor[] tensors) -> bool", dense);
-  m.def("alike(Tensor[] a, Tensor[] b) -> bool[]", alike);
-  m.def("norms(Tensor[] tensors) -> Tensor");
-  m.def(
-      "update(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] buffers, Tensor rates, float momentum, float "
-      "weight_decay, bool nesterov) -> ()");
-}
-
-TORCH_LIBRARY_IMPL(clars, CPU, m) {
-  m.impl("norms", norms);
-  m.impl("update", update);
 }
 
 }  // namespace clars

@@ -1,8 +1,9 @@
 // What the kernels share: examples divided over torch's threads.
 #pragma once
 
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Tensor.h>
 #include <omp.h>
 
 #include <algorithm>

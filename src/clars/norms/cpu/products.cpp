@@ -1,7 +1,11 @@
 // Per-example weight gradients: formed one by one, examples in parallel; squared and added while they are in the cache.
 
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/library.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/im2col.h>
+#include <ATen/ops/linalg_vecdot.h>
+#include <ATen/ops/mm.h>
 
 #include "kernels.h"
 
@@ -176,27 +180,6 @@ Tensor window_gram_squares(const Tensor& gy, const Tensor& x, at::IntArrayRef ke
     }
   });
   return squares;
-}
-
-TORCH_LIBRARY_FRAGMENT(clars, m) {
-  m.def("matrix_products(Tensor gy, Tensor x, int most) -> (Tensor, Tensor)");
-  m.def(
-      "pointwise_products(Tensor gy, Tensor x, Tensor weight, int[] stride, int most) -> (Tensor, Tensor)");
-  m.def(
-      "conv_products(Tensor gy, Tensor x, Tensor weight, int[] stride, int[] padding, int[] dilation, int groups, "
-      "int most) -> (Tensor, Tensor)");
-  m.def("gram_squares(Tensor gy, Tensor x, int most) -> Tensor");
-  m.def(
-      "window_gram_squares(Tensor gy, Tensor x, int[] kernel, int[] stride, int[] padding, int[] dilation, int most) -> "
-      "Tensor");
-}
-
-TORCH_LIBRARY_IMPL(clars, CPU, m) {
-  m.impl("matrix_products", matrix_products);
-  m.impl("pointwise_products", pointwise_products);
-  m.impl("conv_products", conv_products);
-  m.impl("gram_squares", gram_squares);
-  m.impl("window_gram_squares", window_gram_squares);
 }
 
 }  // namespace clars

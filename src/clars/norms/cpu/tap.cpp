@@ -3,6 +3,14 @@
 // What `clars.norms.tap` does in Python, where kernels do all of the work. Python between kernels costs more than a small
 // layer itself, more so when the layers' tensors have pushed it out of the cache.
 
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/native_batch_norm.h>
+#include <ATen/ops/native_layer_norm.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/functions/basic_ops.h>
 #include <torch/csrc/autograd/graph_task.h>
@@ -242,6 +250,7 @@ Tensor layer_norm(const Tensor& x, const Tensor& weight, const Maybe& bias, doub
 
 }  // namespace
 
+// What Python sees of all the kernels.
 TORCH_LIBRARY_FRAGMENT(clars, m) {
   m.def(
       "conv(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, int groups, str method, "
@@ -256,6 +265,42 @@ TORCH_LIBRARY_FRAGMENT(clars, m) {
       batch_norm);
   m.def(
       "layer_norm(Tensor x, Tensor weight, Tensor? bias, float eps, int of_weight, int of_bias) -> Tensor", layer_norm);
+  m.def("matrix_products(Tensor gy, Tensor x, int most) -> (Tensor, Tensor)");
+  m.def(
+      "pointwise_products(Tensor gy, Tensor x, Tensor weight, int[] stride, int most) -> (Tensor, Tensor)");
+  m.def(
+      "conv_products(Tensor gy, Tensor x, Tensor weight, int[] stride, int[] padding, int[] dilation, int groups, "
+      "int most) -> (Tensor, Tensor)");
+  m.def("gram_squares(Tensor gy, Tensor x, int most) -> Tensor");
+  m.def(
+      "window_gram_squares(Tensor gy, Tensor x, int[] kernel, int[] stride, int[] padding, int[] dilation, int most) -> "
+      "Tensor");
+  m.def(
+      "small_conv_products(Tensor gy, Tensor x, int[] kernel, int[] stride, int[] padding, int[] dilation, int most) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "depthwise_products(Tensor gy, Tensor x, int[] kernel, int[] stride, int[] padding, int[] dilation, int most) "
+      "-> (Tensor, Tensor)");
+  m.def("position_sums(Tensor gy) -> (Tensor, Tensor)");
+  m.def("dense(Tensor[] tensors) -> bool", dense);
+  m.def("alike(Tensor[] a, Tensor[] b) -> bool[]", alike);
+  m.def("norms(Tensor[] tensors) -> Tensor");
+  m.def(
+      "update(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] buffers, Tensor rates, float momentum, float "
+      "weight_decay, bool nesterov) -> ()");
+}
+
+TORCH_LIBRARY_IMPL(clars, CPU, m) {
+  m.impl("matrix_products", matrix_products);
+  m.impl("pointwise_products", pointwise_products);
+  m.impl("conv_products", conv_products);
+  m.impl("gram_squares", gram_squares);
+  m.impl("window_gram_squares", window_gram_squares);
+  m.impl("small_conv_products", small_conv_products);
+  m.impl("depthwise_products", depthwise_products);
+  m.impl("position_sums", position_sums);
+  m.impl("norms", norms);
+  m.impl("update", update);
 }
 
 }  // namespace clars
