@@ -6,6 +6,7 @@ TESTABLE := .venv/.testable
 SHARDABLE := .venv/.shardable
 BENCHABLE := .venv/.benchable
 export OMP_NUM_THREADS ?= 1
+export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.venv/torch_extensions
 
 .PHONY: help install quickstart test test-all lint bench tables clean
 
@@ -59,6 +60,7 @@ $(TESTABLE): $(INSTALLED)
 
 $(SHARDABLE): $(TESTABLE)
 	$(BIN)/python -m pip install --quiet --editable '.[dev,deepspeed]' --constraint constraints.txt
+	$(BIN)/python -c 'from deepspeed.comm.torch import build_shm_op; build_shm_op()'  # once, not within a test's time
 	@touch $@
 
 $(BENCHABLE): $(INSTALLED)

@@ -20,7 +20,7 @@ import clars
 from clars.sharding.state import gather_momentum, gather_weights, put_momentum
 
 STEPS, BATCH = 10, 48
-TIMEOUT = 240.0  # seconds for all cases of a launch
+TIMEOUT = 400.0  # seconds for all cases of a launch
 
 
 @dataclass(frozen=True)

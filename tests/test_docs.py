@@ -38,7 +38,7 @@ def test_python_blocks(block, tmp_path):
         (tmp_path / words[-1]).write_text(block, encoding="utf-8")
         command = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
         command += words[2:]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "digit.png" not in block or done.stdout.startswith("7, "), "the picture is of a seven"
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parents[2]
 TRAIN = ROOT / "recipes" / "train.py"
 DISTURBED = Path(__file__).with_name("disturbed.py")
-LIMIT = 120
+LIMIT = 300  # seconds for a launch, with what it compiles at first
 
 
 def line(config, *words, options=(), script=TRAIN):

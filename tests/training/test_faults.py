@@ -17,7 +17,7 @@ NO_BATCH_STATISTICS = {
     "data": {"name": "digits", "image_size": 32, "channels": 1},
 }
 needs_deepspeed = pytest.mark.deepspeed
-SOON = 60  # seconds; torchrun waits for half of them before it kills a process that does not end
+SOON = 90  # seconds; torchrun waits for half of them before it kills a process that does not end
 
 
 class Running:
