@@ -24,10 +24,20 @@ double inner(const float* a, const float* b, int64_t n) {
   return total;
 }
 
-// a [M, T] times b^T [T, N]. oneDNN is faster than what is behind at::mm on some processors; its calls take longer.
+// Whether the library behind at::mm is the faster one: Intel's own is, on Intel's processors.
+bool prefers_mm() {
+#ifdef __x86_64__
+  static const bool intel = __builtin_cpu_is("intel");
+  return intel;
+#else
+  return false;
+#endif
+}
+
+// a [M, T] times b^T [T, N]. Elsewhere oneDNN is faster where the product is not small; its calls take longer.
 Tensor times_transposed(const Tensor& a, const Tensor& b) {
   constexpr double SMALL = 4e5;
-  if (2.0 * a.size(0) * a.size(1) * b.size(0) < SMALL) return at::mm(a, b.t());
+  if (prefers_mm() || 2.0 * a.size(0) * a.size(1) * b.size(0) < SMALL) return at::mm(a, b.t());
   using Linear = Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, c10::string_view,
                         c10::List<std::optional<at::Scalar>>, std::optional<c10::string_view>);
   static const auto linear =
