@@ -60,6 +60,8 @@ def markdown(result: dict) -> str:
 
 def chart(result: dict, path: Path) -> None:
     """Draw the ratios as curves."""
+    points = [point(value) for _, values, point in _axes() for value in values]
+    every = [ratio(series, *point) for point in points for series in result["series"]]
     figure, both = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     for axes, (axis, values, point) in zip(both, _axes()):
         for series in result["series"]:
@@ -67,7 +69,7 @@ def chart(result: dict, path: Path) -> None:
             axes.plot(values, [ratio(series, *point(value)) for value in values], marker="o", label=label)
         axes.axhline(1, color="black", linewidth=1)
         axes.set_xlabel({"batch": "batch size, at 32 pixels", "px": "pixels, at batch 8"}[axis])
-        axes.set_ylim(bottom=0.8)
+    both[0].set_ylim(0.95 * min(every), 1.05 * max(every))
     both[0].set_xscale("log", base=2)
     both[0].set_xticks(BATCHES, map(str, BATCHES))
     both[1].set_xticks(PIXELS, map(str, PIXELS))
