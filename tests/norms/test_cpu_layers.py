@@ -105,12 +105,13 @@ def test_by_definition(name, together, threads):
 @pytest.mark.parametrize("name", ["each", "depthwise", "gram", "linear", "batch norm", "layer norm"])
 def test_values_are_those_without_tracking_bit_for_bit(name):
     layer, x = prepared(name)
-    plain, twin = layer(x), copy.deepcopy(layer)
-    clars_norms = clars.ExampleNorms(twin)
+    twin = copy.deepcopy(layer)
+    plain = layer(x)
+    norms = clars.ExampleNorms(twin)
     assert torch.equal(twin(x), plain)
-    clars_norms.remove()
-    buffers = dict(layer.named_buffers())
-    assert buffers.keys() == dict(twin.named_buffers()).keys()
+    norms.remove()
+    moved = dict(layer.named_buffers())
+    assert all(torch.equal(value, moved[name]) for name, value in twin.named_buffers())
 
 
 @pytest.mark.parametrize("frozen", ["weight", "bias"])
@@ -126,6 +127,18 @@ def test_a_frozen_parameter_has_no_part_in_it(name, frozen):
     _, _, squares = definition(layer, x, gy)
     (found,) = norms.squares().values()
     torch.testing.assert_close(found.double(), squares[{"weight": "bias", "bias": "weight"}[frozen]], rtol=5e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["each", "direct", "depthwise", "gram", "linear", "batch norm", "layer norm"])
+def test_weight_and_bias_of_a_layer_have_one_norm(name):
+    layer, x = prepared(name)
+    norms = clars.ExampleNorms(layer)
+    y = layer(x)
+    gy = torch.randn_like(y)
+    y.backward(gy)
+    _, _, squares = definition(layer, x, gy)
+    (found,) = norms.squares().values()
+    torch.testing.assert_close(found.double(), sum(squares.values()), rtol=5e-6, atol=0)
 
 
 def network():

@@ -1,6 +1,6 @@
 """The autograd functions that stand in for a layer's own: same values, and the norms on the way back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
@@ -118,19 +118,6 @@ def _book(ctx, squares: Sequence[Tensor | None], blocks: int) -> list[Tensor | N
     return gradients
 
 
-def _once(backward: Callable) -> Callable:
-    """As `once_differentiable`, whose own steps take time and are needed with create_graph=True alone."""
-    checked = once_differentiable(backward)
-
-    def either(ctx, *gradients):
-        return (checked if torch.is_grad_enabled() else backward)(ctx, *gradients)
-
-    return either
-
-
-_MARK = torch.empty(0)
-
-
 class _Tap(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rule, accounts, distinct, x, weight, bias, *leaves):
@@ -141,12 +128,12 @@ class _Tap(torch.autograd.Function):
         ctx.tensors = [isinstance(value, Tensor) for value in saved]
         # One tensor more than the layer's own function saves: activation checkpointing, which puts what a recomputed
         # forward saves into the places of these, then notices where the recomputation is not tracked.
-        mark = () if ctx.compiled else (_MARK,)
+        mark = () if ctx.compiled else (x.new_empty(0),)
         ctx.save_for_backward(x, weight, *(value for value in saved if isinstance(value, Tensor)), *mark)
         return y
 
     @staticmethod
-    @_once
+    @once_differentiable
     def backward(ctx, gy):
         x, weight, *tensors = ctx.saved_tensors
         tensors = iter(tensors)
@@ -167,7 +154,7 @@ class _Spread(torch.autograd.Function):
         return tuple(parameter.expand(shape) for parameter in parameters)
 
     @staticmethod
-    @_once
+    @once_differentiable
     def backward(ctx, *gradients):
         measure, blocks = _enter(ctx, len(gradients[0]))
         with _full_precision(gradients[0]):
