@@ -85,9 +85,9 @@ class BatchNorm(Rule):
             mean, rstd = self.running_mean.clone(), (self.running_var + self.eps).rsqrt()
         return y, (mean, rstd, None if self.training else self.running_var.clone(), reserve, kernel)
 
-    def kernel(self, x: Tensor, weight: Tensor, estimator: Estimator) -> tuple | None:
+    def compiled(self, x: Tensor, weight: Tensor, estimator: Estimator) -> cpu.Layer | None:
         if self.training and cpu.applies(x, weight) and x.is_contiguous():
-            return "batch_norm", self.running_mean, self.running_var, self.momentum, self.eps
+            return cpu.Layer("BatchNorm", x, weight, self.running_mean, self.running_var, self.momentum, self.eps)
         return None
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
@@ -117,8 +117,8 @@ class LayerNorm(Rule):
         y, mean, rstd = aten.native_layer_norm(x, self.shape, weight, bias, self.eps)
         return y, (mean, rstd)
 
-    def kernel(self, x: Tensor, weight: Tensor, estimator: Estimator) -> tuple | None:
-        return ("layer_norm", self.eps) if cpu.applies(x, weight) else None
+    def compiled(self, x: Tensor, weight: Tensor, estimator: Estimator) -> cpu.Layer | None:
+        return cpu.Layer("LayerNorm", x, weight, self.eps) if cpu.applies(x, weight) else None
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         mean, rstd = saved

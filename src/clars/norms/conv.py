@@ -32,11 +32,14 @@ class Conv(WeightRule):
         y = torch.convolution(x, weight, bias, self.stride, self.padding, self.dilation, False, none, self.groups)
         return y, ()
 
-    def kernel(self, x: Tensor, weight: Tensor, estimator: Estimator) -> tuple | None:
+    def compiled(self, x: Tensor, weight: Tensor, estimator: Estimator) -> cpu.Layer | None:
         if any(self.padding) and prod(weight.shape[2:]) == 1:  # no kernel for what such a rarity sees
             return None
-        plan = planned(self, x, weight, estimator)
-        return plan and ("conv", self.stride, self.padding, self.dilation, self.groups, *plan)
+        return planned(self, "Conv", x, weight, estimator)
+
+    @property
+    def hyper_parameters(self) -> tuple:
+        return self.stride, self.padding, self.dilation, self.groups
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         for_input, for_weight, for_bias = needs

@@ -55,9 +55,13 @@ class Estimator:
         """Have each choice of a method reported; see `Measure`."""
         self.whole = self.whole._replace(report=report)
 
+    def cut(self, examples: int) -> int:
+        """Return into how many blocks a batch is cut."""
+        return min(self.blocks, examples)
+
     def draw(self, examples: int) -> tuple[Measure, int]:
         """Return which of `examples` rows to measure now, and into how many blocks the batch was cut."""
-        blocks = min(self.blocks, examples)
+        blocks = self.cut(examples)
         if blocks == 1:
             return self.whole, 1
         block = self._random.randrange(blocks)

@@ -19,7 +19,7 @@ from clars.norms.conv import Conv, resolve_padding
 from clars.norms.embedding import Embedding
 from clars.norms.linear import Linear
 from clars.norms.synchronised import scale_and_shift
-from clars.norms.tap import spread, tapped
+from clars.norms.tap import Call, spread
 
 Lookup = Callable[[Tensor | None], Account | None]
 
@@ -72,7 +72,7 @@ def _autocast_to_float32(x: Tensor, *others: Tensor | None) -> tuple[Tensor | No
 def linear(find: Lookup, input, weight, bias=None):
     _need_batch(find, weight, bias, input, 2)
     accounts = _accounts(find, weight, bias)
-    return tapped(Linear(), *_autocast(input, weight, bias), accounts)
+    return Call(Linear(), *_autocast(input, weight, bias), accounts)
 
 
 def _conv(dimensions: int):
@@ -85,7 +85,7 @@ def _conv(dimensions: int):
         if isinstance(padding, str):
             input, padding = resolve_padding(input, tuple(weight.shape[2:]), padding, dilation)
         rule = Conv(each(stride), tuple(each(padding)), dilation, groups)
-        return tapped(rule, *_autocast(input, weight, bias), accounts)
+        return Call(rule, *_autocast(input, weight, bias), accounts)
 
     return conv
 
@@ -105,21 +105,21 @@ def batch_norm(
     if training:
         _need_several(input, input.numel() // input.shape[1])
     rule = BatchNorm(running_mean, running_var, training, 0.0 if momentum is None else momentum, eps)
-    return tapped(rule, input, weight, bias, _accounts(find, weight, bias))
+    return Call(rule, input, weight, bias, _accounts(find, weight, bias))
 
 
 def layer_norm(find: Lookup, input, normalized_shape, weight=None, bias=None, eps=1e-5):
     _need_weight(find, weight, bias)
     _need_batch(find, weight, bias, input, len(normalized_shape) + 1)
     accounts = _accounts(find, weight, bias)
-    return tapped(LayerNorm(tuple(normalized_shape), eps), *_autocast_to_float32(input, weight, bias), accounts)
+    return Call(LayerNorm(tuple(normalized_shape), eps), *_autocast_to_float32(input, weight, bias), accounts)
 
 
 def group_norm(find: Lookup, input, num_groups, weight=None, bias=None, eps=1e-5):
     _need_weight(find, weight, bias)
     _need_several(input, input.numel() // num_groups)
     accounts = _accounts(find, weight, bias)
-    return tapped(GroupNorm(num_groups, eps), *_autocast_to_float32(input, weight, bias), accounts)
+    return Call(GroupNorm(num_groups, eps), *_autocast_to_float32(input, weight, bias), accounts)
 
 
 def scaled_and_shifted(find: Lookup, y, weight, bias):
@@ -179,7 +179,7 @@ def embedding(
     if padding_idx is not None and padding_idx < 0:
         padding_idx += len(weight)
     rule = Embedding(-1 if padding_idx is None else padding_idx, max_norm, norm_type)
-    return tapped(rule, input, weight, None, _accounts(find, weight, None))
+    return Call(rule, input, weight, None, _accounts(find, weight, None))
 
 
 RULES: dict[Callable, Callable] = {

@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from clars.errors import UnsupportedLayerError
 from clars.norms.account import Account
 from clars.norms.functions import ELEMENTWISE, EXPANSIONS, LOOKS_AT_SECOND, RULES, VIEWS
-from clars.norms.tap import spread
+from clars.norms.known import Known, known
+from clars.norms.tap import Call, spread, tapped
 
 if TYPE_CHECKING:
     from clars.norms.tracker import ExampleNorms
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
 class Part:
     """A parameter of a layer, as it is now: strategies may put another tensor in its place from call to call."""
 
-    __slots__ = ("account", "module", "name", "parameter")
+    __slots__ = ("account", "known", "module", "name", "parameter")
 
     def __init__(self, account: Account, module: nn.Module, name: str) -> None:
         self.account, self.module, self.name = account, module, name
         self.parameter: Tensor | None = None
+        self.known: Known | None = None  # the call of it that a compiled function made last
 
     def present(self) -> Tensor:
         value = self.module._parameters.get(self.name)
@@ -110,6 +112,7 @@ class Interception(TorchFunctionMode):
     def __init__(self, parts: dict[int, Part]) -> None:
         super().__init__()
         self.parts = parts
+        self.compiling = torch.compiler.is_compiling()
         self.views: dict[int, Part] = {}  # of parameters
         self.compiled: set[str] = set()  # what a compilation has met so far
         self.followed: list[Tensor] = []  # keeps these views alive, so that no other tensor takes their id
@@ -124,7 +127,7 @@ class Interception(TorchFunctionMode):
         part = self.part(tensor)
         if part is None:
             return None
-        if torch.compiler.is_compiling():
+        if self.compiling:
             self._note_use(part)
         part.account.measured.add(part.name)
         return part.account
@@ -138,27 +141,32 @@ class Interception(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if torch.is_grad_enabled():
-            used = self._first_part((*args, *kwargs.values()) if kwargs else args)
-            if used is not None:
-                return self._use(used, func, args, kwargs)
-        return func(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        values = (*args, *kwargs.values()) if kwargs else args
+        used = self._first_part(values)
+        if used is None:
+            return func(*args, **kwargs)
+        before = None if self.compiling else self.part(used).known
+        again = None if before is None else before.again(func, values, tuple(kwargs))
+        return self._use(used, func, args, kwargs) if again is None else again
 
     def _first_part(self, values) -> Tensor | None:
         """Return the first tracked parameter among `values`, those in lists and tuples included."""
         parts, views = self.parts, self.views
         for value in values:
-            if isinstance(value, (list, tuple)):
+            if isinstance(value, (list, tuple)) and value and not isinstance(value[0], int):
                 value = self._first_part(value)
-            known = id(value)
-            if (known in parts or known in views) and self.part(value) is not None:
+            key = id(value)
+            if (key in parts or key in views) and self.part(value) is not None:
                 return value
         return None
 
     def _use(self, used: Tensor, func, args, kwargs):
         first = args[0] if args else kwargs.get("input")
         if func in RULES and self.part(first) is None:
-            return RULES[func](self.account, *args, **kwargs)
+            result = RULES[func](self.account, *args, **kwargs)
+            return self._tapped(used, func, args, kwargs, result) if isinstance(result, Call) else result
         if func in LOOKS_AT_SECOND and first is not used:
             return func(*args, **kwargs)
         if func in EXPANSIONS:
@@ -172,6 +180,12 @@ class Interception(TorchFunctionMode):
         elif _differentiable(result):
             self._refuse(used, f"in {_name(func)}, for which no exact per-example norm is known.")
         return result
+
+    def _tapped(self, used: Tensor, func, args, kwargs, call: Call) -> Tensor:
+        y, compiled = tapped(call)
+        if compiled is not None:
+            self.part(used).known = known(func, (*args, *kwargs.values()), tuple(kwargs), call, compiled)
+        return y
 
     def _broadcast(self, parameter: Tensor, func, args, kwargs):
         shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors_in(args)))

@@ -24,9 +24,12 @@ class Linear(WeightRule):
     def forward(self, x, weight, bias):
         return F.linear(x, weight, bias), ()
 
-    def kernel(self, x: Tensor, weight: Tensor, estimator: Estimator) -> tuple | None:
-        plan = planned(self, x, weight, estimator)
-        return plan and ("linear", *plan)
+    def compiled(self, x: Tensor, weight: Tensor, estimator: Estimator) -> cpu.Layer | None:
+        return planned(self, "Linear", x, weight, estimator)
+
+    @property
+    def hyper_parameters(self) -> tuple:
+        return ()
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         for_input, for_weight, for_bias = needs

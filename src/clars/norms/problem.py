@@ -30,6 +30,7 @@ class Problem:
     kernel: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
     kernels: bool = False  # whether the compiled kernels apply (see `cpu`)
+    blocks: int = 1  # of the batch, one of which is measured
 
     @property
     def operations(self) -> int:

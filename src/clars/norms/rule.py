@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from clars.norms.cpu import Layer
     from clars.norms.estimator import Estimator
 
 
@@ -63,9 +64,9 @@ class Rule(Protocol):
     ) -> Gradients:
         """Return gradients and squared norms; `needs` tells which of (x, weight, bias) require a gradient."""
 
-    def kernel(self, x: Tensor, weight: Tensor, estimator: "Estimator") -> tuple | None:
-        """Return the name of the compiled function that does forward and backward, and its further arguments.
+    def compiled(self, x: Tensor, weight: Tensor, estimator: "Estimator") -> "Layer | None":
+        """Return the compiled layer that does forward and backward of calls like this one (see `cpu.Layer`).
 
-        None where there is no such function for this call.
+        None where there is none.
         """
         return None

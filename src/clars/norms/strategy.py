@@ -15,9 +15,10 @@ The first four do the weight gradient's own arithmetic and nothing twice.
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from math import prod
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -34,6 +35,10 @@ class WeightRule(Rule, Protocol):
 
     def problem(self, gy: Tensor, x: Tensor, weight: Tensor) -> Problem:
         """Return the sizes by which a method is chosen."""
+
+    @property
+    def hyper_parameters(self) -> tuple:
+        """What a compiled layer must know beside the sizes."""
 
     def foreseen(self, x: Tensor, weight: Tensor) -> Problem:
         """Return the same for a call that has not been made yet."""
@@ -62,35 +67,31 @@ def weight_contribution(
     return Contribution(gradient.to(weight.dtype), squares if part else measure.of(squares))
 
 
-class Planned(NamedTuple):
-    """The method by which one compiled function does a whole call, and how many examples it has under way at once."""
-
-    method: str
-    most: int
-
-
-# Plans made so far: to make one at every call would take longer than a small product.
-_PLANNED: dict[tuple, Planned | None] = {}
+# Compiled layers made so far: to plan one at every call would take longer than a small product.
+_PLANNED: dict[tuple, cpu.Layer | None] = {}
 MOST_PLANNED = 10_000
 
 
-def planned(rule: WeightRule, x: Tensor, weight: Tensor, estimator: Estimator) -> Planned | None:
-    """Return the plan for a call with kernels alone; None where other means are needed, or somebody watches."""
+def planned(rule: WeightRule, kind: str, x: Tensor, weight: Tensor, estimator: Estimator) -> cpu.Layer | None:
+    """Return a compiled layer of a kind for calls like this; None where other means are needed, or somebody watches."""
     measure = estimator.whole
     if measure.report is not None or times(x.device.type, measure) or not cpu.applies(x, weight):
         return None
-    key = (rule, x.shape, x.stride(), weight.shape, processors(), measure.memory)
+    blocks = estimator.cut(len(x))
+    key = (rule, x.shape, x.stride(), weight.shape, processors(), measure.memory, blocks)
     if key not in _PLANNED:
         if len(_PLANNED) >= MOST_PLANNED:
             _PLANNED.clear()
-        _PLANNED[key] = _plan(rule, x, weight, measure)
+        _PLANNED[key] = _plan(rule, kind, x, weight, measure, blocks)
     return _PLANNED[key]
 
 
-def _plan(rule: WeightRule, x: Tensor, weight: Tensor, measure: Measure) -> Planned | None:
-    problem = rule.foreseen(x, weight)
+def _plan(rule: WeightRule, kind: str, x: Tensor, weight: Tensor, measure: Measure, blocks: int) -> cpu.Layer | None:
+    problem = replace(rule.foreseen(x, weight), blocks=blocks)
     method = choose(problem, rule.methods(problem), (), None, measure)
-    return Planned(method, at_once(problem, method, measure.memory)) if compiled(problem, method) else None
+    if not compiled(problem, method):
+        return None
+    return cpu.Layer(kind, x, weight, *rule.hyper_parameters, method, at_once(problem, method, measure.memory))
 
 
 def times(device: str, measure: Measure) -> bool:
@@ -145,7 +146,7 @@ def _order_with_kernels(problem: Problem) -> list[str]:
     if prod(problem.kernel) == 1:
         small = problem.operations < 4e6
         return ["gram", "matrix"] if share < 0.05 and not small else ["matrix", "each"]
-    if share < (0.2 if problem.shifted else 0.05):
+    if share < (0.2 if problem.shifted else 0.3):
         return ["gram", "each"]
     # A library's call takes longer than so little arithmetic, and than that of channels that fill no vector.
     few = problem.operations < (4e6 if problem.channels >= 8 else 16e6) * problem.examples
@@ -167,9 +168,10 @@ def _order(problem: Problem) -> list[str]:
 
 
 def gram_operations(problem: Problem) -> int:
-    """Return the operations that the Gram form adds to the weight gradient's."""
+    """Return the operations that the Gram form adds to the weight gradient's, for the examples that are measured."""
+    measured = problem.examples // problem.blocks
     shared = problem.input_positions**2 * problem.channels if problem.shifted else problem.positions**2 * problem.inputs
-    return 2 * problem.examples * (shared + problem.positions**2 * problem.outputs)
+    return 2 * measured * (shared + problem.positions**2 * problem.outputs)
 
 
 _TIMED: dict[tuple, dict[str, float]] = {}

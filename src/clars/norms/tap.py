@@ -1,8 +1,9 @@
 """The autograd functions that stand in for a layer's own: same values, and the norms on the way back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,15 +15,42 @@ from clars.norms.product import squared_norms
 from clars.norms.rule import Measure, Rule
 
 
-def tapped(rule: Rule, x: Tensor, weight: Tensor, bias: Tensor | None, accounts: Sequence[Account | None]) -> Tensor:
-    """Apply `rule` so that its backward pass books the norms of weight and bias to their two accounts."""
+class Call(NamedTuple):
+    """A call of a layer: its rule, what the rule is applied to, and the accounts of weight and bias."""
+
+    rule: Rule
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    accounts: tuple[Account | None, Account | None]
+
+
+class Compiled(NamedTuple):
+    """A compiled layer's call: its operator takes the input and then these arguments.
+
+    It is as good for the next call with tensors of the same sizes. For other sizes, and in circumstances that need other
+    means, the operator returns None.
+    """
+
+    layer: cpu.Layer
+    arguments: tuple  # weight, bias, the layer's number and those of two accounts
+
+
+def tapped(call: Call) -> tuple[Tensor, Compiled | None]:
+    """Make the call so that its backward pass books the norms of weight and bias to their two accounts.
+
+    Returns the output, and how it came about if a compiled layer made it.
+    """
+    rule, x, weight, bias, accounts = call
     distinct = _distinct(accounts, x.shape[0])
-    kernel = rule.kernel(x, weight, distinct[0].current.estimator)
-    if kernel is not None:
-        name, *arguments = kernel
+    layer = rule.compiled(x, weight, distinct[0].current.estimator)
+    if layer is not None:
         numbers = (0 if account is None else account.number for account in accounts)
-        return cpu.kernel(name)(x, weight, bias, *arguments, *numbers)
-    return _Tap.apply(rule, tuple(accounts), distinct, x, weight, bias, *_leaves(distinct, weight))
+        arguments = (weight, bias, layer.number, *numbers)
+        y = layer.operator(x, *arguments)
+        if y is not None:
+            return y, Compiled(layer, arguments)
+    return _Tap.apply(rule, accounts, distinct, x, weight, bias, *_leaves(distinct, weight)), None
 
 
 def spread(shape: torch.Size, parameters: Sequence[Tensor], accounts: Sequence[Account]) -> tuple[Tensor, ...]:
@@ -50,20 +78,26 @@ def _leaves(distinct: tuple[Account, ...], like: Tensor) -> list[Tensor]:
     return [account.leaf(like) for account in distinct]
 
 
-def book(number: int, outer_pass: int, examples: int, spent: bool, squares: Tensor) -> None:
-    """Book to an account, by its number, what a compiled function has measured of all the examples."""
+def book(number: int, outer_pass: int, spent: bool, squares: Tensor) -> tuple[int, int]:
+    """Book to an account, by its number, the measured part of `squares` [B], which a compiled function is to fill.
+
+    Returns the first of the examples to be measured, and the one after the last.
+    """
+    examples = len(squares)
     account = ACCOUNTS.get(number)
     if account is None:  # nobody tracks the layer any more
-        return
+        return 0, examples
     if spent:
         account.refuse_second_pass()
     account.enter(_pass(outer_pass), examples)
     current = account.current
     account.booked.append((current.measure.of(squares), current.blocks))
+    first, last, _ = current.measure.rows.indices(examples)
+    return first, last
 
 
 _LIBRARY = torch.library.Library("clars", "FRAGMENT")
-_LIBRARY.define("book(int number, int outer_pass, int examples, bool spent, Tensor squares) -> ()")
+_LIBRARY.define("book(int number, int outer_pass, bool spent, Tensor squares) -> (int, int)")
 _LIBRARY.impl("book", book, "CompositeExplicitAutograd")
 
 

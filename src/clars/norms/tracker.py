@@ -85,7 +85,9 @@ class ExampleNorms:
     def refresh(self, module: nn.Module) -> None:
         """Note the tensors that are the module's parameters now."""
         for part in self._parts_of[module]:
-            value = part.present()
+            value = module._parameters.get(part.name)
+            if value is None:  # a parametrization computes it
+                value = part.present()
             other = self.parts.get(id(value))
             if other is part and part.parameter is value:
                 continue

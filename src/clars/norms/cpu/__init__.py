@@ -7,13 +7,14 @@ cannot be compiled or do not apply, those are used.
 
 from collections.abc import Callable
 from functools import cache
+from weakref import finalize
 
 import torch
 from torch import Tensor
 
 from clars.norms.cpu.build import State, load
 
-__all__ = ["State", "applies", "kernel", "load", "loaded", "most_workers"]
+__all__ = ["Layer", "State", "applies", "kernel", "load", "loaded", "most_workers"]
 
 # Bytes that the products under way may take together, by default.
 WORKING_SET = 256 * 2**20
@@ -41,6 +42,19 @@ def loaded() -> bool:
 def kernel(name: str) -> Callable:
     """Return a compiled operator."""
     return getattr(torch.ops.clars, name).default
+
+
+class Layer:
+    """A compiled layer (see layers.h): for inputs as the first of `arguments`, with a weight as the second.
+
+    Its `operator` takes an input, weight, bias, the layer's `number` and those of two accounts. It returns the output;
+    None where the layer was made for other calls than this one.
+    """
+
+    def __init__(self, kind: str, *arguments) -> None:
+        self.operator = getattr(torch.ops.clars.tap, kind)
+        self.number = getattr(torch.ops.clars.make, kind)(*arguments)
+        finalize(self, getattr(torch.ops.clars.drop, kind), self.number).atexit = False
 
 
 def most_workers(bytes_each: int, memory: int | None) -> int:

@@ -10,12 +10,20 @@ namespace clars {
 using Products = std::tuple<Tensor, Tensor>;                       // a gradient, and the examples' squared norms
 using Affine = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // gradients of x, scale, shift; squares of the two
 
-Products matrix_products(const Tensor& gy, const Tensor& x, int64_t most);
+// The examples whose squared norms are wanted; the gradient is that of all.
+struct Measured {
+  int64_t first, last;
+
+  Tensor of(const Tensor& all) const { return all.narrow(0, first, last - first); }
+  Products of(Products all) const { return {std::get<0>(all), of(std::get<1>(all))}; }
+};
+
+Products matrix_products(const Tensor& gy, const Tensor& x, int64_t most, Measured measured);
 Tensor points(const Tensor& x, at::IntArrayRef stride);
 Products pointwise_products(const Tensor& gy, const Tensor& x, const Tensor& weight, at::IntArrayRef stride,
-                            int64_t most);
+                            int64_t most, Measured measured);
 Products conv_products(const Tensor& gy, const Tensor& x, const Tensor& weight, at::IntArrayRef stride,
-                       at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, int64_t most);
+                       at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, int64_t most, Measured measured);
 Products small_conv_products(const Tensor& gy, const Tensor& x, at::IntArrayRef kernel, at::IntArrayRef stride,
                              at::IntArrayRef padding, at::IntArrayRef dilation, int64_t most);
 Products depthwise_products(const Tensor& gy, const Tensor& x, at::IntArrayRef kernel, at::IntArrayRef stride,

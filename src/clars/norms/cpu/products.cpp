@@ -1,11 +1,15 @@
 // Per-example weight gradients: formed one by one, examples in parallel; squared and added while they are in the cache.
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/as_strided.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/im2col.h>
 #include <ATen/ops/linalg_vecdot.h>
 #include <ATen/ops/mm.h>
+
+#include <bit>
 
 #include "kernels.h"
 
@@ -22,6 +26,14 @@ double inner(const float* a, const float* b, int64_t n) {
     total += sum;
   }
   return total;
+}
+
+// Whether the positions of the examples of x [B, N, T] follow one another in memory.
+bool positions_follow(const Tensor& x) { return x.size(0) == 1 || x.stride(0) == x.size(2) * x.stride(2); }
+
+// Then all of them, as [N, B * T].
+Tensor all_positions(const Tensor& x) {
+  return x.as_strided({x.size(1), x.size(0) * x.size(2)}, {x.stride(1), x.stride(2)});
 }
 
 // Whether the library behind at::mm is the faster one: Intel's own is, on Intel's processors.
@@ -45,21 +57,38 @@ Tensor times_transposed(const Tensor& a, const Tensor& b) {
   return linear.call(a, b, std::nullopt, "none", c10::List<std::optional<at::Scalar>>(), "");
 }
 
-// The sum of product(i) of the given shape over the examples, and the squared norm of each.
-template <typename Product>
-Products sum_and_squares(int64_t examples, at::IntArrayRef shape, const Tensor& like, int64_t most,
-                         const Product& product) {
+// gy [B, P, T], x [B, D, T]: the sum of gy_i x_i^T [P, D].
+Tensor sum_of_products(const Tensor& gy, const Tensor& x) {
+  if (positions_follow(gy) && positions_follow(x)) return times_transposed(all_positions(gy), all_positions(x));
+  Tensor sum = times_transposed(gy.select(0, 0), x.select(0, 0));
+  for (int64_t i = 1; i < x.size(0); i++) sum.addmm_(gy.select(0, i), x.select(0, i).t());
+  return sum;
+}
+
+// The sum of the examples' products, of the given shape, and the squared norm of each that is measured.
+// sum(first, last) returns the sum over some examples.
+template <typename Sum>
+Products sum_and_squares(int64_t examples, at::IntArrayRef shape, const Tensor& like, int64_t most, Measured measured,
+                         const Sum& sum) {
   const int64_t workers = workers_for(examples, most);
-  Tensor squares = at::empty({examples}, like.options());
-  std::vector<Tensor> totals;
-  for (int64_t worker = 0; worker < workers; worker++) totals.push_back(at::empty(shape, like.options()));
+  Tensor squares = at::empty({measured.last - measured.first}, like.options());
+  std::vector<Tensor> totals(workers);
   float* square = squares.mutable_data_ptr<float>();
   share(examples, workers, [&](int64_t worker, int64_t first, int64_t last) {
-    float* total = totals[worker].mutable_data_ptr<float>();
-    for (int64_t i = first; i < last; i++) {
-      const Tensor one = product(i).contiguous();
-      square[i] = add_and_square(total, one.const_data_ptr<float>(), one.numel(), i == first);
+    Tensor& total = totals[worker];
+    const auto unmeasured = [&](int64_t from, int64_t to) {
+      if (from < to) total = total.defined() ? total.add_(sum(from, to)) : sum(from, to).contiguous();
+    };
+    const int64_t from = std::clamp(measured.first, first, last), to = std::clamp(measured.last, first, last);
+    unmeasured(first, from);
+    for (int64_t i = from; i < to; i++) {
+      const Tensor one = sum(i, i + 1).contiguous();
+      const bool begin = !total.defined();
+      if (begin) total = at::empty(shape, like.options());
+      square[i - measured.first] =
+          add_and_square(total.mutable_data_ptr<float>(), one.const_data_ptr<float>(), one.numel(), begin);
     }
+    unmeasured(to, last);
   });
   for (int64_t worker = 1; worker < workers; worker++) totals[0].add_(totals[worker]);
   return {totals[0], squares};
@@ -67,10 +96,11 @@ Products sum_and_squares(int64_t examples, at::IntArrayRef shape, const Tensor& 
 
 }  // namespace
 
-// gy [B, P, T], x [B, D, T]: the sum of gy_i x_i^T [P, D], and the squared norm of each [B].
-Products matrix_products(const Tensor& gy, const Tensor& x, int64_t most) {
-  return sum_and_squares(x.size(0), {gy.size(1), x.size(1)}, x, most,
-                         [&](int64_t i) { return times_transposed(gy.select(0, i), x.select(0, i)); });
+// gy [B, P, T], x [B, D, T]: the sum of gy_i x_i^T [P, D], and the squared norms of those that are measured.
+Products matrix_products(const Tensor& gy, const Tensor& x, int64_t most, Measured measured) {
+  return sum_and_squares(x.size(0), {gy.size(1), x.size(1)}, x, most, measured, [&](int64_t first, int64_t last) {
+    return sum_of_products(gy.narrow(0, first, last - first), x.narrow(0, first, last - first));
+  });
 }
 
 // What a kernel of one position sees of x [B, D, *size], as [B, D, T].
@@ -84,18 +114,30 @@ Tensor points(const Tensor& x, at::IntArrayRef stride) {
 // The gradient [P, D, *kernel] of the weight of such a convolution for gy [B, P, *size] and x [B, D, *size], and the
 // squared norms [B].
 Products pointwise_products(const Tensor& gy, const Tensor& x, const Tensor& weight, at::IntArrayRef stride,
-                            int64_t most) {
-  auto [gradient, squares] = matrix_products(gy.flatten(2), points(x, stride), most);
+                            int64_t most, Measured measured) {
+  auto [gradient, squares] = matrix_products(gy.flatten(2), points(x, stride), most, measured);
   return {gradient.view(weight.sizes()), squares};
 }
 
-// The same for any convolution, each example's gradient by a call of the convolution's backward pass.
+// The same for any convolution, each example's gradient by a call of the convolution's backward pass. The others are
+// taken by powers of two, because the library compiles anew, and keeps, what it does for each number of examples.
 Products conv_products(const Tensor& gy, const Tensor& x, const Tensor& weight, at::IntArrayRef stride,
-                       at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, int64_t most) {
+                       at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, int64_t most,
+                       Measured measured) {
   const std::vector<int64_t> none(stride.size(), 0);
-  return sum_and_squares(x.size(0), weight.sizes(), x, most, [&](int64_t i) {
-    return std::get<1>(at::convolution_backward(gy.narrow(0, i, 1), x.narrow(0, i, 1), weight, at::OptionalIntArrayRef(),
-                                                stride, padding, dilation, false, none, groups, {false, true, false}));
+  const auto piece = [&](int64_t first, int64_t n) {
+    return std::get<1>(at::convolution_backward(gy.narrow(0, first, n), x.narrow(0, first, n), weight,
+                                                at::OptionalIntArrayRef(), stride, padding, dilation, false, none,
+                                                groups, {false, true, false}));
+  };
+  return sum_and_squares(x.size(0), weight.sizes(), x, most, measured, [&](int64_t first, int64_t last) {
+    Tensor sum;
+    while (first < last) {
+      const int64_t n = std::bit_floor(uint64_t(last - first));
+      sum = sum.defined() ? sum.add_(piece(first, n)) : piece(first, n);
+      first += n;
+    }
+    return sum;
   });
 }
 

@@ -1,0 +1,77 @@
+"""Calls that are made at every step with the same arguments but for the input: what they led to is led to at once."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from clars.norms.account import BackwardPass
+from clars.norms.rule import Measure
+from clars.norms.tap import Call, Compiled
+
+# Objects of these kinds stay what they are; a parameter's flag is compared, and a compiled layer compares sizes.
+LASTING = (Tensor, tuple, int, float, str, type(None))
+
+
+class Known(NamedTuple):
+    """A function's call that a compiled layer made. `others` are its arguments but for the first, by `ids` the same."""
+
+    function: Callable
+    others: Sequence
+    ids: tuple[int, ...]
+    keywords: tuple[str, ...]
+    weight: Tensor
+    bias: Tensor | None
+    differentiated: tuple[bool, bool]
+    compiled: Compiled
+    current: BackwardPass
+    measure: Measure
+    rows: int
+
+    def again(self, function: Callable, values: Sequence, keywords: tuple[str, ...]) -> Tensor | None:
+        """Return the output where this is the same call again, with any input; None where all must be looked at anew.
+
+        Long expressions and few calls: the functions that would read better are not in the cache when this runs.
+        """
+        current, bias = self.current, self.bias
+        if (
+            function is self.function
+            and tuple(map(id, values[1:])) == self.ids
+            and keywords == self.keywords
+            and (self.weight.requires_grad, bias is not None and bias.requires_grad) == self.differentiated
+            and current.estimator.whole is self.measure
+            and (not current.batch_sizes or self.rows in current.batch_sizes)
+        ):
+            layer, arguments = self.compiled
+            return layer.operator(values[0], *arguments)
+        return None
+
+
+def known(
+    function: Callable, values: Sequence, keywords: tuple[str, ...], call: Call, compiled: Compiled
+) -> Known | None:
+    """Return how to recognise a call; None where it cannot be told by its arguments.
+
+    Args:
+        function: the function of torch.
+        values: its arguments, those by keyword last.
+        keywords: the names of the latter.
+        call, compiled: what it led to.
+    """
+    others = values[1:]
+    if call.x is not values[0] or not all(isinstance(value, LASTING) for value in others):
+        return None
+    current = next(account for account in call.accounts if account is not None).current
+    return Known(
+        function,
+        others,
+        tuple(map(id, others)),
+        keywords,
+        call.weight,
+        call.bias,
+        (call.weight.requires_grad, call.bias is not None and call.bias.requires_grad),
+        compiled,
+        current,
+        current.estimator.whole,
+        len(call.x),
+    )
