@@ -16,6 +16,7 @@ pytestmark = pytest.mark.skipif(not cpu.load().loaded, reason=cpu.load().text)
 
 LAYERS = {
     "each": (nn.Conv2d(16, 24, 3, padding=1), (5, 16, 40, 33)),
+    "each of many examples": (nn.Conv2d(16, 24, 3, padding=1), (23, 16, 40, 33)),
     "each in groups": (nn.Conv2d(16, 24, 3, padding=1, groups=4), (5, 16, 70, 33)),
     "each in one dimension": (nn.Conv1d(16, 24, 5, stride=2), (5, 16, 700)),
     "each in three dimensions": (nn.Conv3d(8, 6, 2, bias=False), (5, 8, 9, 20, 31)),
@@ -100,6 +101,28 @@ def test_by_definition(name, together, threads):
     assert found.keys() == squares.keys()
     for key, value in squares.items():
         torch.testing.assert_close(found[key].double(), value, rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("block", [0, 1, 2])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_part_by_definition(name, block, threads, monkeypatch):
+    layer, x = prepared(name)
+    norms = clars.ExampleNorms(layer, "subset", fraction=1 / 3, layers=clars.layers(layer, "parameter"))
+    blocks = norms.estimator.cut(len(x))
+    monkeypatch.setattr(norms.estimator._random, "randrange", lambda count: min(block, count - 1))
+    x.requires_grad_()
+    y = layer(x)
+    assert compiled(y)
+    gy = torch.randn_like(y)
+    y.backward(gy)
+    norms.remove()
+    _, whole, squares = definition(layer, x.detach(), gy)
+    for got, value in zip((x.grad, *(p.grad for p in layer.parameters())), whole):
+        assert (got.double() - value).norm() <= 5e-6 * value.norm()
+    drawn = min(block, blocks - 1)
+    rows = slice(drawn * len(x) // blocks, (drawn + 1) * len(x) // blocks)
+    for key, value in norms.squares().items():
+        torch.testing.assert_close(value.double(), squares[key][rows], rtol=5e-6, atol=0)
 
 
 @pytest.mark.parametrize("name", ["each", "depthwise", "gram", "linear", "batch norm", "layer norm"])

@@ -1,6 +1,6 @@
 """The autograd functions that stand in for a layer's own: same values, and the norms on the way back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import NamedTuple
@@ -28,8 +28,8 @@ class Call(NamedTuple):
 class Compiled(NamedTuple):
     """A compiled layer's call: its operator takes the input and then these arguments.
 
-    It is as good for the next call with tensors of the same sizes. For other sizes, and in circumstances that need other
-    means, the operator returns None.
+    It is as good for the next call with tensors of the same sizes. For other sizes, and in circumstances that need
+    other means, the operator returns None.
     """
 
     layer: cpu.Layer
@@ -78,26 +78,26 @@ def _leaves(distinct: tuple[Account, ...], like: Tensor) -> list[Tensor]:
     return [account.leaf(like) for account in distinct]
 
 
-def book(number: int, outer_pass: int, spent: bool, squares: Tensor) -> tuple[int, int]:
+def book(number: int, backward_pass: int, spent: bool, squares: Tensor) -> tuple[int, int]:
     """Book to an account, by its number, the measured part of `squares` [B], which a compiled function is to fill.
 
     Returns the first of the examples to be measured, and the one after the last.
     """
-    examples = len(squares)
+    examples = squares.shape[0]
     account = ACCOUNTS.get(number)
     if account is None:  # nobody tracks the layer any more
         return 0, examples
     if spent:
         account.refuse_second_pass()
-    account.enter(_pass(outer_pass), examples)
+    account.enter(backward_pass, examples)
     current = account.current
-    account.booked.append((current.measure.of(squares), current.blocks))
     first, last, _ = current.measure.rows.indices(examples)
+    account.booked.append((squares if last - first == examples else squares[first:last], current.blocks))
     return first, last
 
 
 _LIBRARY = torch.library.Library("clars", "FRAGMENT")
-_LIBRARY.define("book(int number, int outer_pass, bool spent, Tensor squares) -> (int, int)")
+_LIBRARY.define("book(int number, int backward_pass, bool spent, Tensor squares) -> (int, int)")
 _LIBRARY.impl("book", book, "CompositeExplicitAutograd")
 
 

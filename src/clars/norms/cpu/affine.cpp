@@ -3,7 +3,6 @@
 #include <ATen/TensorIterator.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/linalg_vecdot.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
@@ -36,8 +35,30 @@ void affine(const float* gy, const float* x, float* out, int64_t n, float of_gy,
   for (int64_t i = 0; i < n; i++) out[i] = of_gy * gy[i] + of_x * (x[i] - mean) + constant;
 }
 
-// Squared norms [B] of the rows of terms [B, N].
-Tensor squares_of(const Tensor& terms) { return at::linalg_vecdot(terms, terms); }
+// Terms [B, N]: their sum over the examples, and the squared norm of each example's. Not by torch's operators, which take
+// longer than so few numbers.
+Products sum_and_squares(const Tensor& terms) {
+  const int64_t examples = terms.size(0), size = terms.size(1);
+  Tensor sum = at::empty({size}, terms.options()), squares = at::empty({examples}, terms.options());
+  const float* terms_ = terms.const_data_ptr<float>();
+  float *sum_ = sum.mutable_data_ptr<float>(), *squares_ = squares.mutable_data_ptr<float>();
+  at::parallel_for(0, examples, 1 + at::internal::GRAIN_SIZE / size, [&](int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; i++) squares_[i] = inner(terms_ + i * size, terms_ + i * size, size);
+  });
+  at::parallel_for(0, size, 1 + at::internal::GRAIN_SIZE / examples, [&](int64_t from, int64_t to) {
+    std::vector<double> all(to - from);
+    for (int64_t i = 0; i < examples; i++)
+      for (int64_t n = from; n < to; n++) all[n - from] += terms_[i * size + n];
+    std::copy(all.begin(), all.end(), sum_ + from);
+  });
+  return {sum, squares};
+}
+
+Affine with_parameters(const Tensor& gx, const Tensor& scales, const Tensor& shifts) {
+  auto [scale, scale_squares] = sum_and_squares(scales);
+  auto [shift, shift_squares] = sum_and_squares(shifts);
+  return {gx, scale, shift, scale_squares, shift_squares};
+}
 
 }  // namespace
 
@@ -78,7 +99,7 @@ Affine batch_norm_backward(const Tensor& gy, const Tensor& x, const Tensor& mean
       }
     }
   });
-  return {gx, scale.sum(0), shift.sum(0), squares_of(scale), squares_of(shift)};
+  return with_parameters(gx, scale, shift);
 }
 
 namespace {
@@ -125,7 +146,7 @@ Affine layer_norm_backward(const Tensor& gy, const Tensor& x, const Tensor& mean
                      size, mean_[row], rstd_[row]);
     }
   });
-  return {gx, scale.sum(0), shift.sum(0), squares_of(scale), squares_of(shift)};
+  return with_parameters(gx, scale, shift);
 }
 
 namespace {
@@ -178,7 +199,7 @@ Products position_sums(const Tensor& gy) {
     for (int64_t i = first; i < last; i++)
       sum_positions(gy_ + i * gy.stride(0), outputs, positions, gy.stride(1), gy.stride(2), sums_ + i * outputs);
   });
-  return {sums.sum(0), squares_of(sums)};
+  return sum_and_squares(sums);
 }
 
 }  // namespace clars

@@ -14,7 +14,9 @@ using Affine = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // gradients
 struct Measured {
   int64_t first, last;
 
-  Tensor of(const Tensor& all) const { return all.narrow(0, first, last - first); }
+  Tensor of(const Tensor& all) const {
+    return first == 0 && last == all.size(0) ? all : all.narrow(0, first, last - first);
+  }
   Products of(Products all) const { return {std::get<0>(all), of(std::get<1>(all))}; }
 };
 

@@ -39,6 +39,18 @@ inline int64_t workers_for(int64_t examples, int64_t most) {
   return std::max<int64_t>(1, std::min<int64_t>({at::get_num_threads(), examples, most}));
 }
 
+inline double inner(const float* a, const float* b, int64_t n) {
+  double total = 0;
+  for (int64_t start = 0; start < n; start += SPAN) {
+    const int64_t stop = std::min(n, start + SPAN);
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = start; i < stop; i++) sum += a[i] * b[i];
+    total += sum;
+  }
+  return total;
+}
+
 // Adds `n` numbers to `total`, or begins it with them; returns the sum of their squares.
 inline double add_and_square(float* total, const float* product, int64_t n, bool begin) {
   double squares = 0;

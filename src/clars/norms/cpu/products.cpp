@@ -16,18 +16,6 @@
 namespace clars {
 namespace {
 
-double inner(const float* a, const float* b, int64_t n) {
-  double total = 0;
-  for (int64_t start = 0; start < n; start += SPAN) {
-    const int64_t stop = std::min(n, start + SPAN);
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = start; i < stop; i++) sum += a[i] * b[i];
-    total += sum;
-  }
-  return total;
-}
-
 // Whether the positions of the examples of x [B, N, T] follow one another in memory.
 bool positions_follow(const Tensor& x) { return x.size(0) == 1 || x.stride(0) == x.size(2) * x.stride(2); }
 

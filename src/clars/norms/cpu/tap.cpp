@@ -71,8 +71,17 @@ Measured book(const Call<Kind>& call, int64_t account, const Tensor& squares) {
   using Book = std::tuple<int64_t, int64_t>(int64_t, int64_t, bool, const Tensor&);
   static const auto python = c10::Dispatcher::singleton().findSchemaOrThrow("clars::book", "").typed<Book>();
   at::AutoDispatchBelowADInplaceOrView no_graph;
-  auto [first, last] = python.call(account, call.outer_pass, call.spent, squares);
+  const int64_t pass = call.outer_pass == -1 ? torch::autograd::get_current_graph_task_id() : call.outer_pass;
+  auto [first, last] = python.call(account, pass, call.spent, squares);
   return {first, last};
+}
+
+// Puts the measured examples' squared norms, or the sums of two of them, in their places among those of all.
+void fill(const Tensor& all, Measured part, const Tensor& squares, const Tensor& more = {}) {
+  float* to = all.mutable_data_ptr<float>() + part.first;
+  const float* from = squares.const_data_ptr<float>();
+  const float* and_from = more.defined() ? more.const_data_ptr<float>() : nullptr;
+  for (int64_t i = 0; i < part.last - part.first; i++) to[i] = from[i] + (and_from ? and_from[i] : 0.f);
 }
 
 template <typename Kind>
@@ -125,11 +134,9 @@ struct Tap : torch::autograd::Function<Tap<Kind>> {
     if (for_weight) part = book(call, call.of_weight, of_weight = at::empty({x.size(0)}, x.options()));
     if (for_bias && !joint) part = book(call, call.of_bias, of_bias = at::empty({x.size(0)}, x.options()));
     call.spent = call.spent || needs.weight || needs.bias;
-    const Gradients got =
-        call.layer->backward(gy, x, weight, Tensors(all.begin() + 3, all.end()), needs, part);
-    if (for_weight) of_weight = part.of(of_weight).copy_(got.weight_squares);
-    if (joint) of_weight.add_(got.bias_squares);
-    if (for_bias && !joint) part.of(of_bias).copy_(got.bias_squares);
+    const Gradients got = call.layer->backward(gy, x, weight, Tensors(all.begin() + 3, all.end()), needs, part);
+    if (for_weight) fill(of_weight, part, got.weight_squares, joint ? got.bias_squares : Tensor());
+    if (for_bias && !joint) fill(of_bias, part, got.bias_squares);
     return got;
   }
 };

@@ -1,0 +1,231 @@
+"""A call that is made again at every step is recognised, and only that call: what changes between steps is noticed."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import clars
+from clars.norms import cpu
+from clars.norms.known import Known
+from clars.norms.plan import plan
+
+pytestmark = pytest.mark.skipif(not cpu.load().loaded, reason=cpu.load().text)
+
+
+class Network(nn.Module):
+    """A layer of each kind."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.features, self.linear = nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x)).relu().flatten(2).mT
+        return self.linear(self.features(x))
+
+
+def images(n=6, size=5):
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(n + size))
+
+
+def step(model, x):
+    model.zero_grad()
+    model(x).square().sum().backward()
+
+
+@pytest.fixture
+def again(monkeypatch):
+    """Which calls were recognised."""
+    seen, original = [], Known.again
+
+    def noted(self, function, *arguments):
+        y = original(self, function, *arguments)
+        seen.append((function, y is not None))
+        return y
+
+    monkeypatch.setattr(Known, "again", noted)
+    return seen
+
+
+def recognised(seen):
+    return {function for function, same in seen if same}
+
+
+EVERY = {F.conv2d, F.batch_norm, F.layer_norm, F.linear}
+
+
+def test_the_second_step_is_recognised_and_gives_the_same(again):
+    model = Network()
+    norms = clars.ExampleNorms(model)
+    step(model, images())
+    first, gradients = norms.squares(), [p.grad for p in model.parameters()]
+    assert not recognised(again)
+    norms.reset()
+    step(model, images())
+    assert recognised(again) == EVERY
+    assert all(torch.equal(value, first[name]) for name, value in norms.squares().items())
+    assert all(torch.equal(p.grad, value) for p, value in zip(model.parameters(), gradients))
+
+
+def frozen(name):
+    return lambda model: model.get_parameter(name).requires_grad_(False)
+
+
+def other_statistics(model):
+    model.norm.running_mean = torch.zeros(8)
+
+
+def other_parameter(model):
+    model.linear.weight = nn.Parameter(torch.randn(8, 8))
+
+
+CHANGES = {
+    "stride": (lambda model: setattr(model.conv, "stride", (2, 2)), {F.conv2d}),
+    "padding": (lambda model: setattr(model.conv, "padding", "valid"), {F.conv2d}),
+    "eps": (lambda model: setattr(model.features, "eps", 0.5), {F.layer_norm}),
+    "momentum": (lambda model: setattr(model.norm, "momentum", None), {F.batch_norm}),
+    "statistics": (other_statistics, {F.batch_norm}),
+    "evaluation": (lambda model: model.eval(), {F.batch_norm}),
+    "another parameter": (other_parameter, {F.linear}),
+    "no bias": (lambda model: setattr(model.linear, "bias", None), {F.linear}),
+    "frozen weight": (frozen("conv.weight"), {F.conv2d}),
+    "frozen bias": (frozen("linear.bias"), {F.linear}),
+    "precision": (lambda model: model.double(), EVERY),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_is_noticed(change, again):
+    model = Network()
+    apply, concerned = CHANGES[change]
+    norms = clars.ExampleNorms(model)
+    step(model, images())
+    apply(model)
+    twin = copy.deepcopy(model)
+    x = images().to(model.conv.weight.dtype)
+    again.clear()
+    norms.reset()
+    step(model, x)
+    assert not recognised(again) & concerned
+    fresh = clars.ExampleNorms(twin)
+    step(twin, x)
+    found, expected = norms.squares(), fresh.squares()
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=0)
+    for one, other in zip(model.buffers(), twin.buffers()):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("x", [images(7), images(6, 6), images().mT], ids=["batch", "size", "strides"])
+def test_another_kind_of_input_is_noticed(x):
+    model = Network()
+    norms = clars.ExampleNorms(model)
+    step(model, images())
+    norms.reset()
+    twin = copy.deepcopy(model)
+    step(model, x)
+    fresh = clars.ExampleNorms(twin)
+    step(twin, x)
+    for name, value in fresh.squares().items():
+        torch.testing.assert_close(norms.squares()[name], value, rtol=1e-6, atol=0)
+
+
+def test_another_number_of_threads_is_noticed():
+    """With fewer examples than threads other means are taken."""
+    model = Network()
+    norms = clars.ExampleNorms(model)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        y = model(images(1))
+        assert "CppNode" in model.linear(torch.randn(1, 4, 8)).grad_fn.name() and y.requires_grad
+        torch.set_num_threads(2)
+        assert "CppNode" not in model.linear(torch.randn(1, 4, 8)).grad_fn.name()
+    finally:
+        torch.set_num_threads(before)
+    assert norms.active
+
+
+def test_autocast_is_noticed():
+    model = Network()
+    norms = clars.ExampleNorms(model)
+    step(model, images())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(images()).dtype == torch.bfloat16
+    assert norms.active
+
+
+def test_rows_that_are_not_the_batch_are_refused_at_a_later_step():
+    class Folding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.inner(x.reshape(-1, 4))
+
+    model = Folding()
+    norms = clars.ExampleNorms(model)
+    model(torch.randn(4, 4))
+    with pytest.raises(clars.UnsupportedLayerError, match="sees 4 rows"):
+        model(torch.randn(2, 2, 4))
+    assert norms.active
+
+
+def test_a_parameter_as_input_is_refused_at_a_later_step():
+    class Prompted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.prompt, self.inner = nn.Parameter(torch.randn(4, 4)), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.inner(x) if x.sum() > 0 else self.inner(self.prompt)
+
+    model = Prompted()
+    norms = clars.ExampleNorms(model)
+    model(torch.ones(4, 4))
+    with pytest.raises(clars.UnsupportedLayerError, match="prompt"):
+        model(-torch.ones(4, 4))
+    assert norms.active
+
+
+def test_the_names_of_arguments_are_noticed():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.name = nn.Parameter(torch.randn(8, 3, 3, 3)), "stride"
+
+        def forward(self, x):
+            return F.conv2d(x, self.weight, None, **{self.name: 2})
+
+    model = Named()
+    norms = clars.ExampleNorms(model)
+    assert model(images()).shape[2:] == (2, 2)
+    model.name = "padding"
+    assert model(images()).shape[2:] == (7, 7)
+    assert norms.active
+
+
+def test_somebody_who_watches_the_choices_is_noticed():
+    model, seen = Network(), []
+    norms = clars.ExampleNorms(model)
+    step(model, images())
+    norms.estimator.report_to(lambda layer, *choice: seen.append(layer))
+    norms.reset()
+    step(model, images())
+    assert set(seen) >= {"conv", "linear"}
+
+
+def test_a_plan_is_made_of_every_layer_of_a_model_in_use():
+    model = Network()
+    norms = clars.ExampleNorms(model)
+    step(model, images())
+    assert norms.active
+    choices = plan(model, lambda model, x: model(x).square().sum(), images())
+    assert {choice.layer for choice in choices} >= {"conv", "linear"}
