@@ -1,12 +1,9 @@
 """A run that was broken off goes on to the numbers of one that was not."""
 
 import json
-import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -106,24 +103,35 @@ def steps_done(out):
     return max((json.loads(line)["step"] for line in text.split("\n")[:-1]), default=0)
 
 
-def inode():
-    path = Path("parts/small/seed0/layers.jsonl")
-    return path.stat().st_ino if path.exists() else None
-
-
+# Children that kill themselves, all but the last, some time after a step was taken, by which the file begins anew. A
+# parent that watches them could be kept from running until one is done.
 FORKS = """\
-import contextlib, os, sys, torch
+import contextlib, os, pathlib, random, signal, sys, threading, time, torch
 from accelerate.utils import extract_model_from_parallel
 from clars.training import script
+
+def inode():
+    path = pathlib.Path("parts/small/seed0/layers.jsonl")
+    return path.stat().st_ino if path.exists() else None
+
+def kill(before, seconds):
+    while inode() == before:
+        time.sleep(0.005)
+    time.sleep(seconds)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+chance = random.Random(0)
 with contextlib.redirect_stdout(sys.stderr):
     extract_model_from_parallel(torch.nn.Linear(1, 1))  # imports DeepSpeed, where it is, once for all children
-for _ in range(int(sys.argv[1])):
-    child = os.fork()
+for number in range(11):
+    seconds, child = chance.uniform(0, 0.2), os.fork()
     if not child:
         os.dup2(2, 1)
-        os._exit(script.main(sys.argv[2:]))
-    print(child, flush=True)
+        if number < 10:
+            threading.Thread(target=kill, args=(inode(), seconds), daemon=True).start()
+        os._exit(script.main(sys.argv[1:]))
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    sys.stdin.readline()
 """
 
 
@@ -132,21 +140,19 @@ def test_killed_at_random_moments(recipe):
     path = recipe(epochs=16, layer_statistics=1)
     assert train(path, "--out", "whole") == 0
     words = [str(path), "--out", "parts", "--checkpoint-every", "2"]
-    process = subprocess.Popen([sys.executable, "-c", FORKS, "11", *words], stdout=subprocess.PIPE, text=True)
-    chance, resumed_at = random.Random(0), []
-    for number in range(11):
-        before, began = inode(), state("parts")
-        child = int(process.stdout.readline())
-        if number < 10:
-            _wait(lambda before=before: inode() != before)  # a step was taken, by which the file begins anew
-            time.sleep(chance.uniform(0, 0.2))
-            os.kill(child, signal.SIGKILL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORKS, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    resumed_at, began = [], 0
+    for _ in range(11):
         code = int(process.stdout.readline())
         if Path("parts/small/seed0/run.json").exists():
             break
         assert code == -signal.SIGKILL
         assert began <= state("parts") and steps_done("parts") - state("parts") <= 2
-        resumed_at.append(state("parts"))
+        began = state("parts")
+        resumed_at.append(began)
+        print(file=process.stdin, flush=True)
     process.kill()
     assert len(set(resumed_at)) >= 4, resumed_at
     assert same("whole", "parts") and numbers("whole") == numbers("parts")
@@ -166,10 +172,3 @@ def test_killed_in_the_middle_of_writing(recipe, step):
     assert not list(Path("parts/small/seed0").glob(".*"))
     assert train(path, "--out", "whole") == 0
     assert same("whole", "parts")
-
-
-def _wait(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.01)
