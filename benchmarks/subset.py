@@ -7,7 +7,9 @@ Trains quickstart/clars-512 from several seeds with estimator=exact and with est
 - Error: at each step of the exact runs the norms of all examples are at hand, so the estimate of each of the eight
   blocks that could have been drawn is too. Reported per layer and step: the mean of the estimates over the exact sum,
   which is 1 for an unbiased estimator, and their relative standard deviation.
-- Accuracy: mean, 95 % interval and the paired difference by seed.
+- Accuracy: mean, 95 % interval and the paired difference by seed; at the recipe's rate, which was searched with the
+  exact estimator, and at the rate that suits each of the two, searched alike: the same rates and seeds, judged on the
+  validation split.
 
 Writes subset.json, subset.md and subset.png beside this file, or to the folder given by --out.
 """
@@ -29,12 +31,15 @@ from clars.optim import CLARS
 from clars.recipes.load import load
 from clars.results.files import write_json, write_text
 from clars.results.jobs import Job
+from clars.results.search import candidate
 from clars.results.table import interval
 from clars.training.display import Display
 from clars.training.run import Options, Run
 
 RECIPE = "quickstart/clars-512"
 BLOCKS = 8
+RATES = [4.0, 8.0, 16.0, 32.0, 64.0, 128.0]
+SEARCH_SEEDS = [100, 101, 102]
 HERE = Path(__file__).parent
 
 
@@ -48,25 +53,40 @@ def estimates(squares: Iterable[Tensor]) -> Tensor:
     return torch.stack(rows)
 
 
-def train(estimator: str, seed: int, folder: Path, accelerator: Accelerator) -> tuple[float, list[Tensor]]:
-    """Run the recipe; return its accuracy and, of an exact run, the estimates at each step."""
+def run(job: Job, accelerator: Accelerator) -> float:
+    """Return the accuracy at the end, in per cent."""
+    with Display(1, shown=False) as display:
+        record = Run(job, accelerator, Options(), display)()
+    accelerator.free_memory()
+    return record.final.top1
+
+
+def search(estimator: str, folder: Path, accelerator: Accelerator) -> tuple[float, dict[float, float]]:
+    """Return the best base rate for the estimator, and the mean accuracy on the validation split at each."""
+    resolved = load(RECIPE, [f"optimizer.estimator={estimator}"])
+    tried = {}
+    for rate, jobs in candidate(
+        estimator, resolved, RATES, SEARCH_SEEDS, folder / "search" / estimator, {}
+    ).jobs.items():
+        tried[rate] = statistics.mean(run(job, accelerator) for job in jobs)
+        print(f"{estimator} rate {rate}: {tried[rate]:.2f} % on the validation split", flush=True)
+    return max(tried, key=tried.get), tried
+
+
+def observed(job: Job, accelerator: Accelerator) -> tuple[float, list[Tensor]]:
+    """Run an exact job; return its accuracy and the estimates at each step."""
     seen: list[Tensor] = []
     original = CLARS.denominators
 
-    def observed(self, *arguments):
+    def noted(self, *arguments):
         seen.append(estimates(self.norms.squares().values()))
         return original(self, *arguments)
 
-    if estimator == "exact":
-        CLARS.denominators = observed
+    CLARS.denominators = noted
     try:
-        job = Job(load(RECIPE, [f"optimizer.estimator={estimator}"]), seed, folder / estimator / f"seed{seed}")
-        with Display(1, shown=False) as display:
-            record = Run(job, accelerator, Options(), display)()
+        return run(job, accelerator), seen
     finally:
         CLARS.denominators = original
-    accelerator.free_memory()
-    return record.final.top1, seen
 
 
 def errors(seen: list[list[Tensor]]) -> list[dict[str, float]]:
@@ -88,20 +108,30 @@ def errors(seen: list[list[Tensor]]) -> list[dict[str, float]]:
 
 def markdown(result: dict) -> str:
     """Return the result as Markdown."""
-    exact, subset = result["top1"]["exact"], result["top1"]["subset"]
-    differences = [b - a for a, b in zip(exact, subset)]
     lines = [
-        f"{RECIPE} from {len(exact)} seeds, {len(result['errors'])} steps; the subset estimator measures one of "
+        f"{RECIPE} from {result['seeds']} seeds, {len(result['errors'])} steps; the subset estimator measures one of "
         f"{BLOCKS} blocks of the batch. Regenerate with `{result['command']}`.",
         "",
-        "| estimator | top-1, % | 95 % interval | n |",
-        "|---|---:|---:|---:|",
+        "| base rate | exact, % | subset, % | subset minus exact, paired by seed | n |",
+        "|---|---:|---:|---:|---:|",
     ]
-    for name, values in (("exact", exact), ("subset, 1/8", subset)):
-        lines.append(f"| {name} | {statistics.mean(values):.2f} | ± {interval(values):.2f} | {len(values)} |")
-    mean, half = statistics.mean(differences), interval(differences)
-    verdict = "zero is inside" if abs(mean) <= half else "zero is outside"
-    lines += ["", f"Subset minus exact, paired by seed: {mean:+.2f} ± {half:.2f} points; {verdict} the interval.", ""]
+    for label, pair in result["accuracy"].items():
+        exact, subset = pair["exact"]["top1"], pair["subset"]["top1"]
+        differences = [b - a for a, b in zip(exact, subset)]
+        mean, half = statistics.mean(differences), interval(differences)
+        verdict = "zero inside" if abs(mean) <= half else "zero outside"
+        rates = " and ".join(f"{pair[name]['rate']:g}" for name in ("exact", "subset"))
+        lines.append(
+            f"| {label}: {rates} | {statistics.mean(exact):.2f} ± {interval(exact):.2f} | "
+            f"{statistics.mean(subset):.2f} ± {interval(subset):.2f} | {mean:+.2f} ± {half:.2f}, {verdict} | "
+            f"{len(exact)} |"
+        )
+    lines += [
+        "",
+        f"± is the 95 % interval. Searched: {len(RATES)} rates ({RATES[0]:g} to {RATES[-1]:g}), "
+        f"{len(SEARCH_SEEDS)} seeds each, on the validation split, for either estimator.",
+        "",
+    ]
     lines += [
         "| steps | mean of the estimates / exact | spread, median layer | spread, worst layer |",
         "|---|---|---|---|",
@@ -133,22 +163,37 @@ def chart(result: dict, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--out", type=Path, default=HERE)
     options = parser.parse_args()
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
-    top1: dict[str, list[float]] = {"exact": [], "subset": []}
     seen: list[list[Tensor]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for seed in range(options.seeds):
-            for estimator, values in top1.items():
-                accuracy, steps = train(estimator, seed, Path(folder), accelerator)
-                values.append(accuracy)
-                seen += [steps] if steps else []
-                print(f"{estimator} seed {seed}: {accuracy:.2f} %", flush=True)
-    device = torch.device("cpu")
-    result = machine(device, "subset.py") | {"recipe": RECIPE, "top1": top1, "errors": errors(seen)}
+    accuracy: dict[str, dict] = {"the recipe's": {}, "searched": {}}
+    with tempfile.TemporaryDirectory() as temporary:
+        for estimator in ("exact", "subset"):
+            found, tried = search(estimator, Path(temporary), accelerator)
+            own = load(RECIPE, []).recipe.schedule.base_rate
+            for label, rate in (("the recipe's", own), ("searched", found)):
+                top1 = []
+                for seed in range(options.seeds):
+                    changes = [f"optimizer.estimator={estimator}", f"schedule.base_rate={rate}"]
+                    job = Job(load(RECIPE, changes), seed, Path(temporary, label, estimator, f"seed{seed}"))
+                    if estimator == "exact" and label == "the recipe's":
+                        value, steps = observed(job, accelerator)
+                        seen.append(steps)
+                    else:
+                        value = run(job, accelerator)
+                    top1.append(value)
+                accuracy[label][estimator] = {"rate": rate, "top1": top1}
+                print(f"{estimator} at rate {rate}: {statistics.mean(top1):.2f} %", flush=True)
+            accuracy["searched"][estimator]["validation"] = {str(rate): value for rate, value in tried.items()}
+    result = machine(torch.device("cpu"), "subset.py") | {
+        "recipe": RECIPE,
+        "seeds": options.seeds,
+        "accuracy": accuracy,
+        "errors": errors(seen),
+    }
     write_json(options.out / "subset.json", result)
     write_text(options.out / "subset.md", markdown(result))
     chart(result, options.out / "subset.png")
