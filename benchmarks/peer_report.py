@@ -17,7 +17,7 @@ from peer_tools import (
     PEERS,
 )
 
-from clars.results.figures import PALETTE, STYLE
+from clars.results.figures.style import PALETTE, STYLE
 from clars.results.files import replacing
 
 LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # keeps the line at 1 out of the numbers

@@ -84,3 +84,12 @@ def test_the_readme_shows_the_generated_costs():
 def test_the_page_on_sharding_shows_the_generated_errors():
     page = (ROOT / "docs/sharding.md").read_text(encoding="utf-8")
     assert (ROOT / "benchmarks/naive_sharding.md").read_text(encoding="utf-8") in page
+
+
+def test_every_benchmark_can_be_imported():
+    """They take too long to be run here; `make bench` runs them."""
+    scripts = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+    assert len(scripts) > 5
+    lines = "\n".join(f"import {name}" for name in scripts)
+    done = subprocess.run([sys.executable, "-c", lines], cwd=ROOT / "benchmarks", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
