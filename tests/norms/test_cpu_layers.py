@@ -125,6 +125,51 @@ def test_a_part_by_definition(name, block, threads, monkeypatch):
         torch.testing.assert_close(value.double(), squares[key][rows], rtol=5e-6, atol=0)
 
 
+@pytest.mark.parametrize("where", ["gradient", "input"])
+@pytest.mark.parametrize(
+    "name", ["each", "direct", "depthwise", "matrix", "gram", "linear", "batch norm", "layer norm"]
+)
+def test_numbers_that_are_in_memory_negated(name, where):
+    """As complex conjugation leaves them."""
+    layer, x = prepared(name)
+    if where == "input":
+        x = torch._neg_view(x)
+    norms = clars.ExampleNorms(layer, layers=clars.layers(layer, "parameter"))
+    for _ in range(2):  # the second call is recognised
+        norms.reset()
+        layer.zero_grad()
+        y = layer(x)
+        gy = torch.randn_like(y)
+        if where == "gradient":
+            gy = torch._neg_view(gy)
+        y.backward(gy)
+    norms.remove()
+    _, whole, squares = definition(layer, x.clone(), gy.clone())
+    for parameter, value in zip(layer.parameters(), whole[1:]):
+        assert (parameter.grad.double() - value).norm() <= 2e-5 * value.norm()
+    for key, value in squares.items():
+        torch.testing.assert_close(norms.squares()[key].double(), value, rtol=2e-5, atol=0)
+
+
+def test_a_gradient_of_zeros_that_are_not_in_memory():
+    layer, x = prepared("layer norm")
+    norms = clars.ExampleNorms(layer)
+    y = layer(x)
+    y.backward(torch._efficientzerotensor(y.shape))
+    assert all(not squares.any() for squares in norms.squares().values())
+
+
+def test_a_layer_that_fails_on_the_way_back_leaves_no_rubbish():
+    layer, x = prepared("linear")
+    norms = clars.ExampleNorms(layer)
+    layer(x).sum().backward()
+    before = norms.sums()
+    y = layer(x)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(y, layer.weight, torch.randn(2, *y.shape), is_grads_batched=True)
+    assert norms.sums() == before
+
+
 @pytest.mark.parametrize("name", ["each", "depthwise", "gram", "linear", "batch norm", "layer norm"])
 def test_values_are_those_without_tracking_bit_for_bit(name):
     layer, x = prepared(name)

@@ -195,6 +195,49 @@ def test_a_parameter_as_input_is_refused_at_a_later_step():
     assert norms.active
 
 
+class Owner(nn.Module):
+    def __init__(self, **parameters):
+        super().__init__()
+        for name, parameter in parameters.items():
+            setattr(self, name, parameter)
+
+
+class Functional(nn.Module):
+    """Applies a function to its input, with whatever parameters of `a` and `b` it wants."""
+
+    def __init__(self, function, **owners):
+        super().__init__()
+        self.function = function
+        for name, owner in owners.items():
+            setattr(self, name, owner)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+@pytest.mark.parametrize("view", [lambda weight: weight, lambda weight: weight.contiguous()], ids=["itself", "a view"])
+def test_a_weight_as_input_of_its_own_layer_is_refused_at_a_later_step(view):
+    model = Functional(lambda m, x: F.linear(x, m.a.weight), a=Owner(weight=nn.Parameter(torch.randn(4, 4))))
+    norms = clars.ExampleNorms(model)
+    model(torch.randn(4, 4))
+    model.function = lambda m, x: F.linear(view(m.a.weight), m.a.weight)
+    with pytest.raises(clars.UnsupportedLayerError):
+        model(torch.randn(4, 4))
+    assert norms.active
+
+
+def test_a_stranger_that_becomes_a_parameter_is_noticed():
+    stranger = nn.Parameter(torch.randn(4))
+    owners = {"a": Owner(weight=nn.Parameter(torch.randn(4, 4))), "b": Owner(bias=nn.Parameter(torch.randn(4)))}
+    model = Functional(lambda m, x: F.linear(x, m.a.weight, stranger), **owners)
+    norms = clars.ExampleNorms(model)
+    step(model, torch.randn(4, 4))
+    model.b.bias = stranger
+    norms.reset()
+    step(model, torch.randn(4, 4))
+    assert norms.sums()["b.bias"] > 0
+
+
 def test_the_names_of_arguments_are_noticed():
     class Named(nn.Module):
         def __init__(self):

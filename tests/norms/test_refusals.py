@@ -211,3 +211,29 @@ def test_input_changed_in_place_is_caught_by_autograd():
 
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         backward_sums(Overwrites(), lambda m, x: m(x).sum(), torch.randn(2, 3))
+
+
+class Shaped(nn.Module):
+    """A function of the input with a weight and a bias of odd shapes."""
+
+    def __init__(self, function, weight, bias=None):
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(torch.randn(weight))
+        self.bias = None if bias is None else nn.Parameter(torch.randn(bias))
+
+    def forward(self, x):
+        return self.function(x, self.weight, self.bias)
+
+
+@pytest.mark.parametrize(("weight", "bias"), [((5, 4), (1,)), ((5, 4), (1, 5)), ((4,), None)])
+def test_linear_layer_of_odd_shapes(weight, bias):
+    refused(Shaped(nn.functional.linear, weight, bias), torch.randn(3, 4), "has weight and bias of shapes")
+
+
+def test_layer_norm_whose_weight_has_another_shape():
+    """As torch refuses it."""
+    model = Shaped(lambda x, weight, bias: nn.functional.layer_norm(x, (8,), weight, bias), (4, 8))
+    clars.ExampleNorms(model)
+    with pytest.raises(RuntimeError, match="normalized_shape"):
+        model(torch.randn(3, 4, 8))

@@ -71,6 +71,10 @@ def _autocast_to_float32(x: Tensor, *others: Tensor | None) -> tuple[Tensor | No
 
 def linear(find: Lookup, input, weight, bias=None):
     _need_batch(find, weight, bias, input, 2)
+    if weight.dim() != 2 or (bias is not None and bias.requires_grad and bias.shape != weight.shape[:1]):
+        shapes = " and ".join(str(tuple(value.shape)) for value in (weight, bias) if value is not None)
+        problem = f"has weight and bias of shapes {shapes}; there is a rule for (P, D) and (P,) only. Give them these."
+        raise UnsupportedLayerError(problem, _layer(find, weight, bias))
     accounts = _accounts(find, weight, bias)
     return Call(Linear(), *_autocast(input, weight, bias), accounts)
 
@@ -111,6 +115,8 @@ def batch_norm(
 def layer_norm(find: Lookup, input, normalized_shape, weight=None, bias=None, eps=1e-5):
     _need_weight(find, weight, bias)
     _need_batch(find, weight, bias, input, len(normalized_shape) + 1)
+    if tuple(weight.shape) != tuple(normalized_shape):
+        return F.layer_norm(input, normalized_shape, weight, bias, eps)  # which refuses it
     accounts = _accounts(find, weight, bias)
     return Call(LayerNorm(tuple(normalized_shape), eps), *_autocast_to_float32(input, weight, bias), accounts)
 

@@ -147,7 +147,7 @@ class Interception(TorchFunctionMode):
         used = self._first_part(values)
         if used is None:
             return func(*args, **kwargs)
-        before = None if self.compiling else self.part(used).known
+        before = None if self.compiling or used is values[0] else self.part(used).known
         again = None if before is None else before.again(func, values, tuple(kwargs))
         return self._use(used, func, args, kwargs) if again is None else again
 

@@ -61,6 +61,9 @@ def known(
     others = values[1:]
     if call.x is not values[0] or not all(isinstance(value, LASTING) for value in others):
         return None
+    owned = zip((call.weight, call.bias), call.accounts)
+    if any(value is not None and value.requires_grad and account is None for value, account in owned):
+        return None  # somebody may own it at a later call
     current = next(account for account in call.accounts if account is not None).current
     return Known(
         function,

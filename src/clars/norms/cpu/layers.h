@@ -46,7 +46,8 @@ class Layer {
 
  private:
   static bool plain(const Tensor& tensor) {
-    return tensor.is_cpu() && tensor.scalar_type() == at::kFloat && tensor.layout() == at::kStrided;
+    return tensor.is_cpu() && tensor.scalar_type() == at::kFloat && tensor.layout() == at::kStrided &&
+           !tensor.is_neg() && !tensor._is_zerotensor();
   }
 
   const std::vector<int64_t> sizes, strides, weight_sizes;

@@ -3,8 +3,8 @@
 // What `clars.norms.tap` does in Python, where kernels do all of the work. Python between kernels costs more than a small
 // layer itself, more so when the layers' tensors have pushed it out of the cache.
 
-#include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/functions/basic_ops.h>
 #include <torch/csrc/autograd/graph_task.h>
@@ -65,7 +65,7 @@ struct Call : torch::CustomClassHolder {
 };
 
 // Asks Python, which keeps the accounts, what to measure for one of them, and gives it the tensor that will hold the
-// squared norms of all examples; it may refuse.
+// squared norms of all examples, zero where the layer then fails; it may refuse.
 template <typename Kind>
 Measured book(const Call<Kind>& call, int64_t account, const Tensor& squares) {
   using Book = std::tuple<int64_t, int64_t>(int64_t, int64_t, bool, const Tensor&);
@@ -74,6 +74,12 @@ Measured book(const Call<Kind>& call, int64_t account, const Tensor& squares) {
   const int64_t pass = call.outer_pass == -1 ? torch::autograd::get_current_graph_task_id() : call.outer_pass;
   auto [first, last] = python.call(account, pass, call.spent, squares);
   return {first, last};
+}
+
+// A gradient whose numbers are in memory as they are: those that passed through complex conjugation may be there negated,
+// and zeros not at all.
+Tensor in_memory(const Tensor& gy) {
+  return gy._is_zerotensor() ? at::zeros(gy.sizes(), gy.options()) : gy.resolve_neg();
 }
 
 // Puts the measured examples' squared norms, or the sums of two of them, in their places among those of all.
@@ -110,7 +116,7 @@ struct Tap : torch::autograd::Function<Tap<Kind>> {
     {
       at::AutoGradMode no_graph(false);
       c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
-      got = measured(call, gradients[0], all, needs);
+      got = measured(call, in_memory(gradients[0]), all, needs);
     }
     variable_list found{needs.x ? got.x : Tensor(), needs.weight ? got.weight : Tensor(),
                         needs.bias ? got.bias : Tensor()};
@@ -131,8 +137,8 @@ struct Tap : torch::autograd::Function<Tap<Kind>> {
     const bool joint = for_weight && for_bias && call.of_weight == call.of_bias;
     Measured part{0, x.size(0)};
     Tensor of_weight, of_bias;
-    if (for_weight) part = book(call, call.of_weight, of_weight = at::empty({x.size(0)}, x.options()));
-    if (for_bias && !joint) part = book(call, call.of_bias, of_bias = at::empty({x.size(0)}, x.options()));
+    if (for_weight) part = book(call, call.of_weight, of_weight = at::zeros({x.size(0)}, x.options()));
+    if (for_bias && !joint) part = book(call, call.of_bias, of_bias = at::zeros({x.size(0)}, x.options()));
     call.spent = call.spent || needs.weight || needs.bias;
     const Gradients got = call.layer->backward(gy, x, weight, Tensors(all.begin() + 3, all.end()), needs, part);
     if (for_weight) fill(of_weight, part, got.weight_squares, joint ? got.bias_squares : Tensor());
