@@ -18,12 +18,14 @@ import argparse
 import math
 import statistics
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from matplotlib import pyplot as plt
+from rich.progress import track
 from step_time import machine
 from torch import Tensor
 
@@ -31,12 +33,13 @@ from clars.optim import CLARS
 from clars.recipes.load import load
 from clars.results.files import write_json, write_text
 from clars.results.jobs import Job
-from clars.results.search import candidate
+from clars.results.search import candidate, jobs_of, summarise
 from clars.results.table import interval
 from clars.training.display import Display
 from clars.training.run import Options, Run
 
 RECIPE = "quickstart/clars-512"
+ESTIMATORS = ("exact", "subset")
 BLOCKS = 8
 RATES = [4.0, 8.0, 16.0, 32.0, 64.0, 128.0]
 SEARCH_SEEDS = [100, 101, 102]
@@ -53,29 +56,33 @@ def estimates(squares: Iterable[Tensor]) -> Tensor:
     return torch.stack(rows)
 
 
-def run(job: Job, accelerator: Accelerator) -> float:
-    """Return the accuracy at the end, in per cent."""
+def accuracy(job: Job, accelerator: Accelerator) -> float:
+    """Run a job; return its accuracy at the end, in per cent."""
     with Display(1, shown=False) as display:
         record = Run(job, accelerator, Options(), display)()
     accelerator.free_memory()
     return record.final.top1
 
 
-def search(estimator: str, folder: Path, accelerator: Accelerator) -> tuple[float, dict[float, float]]:
-    """Return the best base rate for the estimator, and the mean accuracy on the validation split at each."""
+def search(estimator: str, folder: Path, accelerator: Accelerator) -> dict:
+    """Return what the search for the estimator's base rate found: its winner, and each rate's accuracies."""
     resolved = load(RECIPE, [f"optimizer.estimator={estimator}"])
-    tried = {}
-    for rate, jobs in candidate(
-        estimator, resolved, RATES, SEARCH_SEEDS, folder / "search" / estimator, {}
-    ).jobs.items():
-        tried[rate] = statistics.mean(run(job, accelerator) for job in jobs)
-        print(f"{estimator} rate {rate}: {tried[rate]:.2f} % on the validation split", flush=True)
-    return max(tried, key=tried.get), tried
+    found = [candidate(estimator, resolved, RATES, SEARCH_SEEDS, folder / "search" / estimator, {})]
+    for job in track(jobs_of(found), f"{estimator}: search"):
+        accuracy(job, accelerator)
+    return summarise(found, *RECIPE.split("/"))["methods"][estimator]
 
 
-def observed(job: Job, accelerator: Accelerator) -> tuple[float, list[Tensor]]:
-    """Run an exact job; return its accuracy and the estimates at each step."""
-    seen: list[Tensor] = []
+def accuracies(estimator: str, rate: float, seeds: int, folder: Path, accelerator: Accelerator) -> list[float]:
+    """Return the accuracy by seed."""
+    resolved = load(RECIPE, [f"optimizer.estimator={estimator}", f"schedule.base_rate={rate}"])
+    jobs = [Job(resolved, seed, folder / f"{estimator}-{rate}" / f"seed{seed}") for seed in range(seeds)]
+    return [accuracy(job, accelerator) for job in track(jobs, f"{estimator}: rate {rate:g}")]
+
+
+@contextmanager
+def observed(seen: list[Tensor]) -> Iterator[None]:
+    """Note the estimates [K, BLOCKS] at each step of the exact runs inside."""
     original = CLARS.denominators
 
     def noted(self, *arguments):
@@ -84,16 +91,16 @@ def observed(job: Job, accelerator: Accelerator) -> tuple[float, list[Tensor]]:
 
     CLARS.denominators = noted
     try:
-        return run(job, accelerator), seen
+        yield
     finally:
         CLARS.denominators = original
 
 
-def errors(seen: list[list[Tensor]]) -> list[dict[str, float]]:
-    """Return, per step, the means and spreads of the estimates over layers and seeds."""
+def errors(seen: list[Tensor], seeds: int) -> list[dict[str, float]]:
+    """Return, per step, the means and spreads of the estimates over layers and seeds, which follow one another."""
     rows = []
-    for step, of_seeds in enumerate(zip(*seen)):
-        ratios = torch.stack(of_seeds)  # [seeds, K, BLOCKS]
+    by_seed = torch.stack(seen).unflatten(0, (seeds, -1))
+    for step, ratios in enumerate(by_seed.transpose(0, 1)):  # [seeds, K, BLOCKS]
         spread = ratios.std(-1, correction=0)
         rows.append(
             {
@@ -115,14 +122,14 @@ def markdown(result: dict) -> str:
         "| base rate | exact, % | subset, % | subset minus exact, paired by seed | n |",
         "|---|---:|---:|---:|---:|",
     ]
-    for label, pair in result["accuracy"].items():
-        exact, subset = pair["exact"]["top1"], pair["subset"]["top1"]
+    for label in ("the recipe's", "searched"):
+        rates = [result["rates"][label][name] for name in ESTIMATORS]
+        exact, subset = (result["top1"][name][f"{rate:g}"] for name, rate in zip(ESTIMATORS, rates))
         differences = [b - a for a, b in zip(exact, subset)]
         mean, half = statistics.mean(differences), interval(differences)
         verdict = "zero inside" if abs(mean) <= half else "zero outside"
-        rates = " and ".join(f"{pair[name]['rate']:g}" for name in ("exact", "subset"))
         lines.append(
-            f"| {label}: {rates} | {statistics.mean(exact):.2f} ± {interval(exact):.2f} | "
+            f"| {label}: {rates[0]:g} and {rates[1]:g} | {statistics.mean(exact):.2f} ± {interval(exact):.2f} | "
             f"{statistics.mean(subset):.2f} ± {interval(subset):.2f} | {mean:+.2f} ± {half:.2f}, {verdict} | "
             f"{len(exact)} |"
         )
@@ -168,31 +175,26 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
-    seen: list[list[Tensor]] = []
-    accuracy: dict[str, dict] = {"the recipe's": {}, "searched": {}}
+    own, seen = load(RECIPE, []).recipe.schedule.base_rate, []
     with tempfile.TemporaryDirectory() as temporary:
-        for estimator in ("exact", "subset"):
-            found, tried = search(estimator, Path(temporary), accelerator)
-            own = load(RECIPE, []).recipe.schedule.base_rate
-            for label, rate in (("the recipe's", own), ("searched", found)):
-                top1 = []
-                for seed in range(options.seeds):
-                    changes = [f"optimizer.estimator={estimator}", f"schedule.base_rate={rate}"]
-                    job = Job(load(RECIPE, changes), seed, Path(temporary, label, estimator, f"seed{seed}"))
-                    if estimator == "exact" and label == "the recipe's":
-                        value, steps = observed(job, accelerator)
-                        seen.append(steps)
-                    else:
-                        value = run(job, accelerator)
-                    top1.append(value)
-                accuracy[label][estimator] = {"rate": rate, "top1": top1}
-                print(f"{estimator} at rate {rate}: {statistics.mean(top1):.2f} %", flush=True)
-            accuracy["searched"][estimator]["validation"] = {str(rate): value for rate, value in tried.items()}
+        place = (Path(temporary), accelerator)
+        searches = {name: search(name, *place) for name in ESTIMATORS}
+        rates = {
+            "the recipe's": dict.fromkeys(ESTIMATORS, own),
+            "searched": {name: searches[name]["winner"] for name in ESTIMATORS},
+        }
+        with observed(seen):
+            top1 = {"exact": {f"{own:g}": accuracies("exact", own, options.seeds, *place)}, "subset": {}}
+        for name, rate in [pair for each in rates.values() for pair in each.items()]:
+            if f"{rate:g}" not in top1[name]:
+                top1[name][f"{rate:g}"] = accuracies(name, rate, options.seeds, *place)
     result = machine(torch.device("cpu"), "subset.py") | {
         "recipe": RECIPE,
         "seeds": options.seeds,
-        "accuracy": accuracy,
-        "errors": errors(seen),
+        "search": searches,
+        "rates": rates,
+        "top1": top1,
+        "errors": errors(seen, options.seeds),
     }
     write_json(options.out / "subset.json", result)
     write_text(options.out / "subset.md", markdown(result))

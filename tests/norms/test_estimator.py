@@ -1,5 +1,7 @@
 """Which examples are measured, how much memory it takes, and how the method is chosen."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -71,6 +73,17 @@ def test_every_block_is_drawn_and_the_same_for_all_layers():
         norms.reset()
         backward(model, norms)
         assert {len(squares) for squares in norms.squares().values()} == {5}
+
+
+def test_of_a_part_fewer_pairs_of_positions_are_counted():
+    """So that the Gram form is taken for a part where it would be too dear for the whole."""
+    whole = Problem(
+        examples=8, positions=196, inputs=1152, outputs=128, channels=128, input_positions=196, device="cpu",
+        dtype=torch.float32, threads=1, kernel=(3, 3), stride=(1, 1), kernels=True,
+    )  # fmt: skip
+    part = replace(whole, blocks=8)
+    assert strategy.gram_operations(part) * 8 == strategy.gram_operations(whole)
+    assert [strategy.estimated(problem, ("each", "gram")) for problem in (whole, part)] == ["each", "gram"]
 
 
 def test_draws_follow_their_own_seed_and_leave_torch_alone():

@@ -35,11 +35,8 @@ class Conv(WeightRule):
     def compiled(self, x: Tensor, weight: Tensor, estimator: Estimator) -> cpu.Layer | None:
         if any(self.padding) and prod(weight.shape[2:]) == 1:  # no kernel for what such a rarity sees
             return None
-        return planned(self, "Conv", x, weight, estimator)
-
-    @property
-    def hyper_parameters(self) -> tuple:
-        return self.stride, self.padding, self.dilation, self.groups
+        hyper_parameters = (self.stride, self.padding, self.dilation, self.groups)
+        return planned(self, "Conv", hyper_parameters, x, weight, estimator)
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         for_input, for_weight, for_bias = needs

@@ -183,7 +183,7 @@ class Interception(TorchFunctionMode):
 
     def _tapped(self, used: Tensor, func, args, kwargs, call: Call) -> Tensor:
         y, compiled = tapped(call)
-        if compiled is not None:
+        if compiled is not None and id(used) in self.parts:  # a view is another one at each call
             self.part(used).known = known(func, (*args, *kwargs.values()), tuple(kwargs), call, compiled)
         return y
 

@@ -20,8 +20,6 @@ class Known(NamedTuple):
     others: Sequence
     ids: tuple[int, ...]
     keywords: tuple[str, ...]
-    weight: Tensor
-    bias: Tensor | None
     differentiated: tuple[bool, bool]
     compiled: Compiled
     current: BackwardPass
@@ -33,16 +31,16 @@ class Known(NamedTuple):
 
         Long expressions and few calls: the functions that would read better are not in the cache when this runs.
         """
-        current, bias = self.current, self.bias
+        current, (layer, arguments) = self.current, self.compiled
+        weight, bias, *_ = arguments
         if (
             function is self.function
             and tuple(map(id, values[1:])) == self.ids
             and keywords == self.keywords
-            and (self.weight.requires_grad, bias is not None and bias.requires_grad) == self.differentiated
+            and (weight.requires_grad, bias is not None and bias.requires_grad) == self.differentiated
             and current.estimator.whole is self.measure
             and (not current.batch_sizes or self.rows in current.batch_sizes)
         ):
-            layer, arguments = self.compiled
             return layer.operator(values[0], *arguments)
         return None
 
@@ -70,8 +68,6 @@ def known(
         others,
         tuple(map(id, others)),
         keywords,
-        call.weight,
-        call.bias,
         (call.weight.requires_grad, call.bias is not None and call.bias.requires_grad),
         compiled,
         current,

@@ -25,11 +25,7 @@ class Linear(WeightRule):
         return F.linear(x, weight, bias), ()
 
     def compiled(self, x: Tensor, weight: Tensor, estimator: Estimator) -> cpu.Layer | None:
-        return planned(self, "Linear", x, weight, estimator)
-
-    @property
-    def hyper_parameters(self) -> tuple:
-        return ()
+        return planned(self, "Linear", (), x, weight, estimator)
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         for_input, for_weight, for_bias = needs

@@ -36,10 +36,6 @@ class WeightRule(Rule, Protocol):
     def problem(self, gy: Tensor, x: Tensor, weight: Tensor) -> Problem:
         """Return the sizes by which a method is chosen."""
 
-    @property
-    def hyper_parameters(self) -> tuple:
-        """What a compiled layer must know beside the sizes."""
-
     def foreseen(self, x: Tensor, weight: Tensor) -> Problem:
         """Return the same for a call that has not been made yet."""
 
@@ -72,7 +68,9 @@ _PLANNED: dict[tuple, cpu.Layer | None] = {}
 MOST_PLANNED = 10_000
 
 
-def planned(rule: WeightRule, kind: str, x: Tensor, weight: Tensor, estimator: Estimator) -> cpu.Layer | None:
+def planned(
+    rule: WeightRule, kind: str, hyper_parameters: tuple, x: Tensor, weight: Tensor, estimator: Estimator
+) -> cpu.Layer | None:
     """Return a compiled layer of a kind for calls like this; None where other means are needed, or somebody watches."""
     measure = estimator.whole
     if measure.report is not None or times(x.device.type, measure) or not cpu.applies(x, weight):
@@ -82,16 +80,12 @@ def planned(rule: WeightRule, kind: str, x: Tensor, weight: Tensor, estimator: E
     if key not in _PLANNED:
         if len(_PLANNED) >= MOST_PLANNED:
             _PLANNED.clear()
-        _PLANNED[key] = _plan(rule, kind, x, weight, measure, blocks)
+        problem = replace(rule.foreseen(x, weight), blocks=blocks)
+        method = choose(problem, rule.methods(problem), (), None, measure)
+        most = at_once(problem, method, measure.memory)
+        fits = compiled(problem, method)
+        _PLANNED[key] = cpu.Layer(kind, x, weight, *hyper_parameters, method, most) if fits else None
     return _PLANNED[key]
-
-
-def _plan(rule: WeightRule, kind: str, x: Tensor, weight: Tensor, measure: Measure, blocks: int) -> cpu.Layer | None:
-    problem = replace(rule.foreseen(x, weight), blocks=blocks)
-    method = choose(problem, rule.methods(problem), (), None, measure)
-    if not compiled(problem, method):
-        return None
-    return cpu.Layer(kind, x, weight, *rule.hyper_parameters, method, at_once(problem, method, measure.memory))
 
 
 def times(device: str, measure: Measure) -> bool:

@@ -122,7 +122,8 @@ def _enter(ctx, examples: int) -> tuple[Measure, int]:
     if ctx.spent:
         ctx.distinct[0].refuse_second_pass()
     ctx.spent = True
-    number = _pass(ctx.outer_pass)
+    # autograd's number of the pass under way, or of the one that recomputed the forward
+    number = ctx.outer_pass if ctx.outer_pass != -1 else torch._C._current_graph_task_id()
     for account in ctx.distinct:
         account.enter(number, examples)
     first = ctx.distinct[0]
@@ -130,11 +131,6 @@ def _enter(ctx, examples: int) -> tuple[Measure, int]:
     if measure.report is not None:
         measure = measure._replace(report=partial(measure.report, first.layer))
     return measure, first.current.blocks
-
-
-def _pass(outer: int) -> int:
-    """Return autograd's number of the backward pass under way, or of the one that recomputed the forward."""
-    return outer if outer != -1 else torch._C._current_graph_task_id()
 
 
 def _book(ctx, squares: Sequence[Tensor | None], blocks: int) -> list[Tensor | None]:

@@ -42,30 +42,15 @@ c10::List<bool> alike(at::TensorList a, at::TensorList b) {
   return found;
 }
 
-namespace {
-
-double squares(const float* x, int64_t n) {
-  double total = 0;
-  for (int64_t start = 0; start < n; start += SPAN) {
-    const int64_t stop = std::min(n, start + SPAN);
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = start; i < stop; i++) sum += x[i] * x[i];
-    total += sum;
-  }
-  return total;
-}
-
-}  // namespace
-
 // The 2-norms [number of tensors] of tensors without gaps; the same to the last bit on any number of threads.
 Tensor norms(at::TensorList tensors) {
   const std::vector<Block> blocks = blocks_of(tensors);
   std::vector<double> sums(blocks.size());
   at::parallel_for(0, blocks.size(), 1, [&](int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; i++)
-      sums[i] = squares(tensors[blocks[i].tensor].const_data_ptr<float>() + blocks[i].start,
-                        blocks[i].stop - blocks[i].start);
+    for (int64_t i = from; i < to; i++) {
+      const float* x = tensors[blocks[i].tensor].const_data_ptr<float>() + blocks[i].start;
+      sums[i] = inner(x, x, blocks[i].stop - blocks[i].start);
+    }
   });
   std::vector<double> totals(tensors.size());
   for (size_t i = 0; i < blocks.size(); i++) totals[blocks[i].tensor] += sums[i];
