@@ -136,6 +136,19 @@ def test_another_kind_of_input_is_noticed(x):
         torch.testing.assert_close(norms.squares()[name], value, rtol=1e-6, atol=0)
 
 
+def test_channels_that_lie_together_are_noticed():
+    """The compiled batch normalisation reads memory as it is where they do not."""
+    model, x = nn.BatchNorm2d(8), torch.randn(6, 8, 5, 5)
+    norms = clars.ExampleNorms(model)
+    step(model, x)
+    expected, gradient = norms.squares(), model.weight.grad
+    norms.reset()
+    step(model, x.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(model.weight.grad, gradient, rtol=1e-4, atol=1e-4)
+    for name, value in norms.squares().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=0)
+
+
 def test_another_number_of_threads_is_noticed():
     """With fewer examples than threads other means are taken."""
     model = Network()
