@@ -1,11 +1,15 @@
 import json
+import os
+import resource
 import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from clars.errors import UserError
-from clars.results.files import held, replacing, write_json, write_text
+from clars.results.files import held, replacing, write_json, write_tensors, write_text
 
 
 def test_folders_are_made_and_nothing_else_is_left(tmp_path):
@@ -30,6 +34,34 @@ def test_json_refuses_numbers_it_cannot_hold(tmp_path):
     with pytest.raises(ValueError):
         write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text()) == {"a": [1, None, 0.1]}
+
+
+@pytest.fixture
+def small_files():
+    """No file of this process grows beyond 4 KiB, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_tensors_that_find_no_room_leave_the_old_file(tmp_path, small_files):
+    path = tmp_path / "file.safetensors"
+    write_tensors(path, {"a": torch.ones(8)}, {"format": "pt"})
+    with pytest.raises(OSError, match=r"File too large.*file\.safetensors"):
+        write_tensors(path, {"a": torch.ones(8192)}, {"format": "pt"})
+    assert torch.equal(load_file(path)["a"], torch.ones(8))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_who_may_read_tensors_is_as_for_any_other_file(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        write_tensors(tmp_path / "tensors", {"a": torch.ones(8).reshape(2, 4).T}, {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "tensors").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
 HOLD = """\

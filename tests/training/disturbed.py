@@ -2,22 +2,22 @@
 
 interrupt: Ctrl-C on every process after that step. nan: the loss of the last process alone is not finite in it.
 gradient: the loss is finite, its gradient on the last process is not. raise: the last process raises an error in it.
-half: killed when half of the state after that step is written.
+half: killed by the system when half of the state after that step is written.
 """
 
-import os
+import resource
 import signal
 import sys
-from pathlib import Path
 from unittest import mock
 
 import torch
 
 from clars import exits
-from clars.training import checkpoint, run, script
+from clars.results import files
+from clars.training import run, script
 
 DISTURBANCE, STEP = sys.argv[1], int(sys.argv[2])
-after_step, forward_backward, save_file = run.Run._after_step, run.Run._forward_backward, checkpoint.save_file
+after_step, forward_backward, save_file = run.Run._after_step, run.Run._forward_backward, files.save_file
 cross_entropy = run.F.cross_entropy
 
 
@@ -56,16 +56,17 @@ def alone(self, x, y):
 
 
 def half(tensors, path, metadata):
+    if f'"step": {STEP},' in metadata.get("progress", ""):
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (sum(value.nbytes for value in tensors.values()) // 2,) * 2)
     save_file(tensors, path, metadata)
-    if f'"step": {STEP},' in metadata["progress"]:
-        os.truncate(path, Path(path).stat().st_size // 2)
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 if DISTURBANCE == "interrupt":
     run.Run._after_step = after
 elif DISTURBANCE == "half":
-    checkpoint.save_file = half
+    files.save_file = half
 else:
     run.Run._forward_backward = alone
 sys.exit(exits.report(script.main(sys.argv[3:])))

@@ -11,7 +11,6 @@ import timm
 import torch
 import yaml
 from pydantic import BaseModel, ValidationError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clars import models
@@ -20,7 +19,7 @@ from clars.checkpoints.config import Config
 from clars.errors import CheckpointError, RecipeError
 from clars.recipes.reading import parse
 from clars.recipes.schema import Recipe
-from clars.results.files import write_json, write_text
+from clars.results.files import write_json, write_tensors, write_text
 from clars.results.record import Record, first_problem
 
 WEIGHTS = "model.safetensors"
@@ -67,7 +66,7 @@ def read(folder: Path) -> Checkpoint:
 
 def write(folder: Path, loaded: Config, recipe: Recipe, record: Record, weights: Mapping[str, Tensor]) -> None:
     """Write all files but the card."""
-    save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS, {"format": "pt"})
+    write_tensors(folder / WEIGHTS, weights, {"format": "pt"})
     write_json(folder / CONFIG, loaded.model_dump(mode="json"))
     write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     record.write(folder / RECORD)

@@ -4,9 +4,13 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 from clars.errors import UserError
 
@@ -51,6 +55,28 @@ def write_json(path: Path, value: object) -> None:
         ValueError: `value` holds a number that is not finite, which JSON does not know.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file, whole or not at all; a full disk is an OSError as it is for other files."""
+    with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        try:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error), str(path)) from None
+        temporary.chmod(mode)  # safetensors lets nobody but the owner read
+
+
+def take_away_unfinished(folder: Path) -> None:
+    """Remove what a process left in `folder` that was killed while it wrote there, by `replacing` or by safetensors.
+
+    No other process may be writing there; see `held`.
+    """
+    for pattern in (".[0-9]*.*", ".tmp*"):
+        for unfinished in folder.glob(pattern):
+            unfinished.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -4,18 +4,16 @@ It belongs to no strategy and no number of processes. It is written beside the l
 is complete, so at every moment one whole state is on disk.
 """
 
-import errno
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from clars.errors import UserError
 from clars.recipes.load import Resolved
-from clars.results.files import replacing
+from clars.results.files import write_tensors
 
 FILE = "resume.safetensors"
 
@@ -58,15 +56,6 @@ def write(path: Path, state: State, identity: dict[str, str]) -> None:
     tensors |= {f"average.{name}": value for name, value in state.average.items()}
     metadata = {"progress": json.dumps(asdict(state.progress)), "identity": json.dumps(identity)}
     write_tensors(path, tensors, metadata)
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file, whole or not at all; a full disk is an OSError as it is for other files."""
-    with replacing(path) as temporary:
-        try:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
-        except SafetensorError as error:
-            raise OSError(errno.EIO, str(error), str(path)) from None
 
 
 def read(path: Path, identity: dict[str, str]) -> State:

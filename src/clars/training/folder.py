@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from clars.errors import UserError
-from clars.results import metrics, record
+from clars.results import files, metrics, record
 from clars.results.record import Record
 from clars.training import checkpoint
 from clars.training.checkpoint import Progress, State
@@ -49,8 +49,8 @@ class RunFolder:
 
     def load(self) -> State:
         """Return the state to go on from; see `checkpoint.read`. Takes away what a killed process was writing."""
-        for unfinished in self.path.glob(".[0-9]*.*") if self.writes else ():
-            unfinished.unlink(missing_ok=True)
+        if self.writes:
+            files.take_away_unfinished(self.path)
         state = checkpoint.read(self.path / checkpoint.FILE, self.identity)
         self.resumed = state.progress
         return state
@@ -78,7 +78,7 @@ class RunFolder:
     def write_weights(self, tensors: dict[str, Tensor]) -> None:
         """Write the weights of a run that is over."""
         if self.writes:
-            checkpoint.write_tensors(self.path / WEIGHTS, tensors, {"format": "pt"})
+            files.write_tensors(self.path / WEIGHTS, tensors, {"format": "pt"})
 
     def end(self) -> None:
         """Take away what only an unfinished run needs."""

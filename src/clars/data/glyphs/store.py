@@ -6,12 +6,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from clars.cache import folder
 from clars.data.glyphs import draw, fonts
-from clars.results.files import replacing
+from clars.results.files import write_tensors
 
 VERSION = 1  # to be raised with any change of what is drawn
 COUNTS = {"train": 65_536, "test": 9_216}
@@ -36,9 +35,8 @@ def read_or_draw() -> dict[str, Tensor]:
             warnings.warn(f"{path} is broken ({error}); glyphs are drawn anew.", UserWarning, stacklevel=2)
     images = {split: torch.from_numpy(draw.images(split, count)) for split, count in COUNTS.items()}
     try:
-        with replacing(path) as temporary:
-            save_file(images, temporary, parameters | {"sha256": _digest(images)})
-    except (OSError, SafetensorError) as error:
+        write_tensors(path, images, parameters | {"sha256": _digest(images)})
+    except OSError as error:
         warnings.warn(
             f"glyphs cannot be kept in {path.parent} ({error}), and will be drawn again by every run."
             " Make room there, or name another folder by CLARS_CACHE.",
