@@ -35,11 +35,18 @@ LAYERS = {
     "batch norm, long": (nn.BatchNorm2d(3), (6, 3, 33, 129)),
     "batch norm, one position": (nn.BatchNorm1d(130), (4, 130)),
     "batch norm of two examples": (nn.BatchNorm1d(2), (2, 2, 65)),
+    "group norm": (nn.GroupNorm(4, 24), (5, 24, 9, 7)),
+    "group norm, long": (nn.GroupNorm(1, 3), (6, 3, 33, 129)),
+    "group norm, a channel each": (nn.GroupNorm(6, 6), (5, 6, 70)),
+    "group norm, one position": (nn.GroupNorm(5, 130), (4, 130)),
     "layer norm": (nn.LayerNorm(40), (5, 300, 40)),
     "layer norm over two dimensions": (nn.LayerNorm((5, 129)), (3, 7, 5, 129)),
     "layer norm, one position": (nn.LayerNorm(33), (6, 33)),
 }
 
+
+# Of inputs of these, only those whose positions lie together
+POSITIONS_TOGETHER = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 
 # What there are no kernels for, beside what there are some for
 OTHERS = {
@@ -86,8 +93,7 @@ def test_by_definition(name, together, threads):
     norms = clars.ExampleNorms(layer, layers=clars.layers(layer, "parameter"))
     x.requires_grad_()
     y = layer(x)
-    # Batch normalisation of channels that lie together is left to torch.
-    assert compiled(y) or name in OTHERS or (together and isinstance(layer, nn.modules.batchnorm._BatchNorm))
+    assert compiled(y) or name in OTHERS or (together and isinstance(layer, POSITIONS_TOGETHER))
     gy = torch.randn_like(y)
     norms.remove()
     expected, whole, squares = definition(layer, x.detach(), gy)
@@ -127,7 +133,7 @@ def test_a_part_by_definition(name, block, threads, monkeypatch):
 
 @pytest.mark.parametrize("where", ["gradient", "input"])
 @pytest.mark.parametrize(
-    "name", ["each", "direct", "depthwise", "matrix", "gram", "linear", "batch norm", "layer norm"]
+    "name", ["each", "direct", "depthwise", "matrix", "gram", "linear", "batch norm", "group norm", "layer norm"]
 )
 def test_numbers_that_are_in_memory_negated(name, where):
     """As complex conjugation leaves them."""
@@ -170,7 +176,7 @@ def test_a_layer_that_fails_on_the_way_back_leaves_no_rubbish():
     assert norms.sums() == before
 
 
-@pytest.mark.parametrize("name", ["each", "depthwise", "gram", "linear", "batch norm", "layer norm"])
+@pytest.mark.parametrize("name", ["each", "depthwise", "gram", "linear", "batch norm", "group norm", "layer norm"])
 def test_values_are_those_without_tracking_bit_for_bit(name):
     layer, x = prepared(name)
     twin = copy.deepcopy(layer)
@@ -183,7 +189,7 @@ def test_values_are_those_without_tracking_bit_for_bit(name):
 
 
 @pytest.mark.parametrize("frozen", ["weight", "bias"])
-@pytest.mark.parametrize("name", ["direct", "linear", "batch norm", "layer norm"])
+@pytest.mark.parametrize("name", ["direct", "linear", "batch norm", "group norm", "layer norm"])
 def test_a_frozen_parameter_has_no_part_in_it(name, frozen):
     layer, x = prepared(name)
     getattr(layer, frozen).requires_grad_(False)
@@ -197,7 +203,9 @@ def test_a_frozen_parameter_has_no_part_in_it(name, frozen):
     torch.testing.assert_close(found.double(), squares[{"weight": "bias", "bias": "weight"}[frozen]], rtol=5e-6, atol=0)
 
 
-@pytest.mark.parametrize("name", ["each", "direct", "depthwise", "gram", "linear", "batch norm", "layer norm"])
+@pytest.mark.parametrize(
+    "name", ["each", "direct", "depthwise", "gram", "linear", "batch norm", "group norm", "layer norm"]
+)
 def test_weight_and_bias_of_a_layer_have_one_norm(name):
     layer, x = prepared(name)
     norms = clars.ExampleNorms(layer)

@@ -22,10 +22,11 @@ class Network(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.group = nn.GroupNorm(2, 8)
         self.features, self.linear = nn.LayerNorm(8), nn.Linear(8, 8)
 
     def forward(self, x):
-        x = self.norm(self.conv(x)).relu().flatten(2).mT
+        x = self.group(self.norm(self.conv(x)).relu()).flatten(2).mT
         return self.linear(self.features(x))
 
 
@@ -56,7 +57,7 @@ def recognised(seen):
     return {function for function, same in seen if same}
 
 
-EVERY = {F.conv2d, F.batch_norm, F.layer_norm, F.linear}
+EVERY = {F.conv2d, F.batch_norm, F.group_norm, F.layer_norm, F.linear}
 
 
 def test_the_second_step_is_recognised_and_gives_the_same(again):
@@ -87,6 +88,7 @@ def other_parameter(model):
 CHANGES = {
     "stride": (lambda model: setattr(model.conv, "stride", (2, 2)), {F.conv2d}),
     "padding": (lambda model: setattr(model.conv, "padding", "valid"), {F.conv2d}),
+    "groups": (lambda model: setattr(model.group, "num_groups", 4), {F.group_norm}),
     "eps": (lambda model: setattr(model.features, "eps", 0.5), {F.layer_norm}),
     "momentum": (lambda model: setattr(model.norm, "momentum", None), {F.batch_norm}),
     "statistics": (other_statistics, {F.batch_norm}),
@@ -136,9 +138,10 @@ def test_another_kind_of_input_is_noticed(x):
         torch.testing.assert_close(norms.squares()[name], value, rtol=1e-6, atol=0)
 
 
-def test_channels_that_lie_together_are_noticed():
-    """The compiled batch normalisation reads memory as it is where they do not."""
-    model, x = nn.BatchNorm2d(8), torch.randn(6, 8, 5, 5)
+@pytest.mark.parametrize("model", [nn.BatchNorm2d(8), nn.GroupNorm(2, 8)], ids=["batch", "group"])
+def test_channels_that_lie_together_are_noticed(model):
+    """The compiled normalisation reads memory as it is where they do not."""
+    x = torch.randn(6, 8, 5, 5)
     norms = clars.ExampleNorms(model)
     step(model, x)
     expected, gradient = norms.squares(), model.weight.grad

@@ -145,6 +145,11 @@ class GroupNorm(Rule):
         )
         return y, (mean, rstd)
 
+    def compiled(self, x: Tensor, weight: Tensor, estimator: Estimator) -> cpu.Layer | None:
+        if cpu.applies(x, weight) and x.is_contiguous():
+            return cpu.Layer("GroupNorm", x, weight, self.groups, self.eps)
+        return None
+
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         mean, rstd = saved
         x, gy = x.contiguous(), gy.contiguous()

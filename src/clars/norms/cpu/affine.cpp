@@ -102,6 +102,48 @@ Affine batch_norm_backward(const Tensor& gy, const Tensor& x, const Tensor& mean
   return with_parameters(gx, scale, shift);
 }
 
+// Group normalisation of contiguous x and gy [B, C, ...]; mean and rstd [B, G], weight [C].
+//
+// With N values per group, and sums over all of them, the gradient of x is
+// rstd * (weight * gy - sum weight * gy / N - (x - mean) * rstd * (sum weight * gy * (x - mean) * rstd) / N).
+// Returns it, scale and shift [C], and the squared norms [B] of the examples' parts of scale and of shift.
+Affine group_norm_backward(const Tensor& gy, const Tensor& x, const Tensor& mean, const Tensor& rstd,
+                           const Tensor& weight) {
+  const int64_t examples = x.size(0), channels = x.size(1), groups = mean.size(1), members = channels / groups;
+  const int64_t positions = x.numel() / (examples * channels);
+  Tensor scale = at::empty({examples, channels}, x.options()), shift = at::empty_like(scale), gx = at::empty_like(x);
+  const float *x_ = x.const_data_ptr<float>(), *gy_ = gy.const_data_ptr<float>();
+  const Tensor means = mean.contiguous(), rstds = rstd.contiguous(), weights = weight.contiguous();
+  const float *mean_ = means.const_data_ptr<float>(), *rstd_ = rstds.const_data_ptr<float>();
+  const float* weight_ = weights.const_data_ptr<float>();
+  float *scale_ = scale.mutable_data_ptr<float>(), *shift_ = shift.mutable_data_ptr<float>();
+  float* gx_ = gx.mutable_data_ptr<float>();
+  const double count = double(members) * positions;
+  const int64_t grain = std::max<int64_t>(1, at::internal::GRAIN_SIZE / (members * positions));
+  at::parallel_for(0, examples * groups, grain, [&](int64_t from, int64_t to) {
+    for (int64_t group = from; group < to; group++) {
+      const int64_t first = group * members;  // of the examples' channels
+      const float* weight_of = weight_ + group % groups * members;
+      double all_scale = 0, all_shift = 0, one_scale, one_shift;
+      for (int64_t c = 0; c < members; c++) {
+        const int64_t at = (first + c) * positions;
+        centred_sums(gy_ + at, x_ + at, positions, mean_[group], &one_scale, &one_shift);
+        one_scale *= rstd_[group];
+        scale_[first + c] = one_scale;
+        shift_[first + c] = one_shift;
+        all_scale += weight_of[c] * one_scale;
+        all_shift += weight_of[c] * one_shift;
+      }
+      const float of_x = -rstd_[group] * rstd_[group] * all_scale / count, constant = -rstd_[group] * all_shift / count;
+      for (int64_t c = 0; c < members; c++) {
+        const int64_t at = (first + c) * positions;
+        affine(gy_ + at, x_ + at, gx_ + at, positions, weight_of[c] * rstd_[group], of_x, mean_[group], constant);
+      }
+    }
+  });
+  return with_parameters(gx, scale, shift);
+}
+
 namespace {
 
 // One row of layer normalisation: its part of scale and shift is added to theirs, and its gradient of x written.

@@ -36,6 +36,8 @@ Tensor window_gram_squares(const Tensor& gy, const Tensor& x, at::IntArrayRef ke
                            at::IntArrayRef padding, at::IntArrayRef dilation, int64_t most);
 Affine batch_norm_backward(const Tensor& gy, const Tensor& x, const Tensor& mean, const Tensor& rstd,
                            const Tensor& weight);
+Affine group_norm_backward(const Tensor& gy, const Tensor& x, const Tensor& mean, const Tensor& rstd,
+                           const Tensor& weight);
 Affine layer_norm_backward(const Tensor& gy, const Tensor& x, const Tensor& mean, const Tensor& rstd,
                            const Tensor& weight);
 

@@ -10,6 +10,7 @@
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/native_batch_norm.h>
+#include <ATen/ops/native_group_norm.h>
 #include <ATen/ops/native_layer_norm.h>
 
 #include "kernels.h"
@@ -165,6 +166,29 @@ class BatchNorm : public Layer {
  private:
   const Maybe running_mean, running_var;
   const double momentum, eps;
+};
+
+// Of contiguous x [B, C, ...].
+class GroupNorm : public Layer {
+ public:
+  GroupNorm(const Tensor& x, const Tensor& weight, int64_t groups, double eps)
+      : Layer(x, weight), groups(groups), eps(eps) {}
+
+  Tensor forward(const Tensor& x, const Tensor& weight, const Maybe& bias, Tensors& saved) const {
+    const int64_t examples = x.size(0), channels = x.size(1), positions = x.numel() / (examples * channels);
+    auto [y, mean, rstd] = at::native_group_norm(x, weight, bias, examples, channels, positions, groups, eps);
+    saved = {mean, rstd};
+    return y;
+  }
+
+  Gradients backward(const Tensor& gy, const Tensor& x, const Tensor& weight, const Tensors& saved, Needs,
+                     Measured measured) const {
+    return arranged(group_norm_backward(gy.contiguous(), x, saved[0], saved[1], weight), measured);
+  }
+
+ private:
+  const int64_t groups;
+  const double eps;
 };
 
 // Over the last dimensions of x [B, ..., *weight's].

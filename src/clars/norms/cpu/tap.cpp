@@ -182,6 +182,7 @@ TORCH_LIBRARY_FRAGMENT(clars, m) {
   define<Linear, std::string, int64_t>(m, "Linear", "str method, int most");
   define<BatchNorm, Maybe, Maybe, double, double>(
       m, "BatchNorm", "Tensor? running_mean, Tensor? running_var, float momentum, float eps");
+  define<GroupNorm, int64_t, double>(m, "GroupNorm", "int groups, float eps");
   define<LayerNorm, double>(m, "LayerNorm", "float eps");
 }
 
