@@ -57,6 +57,38 @@ DEPTHWISE = [
     (3, 3, (70, 50), (7, 7), (1, 1), (3, 3), (1, 1)),
 ]
 
+# For inner products of windows: many positions and few, and of each stride those that overlap, touch or leave gaps
+WINDOWS = [
+    (7, 9, (9, 14), (3, 3), (1, 1), (1, 1), (1, 1)),
+    (7, 9, (9, 14), (3, 3), (2, 2), (1, 1), (1, 1)),
+    (9, 5, (8, 11), (3, 5), (2, 1), (0, 2), (1, 3)),
+    (150, 300, (6, 5), (3, 3), (2, 2), (1, 1), (1, 1)),
+    (140, 20, (7, 5), (3, 3), (2, 2), (2, 1), (2, 2)),
+    (40, 20, (12, 11), (5, 4), (3, 2), (2, 1), (1, 2)),
+    (20, 30, (4, 4), (3, 3), (2, 2), (1, 1), (1, 1)),
+    (200, 30, (2, 2), (3, 3), (2, 2), (1, 1), (1, 1)),
+    (20, 30, (1, 3), (3, 3), (1, 2), (1, 1), (1, 1)),
+    (20, 30, (8, 6), (2, 2), (2, 2), (0, 0), (1, 1)),
+    (20, 30, (9, 11), (2, 3), (4, 5), (1, 1), (1, 1)),
+    (20, 30, (7, 7), (3, 1), (1, 2), (1, 0), (1, 1)),
+]
+
+
+@needs_kernels
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("shape", WINDOWS, ids=str)
+def test_inner_products_of_windows(shape, memory_format, threads):
+    torch.manual_seed(0)
+    channels, outputs, size, kernel, *geometry = shape
+    rule = Conv(*geometry, 1)
+    x, weight = torch.randn(5, channels, *size), torch.randn(outputs, channels, *kernel)
+    gy = torch.randn_like(rule.forward(x, weight, None)[0])
+    x, gy = (value.to(memory_format=memory_format) for value in (x, gy))
+    problem = rule.problem(gy, x, weight)
+    got = rule.methods(problem)["gram"](gy, x, weight, problem, None)
+    _, (each,) = per_example_gradients(lambda x, w: F.conv2d(x, w, None, *geometry), x, gy, weight)
+    torch.testing.assert_close(got.squares.double(), squares(each), rtol=2e-6, atol=0)
+
 
 @needs_kernels
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)

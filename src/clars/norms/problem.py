@@ -39,8 +39,22 @@ class Problem:
 
     @property
     def shifted(self) -> bool:
-        """Whether windows overlap so that their inner products are sums of shifted ones (see `gram.window_gram`)."""
-        return prod(self.kernel) > 1 and set(self.stride) == {1}
+        """Whether windows overlap so that their inner products are sums of shifted ones (see `gram.window_gram`).
+
+        Each phase of a stride has sums of its own, which only the compiled kernels form.
+        """
+        overlap = any(taps > step for taps, step in zip(self.kernel, self.stride))
+        return overlap and (self.kernels or set(self.stride) == {1})
+
+    @property
+    def phases(self) -> int:
+        """How many phases of the stride the windows see."""
+        return prod(map(min, self.kernel, self.stride))
+
+    @property
+    def phase_positions(self) -> int:
+        """How many positions of the input each of them has."""
+        return self.input_positions // prod(self.stride)
 
 
 # Bytes that one piece of work may take, by default, per processor core and on an accelerator: small enough for a
@@ -57,12 +71,14 @@ def transient(problem: Problem, method: str) -> int:
         images = 16 * (problem.positions + 2 * problem.input_positions)
     else:
         images = problem.positions * problem.outputs + problem.input_positions * problem.channels
+    seen = problem.phase_positions
+    phase = seen**2 + (seen * problem.channels if problem.phases > 1 else 0)
     numbers = {
         "matrix": weight + windows,
         "each": 2 * weight,
         "direct": 2 * weight + images,
         "grouped": weight,
-        "gram": 2 * problem.positions**2 + (problem.input_positions**2 if problem.shifted else windows),
+        "gram": 2 * problem.positions**2 + (phase if problem.shifted else windows),
         "fused": 1,
     }[method]
     return numbers * problem.dtype.itemsize

@@ -140,10 +140,11 @@ def _order_with_kernels(problem: Problem) -> list[str]:
     if prod(problem.kernel) == 1:
         small = problem.operations < 4e6
         return ["gram", "matrix"] if share < 0.05 and not small else ["matrix", "each"]
-    if share < (0.2 if problem.shifted else 0.3):
-        return ["gram", "each"]
     # A library's call takes longer than so little arithmetic, and than that of channels that fill no vector.
     few = problem.operations < (4e6 if problem.channels >= 8 else 16e6) * problem.examples
+    # Positions that are not many leave more to gain: a call for each example is not filled by them.
+    if share < (0.3 if problem.positions < 200 and not few else 0.2):
+        return ["gram", "each"]
     return ["direct" if few else "each", "each", "gram"]
 
 
@@ -164,7 +165,9 @@ def _order(problem: Problem) -> list[str]:
 def gram_operations(problem: Problem) -> int:
     """Return the operations that the Gram form adds to the weight gradient's, for the examples that are measured."""
     measured = problem.examples // problem.blocks
-    shared = problem.input_positions**2 * problem.channels if problem.shifted else problem.positions**2 * problem.inputs
+    shared = problem.positions**2 * problem.inputs
+    if problem.shifted:
+        shared = problem.phases * problem.phase_positions**2 * problem.channels
     return 2 * measured * (shared + problem.positions**2 * problem.outputs)
 
 

@@ -60,6 +60,32 @@ Affine with_parameters(const Tensor& gx, const Tensor& scales, const Tensor& shi
   return {gx, scale, shift, scale_squares, shift_squares};
 }
 
+// The `n` channels from `first` on of batch normalisation of x and gy [B, C], which has one position per channel; see
+// batch_norm_backward.
+void batch_norm_columns(const float* gy, const float* x, const float* mean, const float* rstd, const float* weight,
+                        float* gx, float* scale, float* shift, int64_t examples, int64_t channels, int64_t first,
+                        int64_t n) {
+  std::vector<double> scales(n), shifts(n);
+  for (int64_t at = first; at < examples * channels; at += channels)
+#pragma omp simd
+    for (int64_t c = 0; c < n; c++) {
+      scale[at + c] = gy[at + c] * (x[at + c] - mean[first + c]) * rstd[first + c];
+      shift[at + c] = gy[at + c];
+      scales[c] += scale[at + c];
+      shifts[c] += shift[at + c];
+    }
+  std::vector<float> of_x(n), constant(n);
+  for (int64_t c = 0; c < n; c++) {
+    of_x[c] = -rstd[first + c] * scales[c] / examples;
+    constant[c] = -shifts[c] / examples;
+  }
+  for (int64_t at = first; at < examples * channels; at += channels)
+    for (int64_t c = 0; c < n; c++) {
+      const float gradient = gy[at + c] + of_x[c] * (x[at + c] - mean[first + c]) + constant[c];
+      gx[at + c] = weight[first + c] * rstd[first + c] * gradient;
+    }
+}
+
 }  // namespace
 
 // Batch normalisation in training mode, of contiguous x and gy [B, C, ...]; mean, rstd and weight [C].
@@ -80,6 +106,9 @@ Affine batch_norm_backward(const Tensor& gy, const Tensor& x, const Tensor& mean
   const double count = double(examples) * positions;
   const int64_t grain = std::max<int64_t>(1, at::internal::GRAIN_SIZE / (examples * positions));
   at::parallel_for(0, channels, grain, [&](int64_t from, int64_t to) {
+    if (positions == 1)
+      return batch_norm_columns(gy_, x_, mean_, rstd_, weight_, gx_, scale_, shift_, examples, channels, from,
+                                to - from);
     for (int64_t c = from; c < to; c++) {
       double all_scale = 0, all_shift = 0, one_scale, one_shift;
       for (int64_t i = 0; i < examples; i++) {

@@ -20,6 +20,7 @@ struct Measured {
   Products of(Products all) const { return {std::get<0>(all), of(std::get<1>(all))}; }
 };
 
+Tensor times_transposed(const Tensor& a, const Tensor& b);
 Products matrix_products(const Tensor& gy, const Tensor& x, int64_t most, Measured measured);
 Tensor points(const Tensor& x, at::IntArrayRef stride);
 Products pointwise_products(const Tensor& gy, const Tensor& x, const Tensor& weight, at::IntArrayRef stride,

@@ -5,8 +5,6 @@
 #include <ATen/ops/as_strided.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/im2col.h>
-#include <ATen/ops/linalg_vecdot.h>
 #include <ATen/ops/mm.h>
 
 #include <bit>
@@ -34,6 +32,8 @@ bool prefers_mm() {
 #endif
 }
 
+}  // namespace
+
 // a [M, T] times b^T [T, N]. Elsewhere oneDNN is faster where the product is not small; its calls take longer.
 Tensor times_transposed(const Tensor& a, const Tensor& b) {
   constexpr double SMALL = 4e5;
@@ -44,6 +44,8 @@ Tensor times_transposed(const Tensor& a, const Tensor& b) {
       c10::Dispatcher::singleton().findSchemaOrThrow("mkldnn::_linear_pointwise", "").typed<Linear>();
   return linear.call(a, b, std::nullopt, "none", c10::List<std::optional<at::Scalar>>(), "");
 }
+
+namespace {
 
 // gy [B, P, T], x [B, D, T]: the sum of gy_i x_i^T [P, D].
 Tensor sum_of_products(const Tensor& gy, const Tensor& x) {
@@ -127,99 +129,6 @@ Products conv_products(const Tensor& gy, const Tensor& x, const Tensor& weight, 
     }
     return sum;
   });
-}
-
-namespace {
-
-// Sums the elements of gram [H, W, H, W] whose two rows are shifted by the same tap, into [h, W, h, W].
-void sum_rows(const float* gram, float* out, int64_t height, int64_t width, int64_t rows, int64_t taps,
-              int64_t padding, int64_t dilation) {
-  std::fill(out, out + rows * width * rows * width, 0.f);
-  for (int64_t tap = 0; tap < taps; tap++) {
-    const int64_t shift = tap * dilation - padding;
-    const int64_t start = std::max<int64_t>(0, -shift), stop = std::min(rows, height - shift);
-    if (start >= stop) continue;
-    for (int64_t i = start; i < stop; i++)
-      for (int64_t w = 0; w < width; w++) {
-        float* to = out + ((i * width + w) * rows + start) * width;
-        const float* from = gram + (((i + shift) * width + w) * height + start + shift) * width;
-#pragma omp simd
-        for (int64_t j = 0; j < (stop - start) * width; j++) to[j] += from[j];
-      }
-  }
-}
-
-// The same for columns of [h, W, h, W], met with `other` [h, w, h, w]: the inner product of the two.
-double columns_inner(const float* gram, const float* other, int64_t rows, int64_t width, int64_t columns, int64_t taps,
-                     int64_t padding, int64_t dilation) {
-  double total = 0;
-  for (int64_t tap = 0; tap < taps; tap++) {
-    const int64_t shift = tap * dilation - padding;
-    const int64_t start = std::max<int64_t>(0, -shift), stop = std::min(columns, width - shift);
-    if (start >= stop) continue;
-    for (int64_t i = 0; i < rows; i++)
-      for (int64_t w = start; w < stop; w++) {
-        float sum = 0;
-        for (int64_t k = 0; k < rows; k++) {
-          const float* a = gram + ((i * width + w + shift) * rows + k) * width + shift;
-          const float* b = other + ((i * columns + w) * rows + k) * columns;
-#pragma omp simd reduction(+ : sum)
-          for (int64_t j = start; j < stop; j++) sum += a[j] * b[j];
-        }
-        total += sum;
-      }
-  }
-  return total;
-}
-
-// The inner products [T, T] between the columns of x [N, T].
-Tensor gram(const Tensor& x) {
-  const Tensor columns = x.t();
-  return times_transposed(columns, columns).contiguous();
-}
-
-}  // namespace
-
-// gy [B, P, T], x [B, D, T]: the squared norms [B] of gy_i x_i^T, by the inner products between positions.
-Tensor gram_squares(const Tensor& gy, const Tensor& x, int64_t most) {
-  if (x.size(2) == 1) {
-    const Tensor a = gy.flatten(1), b = x.flatten(1);
-    return at::linalg_vecdot(a, a).mul_(at::linalg_vecdot(b, b));
-  }
-  Tensor squares = at::empty({x.size(0)}, x.options());
-  float* square = squares.mutable_data_ptr<float>();
-  share(x.size(0), workers_for(x.size(0), most), [&](int64_t, int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; i++) {
-      const Tensor a = gram(gy.select(0, i)), b = gram(x.select(0, i));
-      square[i] = std::max(0., inner(a.const_data_ptr<float>(), b.const_data_ptr<float>(), a.numel()));
-    }
-  });
-  return squares;
-}
-
-// The same for the windows of a convolution over x [B, C, H, W], gy [B, P, h, w]; laid out where they do not overlap so
-// that their inner products are sums of single positions'.
-Tensor window_gram_squares(const Tensor& gy, const Tensor& x, at::IntArrayRef kernel, at::IntArrayRef stride,
-                           at::IntArrayRef padding, at::IntArrayRef dilation, int64_t most) {
-  const int64_t height = x.size(2), width = x.size(3), rows = gy.size(2), columns = gy.size(3);
-  const bool shifted = stride[0] == 1 && stride[1] == 1;
-  Tensor squares = at::empty({x.size(0)}, x.options());
-  float* square = squares.mutable_data_ptr<float>();
-  share(x.size(0), workers_for(x.size(0), most), [&](int64_t, int64_t first, int64_t last) {
-    std::vector<float> summed(shifted ? rows * width * rows * width : 0);
-    for (int64_t i = first; i < last; i++) {
-      const Tensor outputs = gram(gy.select(0, i).flatten(1));
-      const Tensor seen = shifted ? x.select(0, i).flatten(1)
-                                  : at::im2col(x.narrow(0, i, 1), kernel, dilation, padding, stride).select(0, 0);
-      const Tensor inputs = gram(seen);
-      const float *a = inputs.const_data_ptr<float>(), *b = outputs.const_data_ptr<float>();
-      if (shifted) sum_rows(a, summed.data(), height, width, rows, kernel[0], padding[0], dilation[0]);
-      square[i] = std::max(0., shifted ? columns_inner(summed.data(), b, rows, width, columns, kernel[1], padding[1],
-                                                       dilation[1])
-                                       : inner(a, b, inputs.numel()));
-    }
-  });
-  return squares;
 }
 
 }  // namespace clars
