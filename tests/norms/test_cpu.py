@@ -55,6 +55,8 @@ DEPTHWISE = [
     (18, 18, (9, 11), (2, 5), (3, 1), (0, 2), (1, 2)),
     (20, 20, (1, 1), (3, 3), (1, 1), (1, 1), (1, 1)),
     (3, 3, (70, 50), (7, 7), (1, 1), (3, 3), (1, 1)),
+    (18, 18, (33, 21), (5, 3), (1, 1), (1, 2), (1, 2)),
+    (5, 5, (12, 17), (3, 3), (2, 2), (1, 1), (1, 1)),
 ]
 
 # For inner products of windows: many positions and few, and of each stride those that overlap, touch or leave gaps

@@ -139,11 +139,12 @@ def _order_with_kernels(problem: Problem) -> list[str]:
         return ["grouped", "each"] if problem.positions < 1024 else ["each", "grouped"]
     if prod(problem.kernel) == 1:
         small = problem.operations < 4e6
-        return ["gram", "matrix"] if share < 0.05 and not small else ["matrix", "each"]
+        # To write and read a product of few positions takes longer than to form it.
+        most = 0.15 if problem.positions <= 64 else 0.05
+        return ["gram", "matrix"] if share < most and not small else ["matrix", "each"]
     # A library's call takes longer than so little arithmetic, and than that of channels that fill no vector.
     few = problem.operations < (4e6 if problem.channels >= 8 else 16e6) * problem.examples
-    # Positions that are not many leave more to gain: a call for each example is not filled by them.
-    if share < (0.3 if problem.positions < 200 and not few else 0.2):
+    if share < (0.3 if problem.positions < 200 and not few else 0.2):  # a call is not filled by few positions
         return ["gram", "each"]
     return ["direct" if few else "each", "each", "gram"]
 

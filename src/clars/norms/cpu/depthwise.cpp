@@ -113,7 +113,8 @@ class Planes {
   std::vector<float> x_, gy_;  // the padding of x and the gaps between the rows of gy stay zero
 };
 
-// An example whose channels lie together: as many of them at a time as a vector has lanes.
+// An example's channels, as many at a time as a vector has lanes: laid together if they are not, which pays for small
+// images.
 class Lanes {
  public:
   explicit Lanes(const Geometry& g)
@@ -124,14 +125,16 @@ class Lanes {
         gy_(g.rows * g.columns * LANES),
         sums(seen_at.size()) {}
 
-  // product [C, taps] for x [H, W, C] and gy [h, w, C].
-  void operator()(const float* x, const float* gy, int64_t channels, float* product) {
+  // product [C, taps] for x [C, H, W] and gy [C, h, w] of the given strides.
+  void operator()(const float* x, at::IntArrayRef xs, const float* gy, at::IntArrayRef gs, int64_t channels,
+                  float* product) {
     for (int64_t c = 0; c < channels; c += LANES) {
       const int64_t lanes = std::min(LANES, channels - c);
       for (int64_t row = 0; row < g.height; row++)
-        lay_out(x + row * g.width * channels + c, g.width, channels, lanes,
+        lay_out(x + c * xs[0] + row * xs[1], g.width, xs[2], xs[0], lanes,
                 x_.data() + ((row + g.padding[0]) * width + g.padding[1]) * LANES);
-      lay_out(gy + c, g.rows * g.columns, channels, lanes, gy_.data());
+      for (int64_t row = 0; row < g.rows; row++)
+        lay_out(gy + c * gs[0] + row * gs[1], g.columns, gs[2], gs[0], lanes, gy_.data() + row * g.columns * LANES);
       std::fill(sums.begin(), sums.end(), Vector{});
       for (int64_t row = 0; row < g.rows; row++) add_row(row);
       for (int64_t lane = 0; lane < lanes; lane++)
@@ -140,12 +143,13 @@ class Lanes {
   }
 
  private:
-  static void lay_out(const float* from, int64_t positions, int64_t channels, int64_t lanes, float* to) {
-    for (int64_t i = 0; i < positions; i++, from += channels, to += LANES)
-      if (lanes == LANES)
+  static void lay_out(const float* from, int64_t positions, int64_t step, int64_t channel_step, int64_t lanes,
+                      float* to) {
+    for (int64_t i = 0; i < positions; i++, from += step, to += LANES)
+      if (lanes == LANES && channel_step == 1)
         *(Vector*)to = *(const Vector*)from;
       else
-        for (int64_t lane = 0; lane < LANES; lane++) to[lane] = lane < lanes ? from[lane] : 0;
+        for (int64_t lane = 0; lane < LANES; lane++) to[lane] = lane < lanes ? from[lane * channel_step] : 0;
   }
 
   void add_row(int64_t row) {
@@ -181,8 +185,11 @@ Products depthwise_products(const Tensor& gy, const Tensor& x, at::IntArrayRef k
   const int64_t examples = x.size(0), channels = x.size(1), outputs = gy.size(1);
   const Geometry g{x.size(2),  x.size(3),  gy.size(2),  gy.size(3),   {kernel[0], kernel[1]},
                    {stride[0], stride[1]}, {padding[0], padding[1]}, {dilation[0], dilation[1]}};
-  const bool together = channels == outputs && channels > 1 && x.is_contiguous(at::MemoryFormat::ChannelsLast) &&
-                        gy.is_contiguous(at::MemoryFormat::ChannelsLast);
+  const bool together =
+      x.is_contiguous(at::MemoryFormat::ChannelsLast) && gy.is_contiguous(at::MemoryFormat::ChannelsLast);
+  // Planes take the rows of large images a vector at a time; every other column they have to gather.
+  const bool gathers = channels >= LANES && (stride[0] > 1 || stride[1] > 1 || g.height * g.width <= 400);
+  const bool by_lanes = channels == outputs && channels > 1 && (together || gathers);
   const int64_t workers = workers_for(examples, most);
   Tensor squares = at::empty({examples}, x.options()), totals = at::empty({workers, outputs * g.taps()}, x.options());
   float *square = squares.mutable_data_ptr<float>(), *totals_ = totals.mutable_data_ptr<float>();
@@ -191,11 +198,11 @@ Products depthwise_products(const Tensor& gy, const Tensor& x, at::IntArrayRef k
   share(examples, workers, [&](int64_t worker, int64_t first, int64_t last) {
     std::optional<Planes> planes;
     std::optional<Lanes> lanes;
-    together ? void(lanes.emplace(g)) : void(planes.emplace(g));
+    by_lanes ? void(lanes.emplace(g)) : void(planes.emplace(g));
     std::vector<float> product(outputs * g.taps());
     for (int64_t i = first; i < last; i++) {
-      if (together)
-        (*lanes)(x_ + i * xs[0], gy_ + i * gs[0], channels, product.data());
+      if (by_lanes)
+        (*lanes)(x_ + i * xs[0], xs.slice(1), gy_ + i * gs[0], gs.slice(1), channels, product.data());
       else
         (*planes)(x_ + i * xs[0], xs.slice(1), gy_ + i * gs[0], gs.slice(1), channels, outputs, product.data());
       square[i] = add_and_square(totals_ + worker * product.size(), product.data(), product.size(), i == first);
