@@ -1,6 +1,6 @@
 """Where the contributions of one layer add up, and the checks that they may be added."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import count
 from weakref import WeakValueDictionary
 
@@ -29,6 +29,8 @@ class BackwardPass:
         self.batch_sizes: tuple[int, ...] = ()
         self.gradients_stay = True  # in the parameters, until the user clears them; some strategies move them away
         self.measure, self.blocks = Measure(), 1
+        self.members: list[int] = []  # the numbers of the accounts that share it
+        self.lent: int | None = None  # the pass that was last lent to compiled layers
 
     def check_rows(self, rows: int, layer: str) -> None:
         """Refuse a layer whose input has not as many rows as the input of the model."""
@@ -45,12 +47,36 @@ class BackwardPass:
         if number != self.number:
             self.number, self.examples, self.first = number, examples, layer
             self.measure, self.blocks = self.estimator.draw(examples)
+            for account in self._accounts():
+                account.reset_if_cleared()
         elif examples != self.examples:
             raise UnsupportedLayerError(
                 f"sees {examples} rows where layer {self.first!r} sees {self.examples} in the same backward pass. "
                 "Dimension 0 of every layer's input must be the batch.",
                 layer,
             )
+
+    def lend(self) -> tuple[int, int]:
+        """Have compiled layers book the rest of this pass without asking (see cpu/ledger.h).
+
+        Returns the first of the examples to be measured, and the one after the last.
+        """
+        first, last, _ = self.measure.rows.indices(self.examples)
+        if self.lent != self.number:
+            self.lent = self.number
+            waiting = [account.number for account in self._accounts() if account.last_pass != self.number]
+            torch.ops.clars.lend(waiting, self.number, self.examples, first, last)
+        return first, last
+
+    def catch_up(self) -> None:
+        """Enter what compiled layers have booked without asking."""
+        if self.lent is not None:
+            for number, squares in zip(*torch.ops.clars.collect()):
+                if (account := ACCOUNTS.get(number)) is not None:
+                    account.note(squares)
+
+    def _accounts(self) -> "Iterator[Account]":
+        return filter(None, map(ACCOUNTS.get, self.members))
 
 
 # The accounts there are, by the numbers under which the compiled functions know them.
@@ -70,6 +96,7 @@ class Account:
         self.layer = layer.name
         self.number = next(_NUMBERS)
         ACCOUNTS[self.number] = self
+        current.members.append(self.number)
         self.current = current
         self.last_pass: int | None = None
         self.measured: set[str] = set()  # local names of the parameters that ever entered a rule
@@ -86,12 +113,23 @@ class Account:
 
     def enter(self, number: int, examples: int) -> None:
         """Note that this layer's backward runs; refuse a second time in one pass: norms of parts do not add."""
+        self.current.catch_up()
         if number == self.last_pass:
             self.refuse_second_use()
         self.current.enter(number, examples, self.layer)
         self.last_pass = number
+        if self.current.lent == number:
+            torch.ops.clars.withdraw(self.number)
+
+    def note(self, squares: Tensor) -> None:
+        """Book squared norms of the pass under way, in which this layer has not been entered."""
+        self.last_pass = self.current.number
+        self.booked.append((squares, self.current.blocks))
+
+    def reset_if_cleared(self) -> None:
+        """Forget what was measured if the gradients that it belongs to were cleared behind our back."""
         if (self.booked or self._leaf.grad is not None) and self._gradients_were_cleared():
-            self.reset()  # behind our back: what was summed beside them is over too
+            self.reset()
 
     def _gradients_were_cleared(self) -> bool:
         """Tell whether no parameter has a gradient. Where a strategy keeps them elsewhere, that would say nothing."""

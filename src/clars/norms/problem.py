@@ -49,7 +49,7 @@ class Problem:
     @property
     def phases(self) -> int:
         """How many phases of the stride the windows see."""
-        return prod(map(min, self.kernel, self.stride))
+        return prod([min(taps, step) for taps, step in zip(self.kernel, self.stride)])
 
     @property
     def phase_positions(self) -> int:

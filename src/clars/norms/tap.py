@@ -90,9 +90,8 @@ def book(number: int, backward_pass: int, spent: bool, squares: Tensor) -> tuple
     if spent:
         account.refuse_second_pass()
     account.enter(backward_pass, examples)
-    current = account.current
-    first, last, _ = current.measure.rows.indices(examples)
-    account.booked.append((squares if last - first == examples else squares[first:last], current.blocks))
+    first, last = account.current.lend()
+    account.note(squares if last - first == examples else squares[first:last])
     return first, last
 
 

@@ -140,6 +140,7 @@ class ExampleNorms:
             ValueError: a later tracker took this one's place in the model.
         """
         self._refuse_unreadable()
+        self._pass.catch_up()
         return totals(self._accounts.values())
 
     def _refuse_unreadable(self) -> None:
@@ -168,11 +169,13 @@ class ExampleNorms:
         estimator="subset" they are those of the drawn examples. A compiled model leaves sums only, and none of these.
         """
         self._refuse_unreadable()
+        self._pass.catch_up()
         booked = {name: [squares for squares, _ in account.booked] for name, account in self._accounts.items()}
         return {name: torch.cat(squares) for name, squares in booked.items() if squares}
 
     def reset(self) -> None:
         """Forget the sums; the next backward pass starts anew."""
+        self._pass.catch_up()
         for account in self._accounts.values():
             account.reset()
 

@@ -14,6 +14,7 @@
 #include <unordered_map>
 
 #include "layers.h"
+#include "ledger.h"
 
 namespace clars {
 namespace {
@@ -64,14 +65,18 @@ struct Call : torch::CustomClassHolder {
   bool spent = false;
 };
 
-// Asks Python, which keeps the accounts, what to measure for one of them, and gives it the tensor that will hold the
-// squared norms of all examples, zero where the layer then fails; it may refuse.
+Ledger ledger;
+
+// Books to an account the tensor that will hold the squared norms of all examples, zero where the layer then fails.
+// Returns what to measure. Python, which keeps the accounts, may refuse.
 template <typename Kind>
 Measured book(const Call<Kind>& call, int64_t account, const Tensor& squares) {
   using Book = std::tuple<int64_t, int64_t>(int64_t, int64_t, bool, const Tensor&);
   static const auto python = c10::Dispatcher::singleton().findSchemaOrThrow("clars::book", "").typed<Book>();
   at::AutoDispatchBelowADInplaceOrView no_graph;
   const int64_t pass = call.outer_pass == -1 ? torch::autograd::get_current_graph_task_id() : call.outer_pass;
+  if (!call.spent)
+    if (const auto measured = ledger.book(account, pass, squares)) return *measured;
   auto [first, last] = python.call(account, pass, call.spent, squares);
   return {first, last};
 }
@@ -184,6 +189,12 @@ TORCH_LIBRARY_FRAGMENT(clars, m) {
       m, "BatchNorm", "Tensor? running_mean, Tensor? running_var, float momentum, float eps");
   define<GroupNorm, int64_t, double>(m, "GroupNorm", "int groups, float eps");
   define<LayerNorm, double>(m, "LayerNorm", "float eps");
+  m.def("lend(int[] accounts, int backward_pass, int examples, int first, int last) -> ()",
+        [](at::IntArrayRef accounts, int64_t backward_pass, int64_t examples, int64_t first, int64_t last) {
+          ledger.lend(accounts, backward_pass, examples, {first, last});
+        });
+  m.def("withdraw(int account) -> ()", [](int64_t account) { ledger.withdraw(account); });
+  m.def("collect() -> (int[], Tensor[])", [] { return ledger.collect(); });
 }
 
 }  // namespace clars
