@@ -144,12 +144,23 @@ class Interception(TorchFunctionMode):
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
         values = (*args, *kwargs.values()) if kwargs else args
+        again = self._again(func, values, kwargs)
+        if again is not None:
+            return again
         used = self._first_part(values)
-        if used is None:
-            return func(*args, **kwargs)
-        before = None if self.compiling or used is values[0] else self.part(used).known
-        again = None if before is None else before.again(func, values, tuple(kwargs))
-        return self._use(used, func, args, kwargs) if again is None else again
+        return func(*args, **kwargs) if used is None else self._use(used, func, args, kwargs)
+
+    def _again(self, func, values, kwargs) -> Tensor | None:
+        """Return the output of a call that is known; None for others."""
+        parts = self.parts
+        for value in values[1:]:
+            part = parts.get(id(value))
+            if part is not None and part.known is not None:
+                first = id(values[0])
+                if self.compiling or first in parts or first in self.views:
+                    return None
+                return part.known.again(func, values, tuple(kwargs))
+        return None
 
     def _first_part(self, values) -> Tensor | None:
         """Return the first tracked parameter among `values`, those in lists and tuples included."""

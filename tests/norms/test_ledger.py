@@ -1,0 +1,154 @@
+"""A backward pass that is lent to compiled layers: Python is asked once, and nothing is booked that it would refuse."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import clars
+from clars.norms import cpu
+from clars.norms.account import Account
+
+pytestmark = pytest.mark.skipif(not cpu.load().loaded, reason=cpu.load().text)
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    convolutions = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.GroupNorm(2, 8)
+    return nn.Sequential(*convolutions, nn.Flatten(), nn.LayerNorm(8 * 25), nn.Linear(8 * 25, 4))
+
+
+def images(n=6):
+    return torch.randn(n, 3, 5, 5, generator=torch.Generator().manual_seed(n))
+
+
+def squares_of(model, x):
+    norms = clars.ExampleNorms(model)
+    model(x).square().sum().backward()
+    return norms.squares()
+
+
+@pytest.fixture
+def entered(monkeypatch):
+    """The layers that Python was asked about."""
+    seen, original = [], Account.enter
+
+    def noted(self, *arguments):
+        seen.append(self.layer)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Account, "enter", noted)
+    return seen
+
+
+def test_python_is_asked_once_in_a_pass_also_where_norms_add_up(entered):
+    model = network()
+    norms = clars.ExampleNorms(model)
+    for _ in range(3):
+        model(images()).square().sum().backward()
+    assert entered == ["7"] * 3
+    assert all(len(squares) == 18 for squares in norms.squares().values())
+    assert len(norms.squares()) == 6
+
+
+def test_two_models_in_one_backward_pass():
+    one, other, x = network(1), network(2), images()
+    expected = squares_of(one, x), squares_of(other, x)
+    trackers = [clars.ExampleNorms(model) for model in (one, other)]
+    for _ in range(2):
+        for norms in trackers:
+            norms.reset()
+        (one(x).square().sum() + other(x).square().sum()).backward()
+    for norms, squares in zip(trackers, expected):
+        torch.testing.assert_close(norms.squares(), squares, rtol=1e-6, atol=0)
+
+
+def test_backward_passes_at_the_same_time():
+    models, x = [network(seed) for seed in range(3)], images()
+    expected = [squares_of(model, x) for model in models]
+    trackers = [clars.ExampleNorms(model) for model in models]
+
+    def work(model, norms):
+        for _ in range(20):
+            norms.reset()
+            model(x).square().sum().backward()
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(models, trackers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for norms, squares in zip(trackers, expected):
+        torch.testing.assert_close(norms.squares(), squares, rtol=1e-6, atol=0)
+
+
+class Twice(nn.Module):
+    """A parameter in a compiled layer and, before or after that, in an operation that Python measures."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.after, self.head = after, nn.Linear(8, 8)
+        self.weight, self.bias = nn.Parameter(torch.ones(8)), nn.Parameter(torch.zeros(8))
+
+    def forward(self, x):
+        if self.after:
+            return self.head(F.layer_norm(x, (8,), self.weight, self.bias) * self.weight)
+        return self.head(F.layer_norm(x * self.weight, (8,), self.weight, self.bias))
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_parameter_that_python_measures_too_is_refused(after):
+    norms = clars.ExampleNorms(model := Twice(after))
+    with pytest.raises(clars.UnsupportedLayerError, match=r"'weight' is used more than once"):
+        model(torch.randn(4, 8)).square().sum().backward()
+    assert norms.active
+
+
+def test_rows_that_change_within_a_pass_are_refused():
+    class Folding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x, y):
+            return self.second(self.first(x).view(len(y), -1, 8))
+
+    norms = clars.ExampleNorms(model := Folding())
+    with pytest.raises(clars.UnsupportedLayerError, match=r"sees 8 rows where layer 'second' sees 4"):
+        model(torch.randn(8, 8), torch.randn(4)).square().sum().backward()
+    assert norms.active
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x, both):
+        return self.one(x) + self.other(x) if both else self.one(x)
+
+
+@pytest.mark.parametrize("cleared", [False, True])
+def test_a_layer_that_a_later_pass_does_not_reach(cleared):
+    """Its sums are kept for as long as its gradient is."""
+    norms = clars.ExampleNorms(model := Branches())
+    model(torch.randn(4, 8), True).square().sum().backward()
+    if cleared:
+        model.zero_grad()
+    model(torch.randn(4, 8), False).square().sum().backward()
+    found = norms.squares()
+    assert len(found["one"]) == (4 if cleared else 8)
+    assert ("other" in found) is not cleared
+
+
+def test_what_is_booked_for_a_tracker_that_is_gone_is_dropped():
+    model, x = network(), images()
+    expected = squares_of(model, x)
+    gone = clars.ExampleNorms(model)
+    model(x).square().sum().backward()
+    del gone
+    norms = clars.ExampleNorms(model)
+    model(x).square().sum().backward()
+    torch.testing.assert_close(norms.squares(), expected, rtol=1e-6, atol=0)
