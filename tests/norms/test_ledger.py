@@ -121,6 +121,15 @@ def test_rows_that_change_within_a_pass_are_refused():
     assert norms.active
 
 
+class Functional(nn.Module):
+    def __init__(self, layers, function):
+        super().__init__()
+        self.layers, self.function = layers, function
+
+    def forward(self, x):
+        return self.function(self.layers, x)
+
+
 class Branches(nn.Module):
     def __init__(self):
         super().__init__()
@@ -141,6 +150,42 @@ def test_a_layer_that_a_later_pass_does_not_reach(cleared):
     found = norms.squares()
     assert len(found["one"]) == (4 if cleared else 8)
     assert ("other" in found) is not cleared
+
+
+def test_what_a_pass_did_not_reach_is_not_lent_to_the_next(entered):
+    """Neither by the same tracker nor by another, which is asked first."""
+    one, other = Branches(), Branches()
+    norms, of_other = clars.ExampleNorms(one), clars.ExampleNorms(other)
+    one(torch.randn(4, 8), False).square().sum().backward()
+    one(torch.randn(4, 8), True).square().sum().backward()
+    assert entered == ["one", "other"]
+    one(torch.randn(4, 8), False).square().sum().backward()
+    (one(torch.randn(4, 8), True).square().sum() + other(torch.randn(4, 8), True).square().sum()).backward()
+    assert entered[2:] == ["one", "other", "other"]
+    assert {name: len(squares) for name, squares in norms.squares().items()} == {"one": 16, "other": 8}
+    assert set(of_other.squares()) == {"one", "other"}
+
+
+def test_a_layer_used_twice_is_refused():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    norms = clars.ExampleNorms(model := Functional(model, lambda m, x: m[1](m[0](m[0](x)))))
+    with pytest.raises(clars.UnsupportedLayerError, match=r"'layers.0' is used more than once"):
+        model(torch.randn(4, 8)).square().sum().backward()
+    assert norms.active
+
+
+def test_a_second_pass_through_a_part_of_the_graph_is_refused():
+    def both(m, x):
+        hidden = m[0](x)
+        return m[1](hidden), m[2](hidden)
+
+    model = Functional(nn.Sequential(*(nn.Linear(8, 8) for _ in range(3))), both)
+    norms = clars.ExampleNorms(model)
+    first, second = model(torch.randn(4, 8))
+    first.square().sum().backward(retain_graph=True)
+    with pytest.raises(clars.UnsupportedLayerError, match=r"'layers.0' is reached by a second backward pass"):
+        second.square().sum().backward()
+    assert norms.active
 
 
 def test_what_is_booked_for_a_tracker_that_is_gone_is_dropped():
