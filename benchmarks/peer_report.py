@@ -16,11 +16,11 @@ from peer_tools import (
     ERROR_PIXELS,
     PEERS,
 )
+from step_time import LABEL
 
 from clars.results.figures.style import PALETTE, STYLE
 from clars.results.files import replacing
 
-LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # keeps the line at 1 out of the numbers
 RIGHT = 1e-9  # largest error in float64 that rounding explains
 OURS, OTHERS = PALETTE[0], "#777777"
 

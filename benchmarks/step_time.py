@@ -42,6 +42,7 @@ MODELS = {
 }
 METHODS = {"sgd": "SGD", "lars": "LARS", "clars": "CLARS", "subset": "CLARS, 1/8 of the batch"}
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # keeps the line at 1 out of the numbers
 HERE = Path(__file__).parent
 
 
@@ -164,7 +165,7 @@ def chart(result: dict, path: Path) -> None:
         }
         at = [index + place * height for index in range(len(names))]
         bars = axes.barh(at, [rows[name] for name in names], height, label=f"{count} thread{'s' * (count > 1)}")
-        axes.bar_label(bars, fmt="%.2f", padding=3)
+        axes.bar_label(bars, fmt="%.2f", padding=3, bbox=LABEL)
     axes.set_yticks([index + height * (len(threads) - 1) / 2 for index in range(len(names))], names)
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=1)

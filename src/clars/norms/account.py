@@ -132,9 +132,13 @@ class Account:
             self.reset()
 
     def _gradients_were_cleared(self) -> bool:
-        """Tell whether no parameter has a gradient. Where a strategy keeps them elsewhere, that would say nothing."""
+        """Tell whether no parameter has a gradient. Where a strategy keeps them elsewhere, that would say nothing.
+
+        One that cuts the parameters (DTensor) may keep those of the whole ones until they are averaged.
+        """
         present = [(getattr(self._module, name), own) for name, own in self._parameters.items()]
-        stay = self.current.gradients_stay and all(value is own for value, own in present)
+        whole = all(value is own and not hasattr(value, "device_mesh") for value, own in present)
+        stay = self.current.gradients_stay and whole
         return stay and all(value.grad is None for value, _ in present)
 
     def refuse_second_use(self) -> None:
