@@ -93,6 +93,19 @@ def test_inner_products_of_windows(shape, memory_format, threads):
 
 
 @needs_kernels
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_inner_products_of_what_is_no_number_are_none(wrong, size, stride):
+    rule, x, weight = Conv((stride,) * 2, (0, 0), (1, 1), 1), torch.randn(3, 4, 9, 9), torch.randn(5, 4, size, size)
+    x[1, 2, 6, 6] = wrong
+    gy = torch.randn_like(rule.forward(x, weight, None)[0])
+    problem = rule.problem(gy, x, weight)
+    found = rule.methods(problem)["gram"](gy, x, weight, problem, None).squares
+    assert found.isfinite().tolist() == [True, False, True]
+
+
+@needs_kernels
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize(
     ("shape", "depthwise"), [(shape, False) for shape in SMALL] + [(shape, True) for shape in DEPTHWISE], ids=str

@@ -78,7 +78,7 @@ def test_every_block_is_drawn_and_the_same_for_all_layers():
 def test_of_a_part_fewer_pairs_of_positions_are_counted():
     """So that the Gram form is taken for a part where it would be too dear for the whole."""
     whole = Problem(
-        examples=8, positions=196, inputs=1152, outputs=128, channels=128, input_positions=196, device="cpu",
+        examples=8, positions=196, inputs=1152, outputs=128, channels=128, input_size=(14, 14), device="cpu",
         dtype=torch.float32, threads=1, kernel=(3, 3), stride=(1, 1), kernels=True,
     )  # fmt: skip
     part = replace(whole, blocks=8)
@@ -130,7 +130,7 @@ def test_squares_are_those_of_each_example():
 
 
 PROBLEM = Problem(
-    examples=8, positions=49, inputs=4608, outputs=512, channels=512, input_positions=49, kernel=(3, 3), stride=(1, 1),
+    examples=8, positions=49, inputs=4608, outputs=512, channels=512, input_size=(7, 7), kernel=(3, 3), stride=(1, 1),
     device="cpu", dtype=torch.float32, threads=2,
 )  # fmt: skip
 
@@ -143,6 +143,12 @@ def test_memory_rules_methods_out_and_cuts_pieces():
     assert strategy.within(PROBLEM, every, 1) == ("gram",)  # none fits: the one that needs least
     pieces = chunks(PROBLEM, "gram", 3 * least)
     assert [piece.stop - piece.start for piece in pieces] == [3, 3, 2]
+
+
+def test_memory_of_inner_products_with_a_stride():
+    """Of outputs, of the positions of a phase, of these summed by rows; and of the phase itself."""
+    problem = replace(PROBLEM, positions=32, channels=64, inputs=576, input_size=(1, 63), stride=(2, 2), kernels=True)
+    assert transient(problem, "gram") == 4 * (32**2 + 32**2 + 32**2 + 64 * 32)
 
 
 def test_a_bound_on_memory_changes_no_norm():

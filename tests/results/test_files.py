@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from clars.errors import UserError
-from clars.results.files import held, replacing, write_json, write_tensors, write_text
+from clars.results.files import held, replacing, take_away_unfinished, write_json, write_tensors, write_text
 
 
 def test_folders_are_made_and_nothing_else_is_left(tmp_path):
@@ -52,6 +52,21 @@ def test_tensors_that_find_no_room_leave_the_old_file(tmp_path, small_files):
         write_tensors(path, {"a": torch.ones(8192)}, {"format": "pt"})
     assert torch.equal(load_file(path)["a"], torch.ones(8))
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_what_a_writer_left_is_taken_away(tmp_path):
+    for name in (".123.resume.safetensors", ".tmpaB3dE6", ".gitignore", ".tmp", "run.json"):
+        (tmp_path / name).touch()
+    (tmp_path / ".tmpfolder").mkdir()
+    (tmp_path / ".1.folder").mkdir()
+    take_away_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".1.folder",
+        ".gitignore",
+        ".tmp",
+        ".tmpfolder",
+        "run.json",
+    ]
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])

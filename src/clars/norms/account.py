@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import count
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, finalize
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class BackwardPass:
         self.batch_sizes: tuple[int, ...] = ()
         self.gradients_stay = True  # in the parameters, until the user clears them; some strategies move them away
         self.measure, self.blocks = Measure(), 1
+        self.tracker = next(_NUMBERS)
         self.members: list[int] = []  # the numbers of the accounts that share it
         self.lent: int | None = None  # the pass that was last lent to compiled layers
 
@@ -48,7 +49,7 @@ class BackwardPass:
             self.number, self.examples, self.first = number, examples, layer
             self.measure, self.blocks = self.estimator.draw(examples)
             for account in self._accounts():
-                account.reset_if_cleared()
+                account.over = account.was_cleared()  # now: in the midst of the pass gradients arrive
         elif examples != self.examples:
             raise UnsupportedLayerError(
                 f"sees {examples} rows where layer {self.first!r} sees {self.examples} in the same backward pass. "
@@ -63,15 +64,17 @@ class BackwardPass:
         """
         first, last, _ = self.measure.rows.indices(self.examples)
         if self.lent != self.number:
+            if self.lent is None:
+                finalize(self, torch.ops.clars.collect, self.tracker).atexit = False
             self.lent = self.number
             waiting = [account.number for account in self._accounts() if account.last_pass != self.number]
-            torch.ops.clars.lend(waiting, self.number, self.examples, first, last)
+            torch.ops.clars.lend(self.tracker, waiting, self.number, self.examples, first, last)
         return first, last
 
     def catch_up(self) -> None:
         """Enter what compiled layers have booked without asking."""
         if self.lent is not None:
-            for number, squares in zip(*torch.ops.clars.collect()):
+            for number, squares in zip(*torch.ops.clars.collect(self.tracker)):
                 if (account := ACCOUNTS.get(number)) is not None:
                     account.note(squares)
 
@@ -99,6 +102,7 @@ class Account:
         current.members.append(self.number)
         self.current = current
         self.last_pass: int | None = None
+        self.over = False  # whether what is booked belongs to gradients that were cleared before the pass under way
         self.measured: set[str] = set()  # local names of the parameters that ever entered a rule
         self.compiled_twice = False  # an error in the midst of a compilation would only send parts of it to Python
         self.booked: list[tuple[Tensor, int]] = []  # squared norms [b], and of how many blocks they are one
@@ -117,25 +121,28 @@ class Account:
         if number == self.last_pass:
             self.refuse_second_use()
         self.current.enter(number, examples, self.layer)
-        self.last_pass = number
+        self._begin()
         if self.current.lent == number:
             torch.ops.clars.withdraw(self.number)
 
     def note(self, squares: Tensor) -> None:
-        """Book squared norms of the pass under way, in which this layer has not been entered."""
-        self.last_pass = self.current.number
+        """Book squared norms of the pass under way."""
+        self._begin()
         self.booked.append((squares, self.current.blocks))
 
-    def reset_if_cleared(self) -> None:
-        """Forget what was measured if the gradients that it belongs to were cleared behind our back."""
-        if (self.booked or self._leaf.grad is not None) and self._gradients_were_cleared():
+    def _begin(self) -> None:
+        self.last_pass = self.current.number
+        if self.over:
             self.reset()
 
-    def _gradients_were_cleared(self) -> bool:
-        """Tell whether no parameter has a gradient. Where a strategy keeps them elsewhere, that would say nothing.
+    def was_cleared(self) -> bool:
+        """Tell whether the gradients that what is booked belongs to were cleared behind our back: none is left.
 
-        One that cuts the parameters (DTensor) may keep those of the whole ones until they are averaged.
+        Where a strategy keeps gradients elsewhere, that would say nothing. One that cuts the parameters (DTensor) may
+        keep those of the whole ones until they are averaged.
         """
+        if not self.booked and self._leaf.grad is None:
+            return False
         present = [(getattr(self._module, name), own) for name, own in self._parameters.items()]
         whole = all(value is own and not hasattr(value, "device_mesh") for value, own in present)
         stay = self.current.gradients_stay and whole
@@ -159,6 +166,7 @@ class Account:
         """Forget what was measured."""
         self.booked.clear()
         self._leaf.grad = None
+        self.over = False
 
     @property
     def compiled_total(self) -> Tensor | None:

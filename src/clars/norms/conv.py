@@ -59,7 +59,7 @@ class Conv(WeightRule):
             inputs=prod(weight.shape[1:]),
             outputs=len(weight) // self.groups,
             channels=x.shape[1] // self.groups,
-            input_positions=prod(x.shape[2:]),
+            input_size=tuple(x.shape[2:]),
             channels_last=not x.is_contiguous() and x.movedim(1, -1).is_contiguous(),
             groups=self.groups,
             kernel=tuple(weight.shape[2:]),

@@ -49,7 +49,7 @@ class Linear(WeightRule):
             inputs=inputs,
             outputs=outputs,
             channels=inputs,
-            input_positions=positions,
+            input_size=(positions,),
             device=x.device.type,
             dtype=x.dtype,
             threads=processors(),

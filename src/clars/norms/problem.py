@@ -21,7 +21,7 @@ class Problem:
     inputs: int
     outputs: int
     channels: int
-    input_positions: int
+    input_size: tuple[int, ...]
     device: str
     dtype: torch.dtype
     threads: int
@@ -31,6 +31,10 @@ class Problem:
     stride: tuple[int, ...] = ()
     kernels: bool = False  # whether the compiled kernels apply (see `cpu`)
     blocks: int = 1  # of the batch, one of which is measured
+
+    @property
+    def input_positions(self) -> int:
+        return prod(self.input_size)
 
     @property
     def operations(self) -> int:
@@ -53,8 +57,8 @@ class Problem:
 
     @property
     def phase_positions(self) -> int:
-        """How many positions of the input each of them has."""
-        return self.input_positions // prod(self.stride)
+        """How many positions of the input each of them has at most."""
+        return prod([ceil(length / step) for length, step in zip(self.input_size, self.stride)])
 
 
 # Bytes that one piece of work may take, by default, per processor core and on an accelerator: small enough for a
@@ -72,13 +76,13 @@ def transient(problem: Problem, method: str) -> int:
     else:
         images = problem.positions * problem.outputs + problem.input_positions * problem.channels
     seen = problem.phase_positions
-    phase = seen**2 + (seen * problem.channels if problem.phases > 1 else 0)
+    phase = seen**2 + max(seen, problem.positions) ** 2 + (seen * problem.channels if problem.phases > 1 else 0)
     numbers = {
         "matrix": weight + windows,
         "each": 2 * weight,
         "direct": 2 * weight + images,
         "grouped": weight,
-        "gram": 2 * problem.positions**2 + (phase if problem.shifted else windows),
+        "gram": problem.positions**2 + (phase if problem.shifted else problem.positions**2 + windows),
         "fused": 1,
     }[method]
     return numbers * problem.dtype.itemsize

@@ -74,8 +74,8 @@ def take_away_unfinished(folder: Path) -> None:
 
     No other process may be writing there; see `held`.
     """
-    for pattern in (".[0-9]*.*", ".tmp*"):
-        for unfinished in folder.glob(pattern):
+    for pattern in (".[0-9]*.*", ".tmp??????"):
+        for unfinished in filter(Path.is_file, folder.glob(pattern)):
             unfinished.unlink(missing_ok=True)
 
 

@@ -54,6 +54,9 @@ Tensor gram(const Tensor& x) {
   return out;
 }
 
+// What rounding leaves below zero is zero; what is no number stays none.
+double not_negative(double square) { return square < 0 ? 0 : square; }
+
 // Those of an axis' input coordinates that a tap sees as it moves: every stride-th from `first` on. Several taps may see
 // the same ones, each shifted by some.
 struct Phase {
@@ -138,7 +141,7 @@ Tensor gram_squares(const Tensor& gy, const Tensor& x, int64_t most) {
   share(x.size(0), workers_for(x.size(0), most), [&](int64_t, int64_t first, int64_t last) {
     for (int64_t i = first; i < last; i++) {
       const Tensor a = gram(gy.select(0, i)), b = gram(x.select(0, i));
-      square[i] = std::max(0., inner(a.const_data_ptr<float>(), b.const_data_ptr<float>(), a.numel()));
+      square[i] = not_negative(inner(a.const_data_ptr<float>(), b.const_data_ptr<float>(), a.numel()));
     }
   });
   return squares;
@@ -173,7 +176,7 @@ Tensor window_gram_squares(const Tensor& gy, const Tensor& x, at::IntArrayRef ke
             total += columns_inner(summed.data(), outputs_, w, rows, columns);
           }
       }
-      square[i] = std::max(0., total);
+      square[i] = not_negative(total);
     }
   });
   return squares;

@@ -13,14 +13,16 @@
 
 namespace clars {
 
+using Booked = std::tuple<std::vector<int64_t>, std::vector<Tensor>>;  // accounts, and squared norms for each
+
 class Ledger {
  public:
-  // Accounts that may each book once in a backward pass, from layers that see so many examples.
-  void lend(at::IntArrayRef accounts, int64_t backward_pass, int64_t examples, Measured measured) {
+  // A tracker's accounts that may each book once in a backward pass, from layers that see so many examples.
+  void lend(int64_t tracker, at::IntArrayRef accounts, int64_t backward_pass, int64_t examples, Measured measured) {
     const std::lock_guard lock(mutex);
     if (backward_pass != pass) lent.clear();
     pass = backward_pass;
-    for (const int64_t account : accounts) lent.insert_or_assign(account, Terms{examples, measured});
+    for (const int64_t account : accounts) lent.insert_or_assign(account, Terms{tracker, examples, measured});
   }
 
   // Takes an account out, as it has booked by way of Python.
@@ -32,33 +34,42 @@ class Ledger {
   // Books to an account the measured part of the squared norms [B] of all examples, which are still to be formed. Returns
   // which are measured; nothing where Python must be asked.
   std::optional<Measured> book(int64_t account, int64_t backward_pass, const Tensor& squares) {
+    const std::optional<Terms> terms = take(account, backward_pass, squares.size(0));
+    if (!terms) return std::nullopt;
+    const Tensor part = terms->measured.of(squares);  // an operator, which others may watch: not under the lock
     const std::lock_guard lock(mutex);
-    const auto found = lent.find(account);
-    if (backward_pass != pass || found == lent.end() || found->second.examples != squares.size(0)) return std::nullopt;
-    const Measured measured = found->second.measured;
-    lent.erase(found);
+    auto& [accounts, parts] = booked[terms->tracker];
     accounts.push_back(account);
-    booked.push_back(measured.of(squares));
-    return measured;
+    parts.push_back(part);
+    return terms->measured;
   }
 
-  // What was booked since the last time.
-  std::tuple<std::vector<int64_t>, std::vector<Tensor>> collect() {
+  // What was booked to a tracker's accounts since the last time.
+  Booked collect(int64_t tracker) {
     const std::lock_guard lock(mutex);
-    return {std::exchange(accounts, {}), std::exchange(booked, {})};
+    const auto found = booked.extract(tracker);
+    return found ? std::move(found.mapped()) : Booked();
   }
 
  private:
   struct Terms {
-    int64_t examples;
+    int64_t tracker, examples;
     Measured measured;
   };
+
+  std::optional<Terms> take(int64_t account, int64_t backward_pass, int64_t examples) {
+    const std::lock_guard lock(mutex);
+    const auto found = lent.find(account);
+    if (backward_pass != pass || found == lent.end() || found->second.examples != examples) return std::nullopt;
+    const Terms terms = found->second;
+    lent.erase(found);
+    return terms;
+  }
 
   std::mutex mutex;
   int64_t pass = -1;
   std::unordered_map<int64_t, Terms> lent;
-  std::vector<int64_t> accounts;
-  std::vector<Tensor> booked;
+  std::unordered_map<int64_t, Booked> booked;  // by tracker: what one collects, another must not wait for
 };
 
 }  // namespace clars

@@ -189,12 +189,11 @@ TORCH_LIBRARY_FRAGMENT(clars, m) {
       m, "BatchNorm", "Tensor? running_mean, Tensor? running_var, float momentum, float eps");
   define<GroupNorm, int64_t, double>(m, "GroupNorm", "int groups, float eps");
   define<LayerNorm, double>(m, "LayerNorm", "float eps");
-  m.def("lend(int[] accounts, int backward_pass, int examples, int first, int last) -> ()",
-        [](at::IntArrayRef accounts, int64_t backward_pass, int64_t examples, int64_t first, int64_t last) {
-          ledger.lend(accounts, backward_pass, examples, {first, last});
-        });
+  m.def("lend(int tracker, int[] accounts, int backward_pass, int examples, int first, int last) -> ()",
+        [](int64_t tracker, at::IntArrayRef accounts, int64_t backward_pass, int64_t examples, int64_t first,
+           int64_t last) { ledger.lend(tracker, accounts, backward_pass, examples, {first, last}); });
   m.def("withdraw(int account) -> ()", [](int64_t account) { ledger.withdraw(account); });
-  m.def("collect() -> (int[], Tensor[])", [] { return ledger.collect(); });
+  m.def("collect(int tracker) -> (int[], Tensor[])", [](int64_t tracker) { return ledger.collect(tracker); });
 }
 
 }  // namespace clars
