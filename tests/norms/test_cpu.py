@@ -93,6 +93,21 @@ def test_inner_products_of_windows(shape, memory_format, threads):
 
 
 @needs_kernels
+@pytest.mark.parametrize(("mean", "off"), [(1, 1e-6), (10, 1e-5), (100, 2e-3)])
+def test_inner_products_lose_digits_where_the_input_is_far_from_zero(mean, off):
+    """And the output gradient sums to zero over the positions, where large terms of both signs meet. docs/cost.md"""
+    torch.manual_seed(0)
+    x, gy = torch.randn(4, 256, 4, 4) + mean, torch.randn(4, 512, 4, 4)
+    gy -= gy.mean((2, 3), keepdim=True)
+    rule, weight = Conv((1, 1), (0, 0), (1, 1), 1), torch.randn(512, 256, 1, 1)
+    problem = rule.problem(gy, x, weight)
+    expected = squares(gy.double().flatten(2) @ x.double().flatten(2).mT)
+    found = {name: rule.methods(problem)[name](gy, x, weight, problem, None).squares for name in ("gram", "matrix")}
+    torch.testing.assert_close(found["gram"].double(), expected, rtol=off, atol=0)
+    torch.testing.assert_close(found["matrix"].double(), expected, rtol=1e-6, atol=0)
+
+
+@needs_kernels
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("stride", [1, 2, 3])

@@ -65,6 +65,16 @@ def test_two_models_in_one_backward_pass():
         torch.testing.assert_close(norms.squares(), squares, rtol=1e-6, atol=0)
 
 
+def test_what_one_tracker_collects_is_its_own():
+    models, x = [network(seed) for seed in range(2)], images()
+    trackers = [clars.ExampleNorms(model) for model in models]
+    for model in models:
+        model(x).square().sum().backward()
+    taken, _ = torch.ops.clars.collect(trackers[0]._pass.tracker)
+    assert len(taken) == 5
+    assert [len(norms.squares()) for norms in trackers] == [1, 6]
+
+
 def test_backward_passes_at_the_same_time():
     models, x = [network(seed) for seed in range(3)], images()
     expected = [squares_of(model, x) for model in models]

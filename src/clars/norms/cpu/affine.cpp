@@ -54,36 +54,57 @@ Products sum_and_squares(const Tensor& terms) {
   return {sum, squares};
 }
 
-Affine with_parameters(const Tensor& gx, const Tensor& scales, const Tensor& shifts) {
-  auto [scale, scale_squares] = sum_and_squares(scales);
-  auto [shift, shift_squares] = sum_and_squares(shifts);
-  return {gx, scale, shift, scale_squares, shift_squares};
-}
+// What the backward pass of a normalisation reads, in memory as it is needed, and what it writes: the gradient of x, and
+// the examples' parts [B, N] of those of scale and shift.
+struct Operands {
+  Operands(const Tensor& gy, const Tensor& x, const Tensor& mean, const Tensor& rstd, const Tensor& weight)
+      : means(mean.contiguous()),
+        rstds(rstd.contiguous()),
+        weights(weight.contiguous()),
+        all_gx(at::empty_like(x)),
+        scales(at::zeros({x.size(0), weight.numel()}, x.options())),
+        shifts(at::zeros_like(scales)),
+        gy(gy.const_data_ptr<float>()),
+        x(x.const_data_ptr<float>()),
+        mean(means.const_data_ptr<float>()),
+        rstd(rstds.const_data_ptr<float>()),
+        weight(weights.const_data_ptr<float>()),
+        gx(all_gx.mutable_data_ptr<float>()),
+        scale(scales.mutable_data_ptr<float>()),
+        shift(shifts.mutable_data_ptr<float>()) {}
+
+  Affine result() const {
+    auto [scale_sum, scale_squares] = sum_and_squares(scales);
+    auto [shift_sum, shift_squares] = sum_and_squares(shifts);
+    return {all_gx, scale_sum, shift_sum, scale_squares, shift_squares};
+  }
+
+  const Tensor means, rstds, weights, all_gx, scales, shifts;
+  const float *const gy, *const x, *const mean, *const rstd, *const weight;
+  float *const gx, *const scale, *const shift;
+};
 
 // The `n` channels from `first` on of batch normalisation of x and gy [B, C], which has one position per channel; see
 // batch_norm_backward.
-void batch_norm_columns(const float* gy, const float* x, const float* mean, const float* rstd, const float* weight,
-                        float* gx, float* scale, float* shift, int64_t examples, int64_t channels, int64_t first,
-                        int64_t n) {
+void batch_norm_columns(const Operands& o, int64_t examples, int64_t channels, int64_t first, int64_t n) {
+  const float *mean = o.mean + first, *rstd = o.rstd + first, *weight = o.weight + first;
   std::vector<double> scales(n), shifts(n);
   for (int64_t at = first; at < examples * channels; at += channels)
 #pragma omp simd
     for (int64_t c = 0; c < n; c++) {
-      scale[at + c] = gy[at + c] * (x[at + c] - mean[first + c]) * rstd[first + c];
-      shift[at + c] = gy[at + c];
-      scales[c] += scale[at + c];
-      shifts[c] += shift[at + c];
+      o.scale[at + c] = o.gy[at + c] * (o.x[at + c] - mean[c]) * rstd[c];
+      o.shift[at + c] = o.gy[at + c];
+      scales[c] += o.scale[at + c];
+      shifts[c] += o.shift[at + c];
     }
   std::vector<float> of_x(n), constant(n);
   for (int64_t c = 0; c < n; c++) {
-    of_x[c] = -rstd[first + c] * scales[c] / examples;
+    of_x[c] = -rstd[c] * scales[c] / examples;
     constant[c] = -shifts[c] / examples;
   }
   for (int64_t at = first; at < examples * channels; at += channels)
-    for (int64_t c = 0; c < n; c++) {
-      const float gradient = gy[at + c] + of_x[c] * (x[at + c] - mean[first + c]) + constant[c];
-      gx[at + c] = weight[first + c] * rstd[first + c] * gradient;
-    }
+    for (int64_t c = 0; c < n; c++)
+      o.gx[at + c] = weight[c] * rstd[c] * (o.gy[at + c] + of_x[c] * (o.x[at + c] - mean[c]) + constant[c]);
 }
 
 }  // namespace
@@ -96,39 +117,31 @@ void batch_norm_columns(const float* gy, const float* x, const float* mean, cons
 Affine batch_norm_backward(const Tensor& gy, const Tensor& x, const Tensor& mean, const Tensor& rstd,
                            const Tensor& weight) {
   const int64_t examples = x.size(0), channels = x.size(1), positions = x.numel() / (examples * channels);
-  Tensor scale = at::empty({examples, channels}, x.options()), shift = at::empty_like(scale), gx = at::empty_like(x);
-  const float *x_ = x.const_data_ptr<float>(), *gy_ = gy.const_data_ptr<float>();
-  const Tensor means = mean.contiguous(), rstds = rstd.contiguous(), weights = weight.contiguous();
-  const float *mean_ = means.const_data_ptr<float>(), *rstd_ = rstds.const_data_ptr<float>();
-  const float* weight_ = weights.const_data_ptr<float>();
-  float *scale_ = scale.mutable_data_ptr<float>(), *shift_ = shift.mutable_data_ptr<float>();
-  float* gx_ = gx.mutable_data_ptr<float>();
+  const Operands o(gy, x, mean, rstd, weight);
   const double count = double(examples) * positions;
   const int64_t grain = std::max<int64_t>(1, at::internal::GRAIN_SIZE / (examples * positions));
   at::parallel_for(0, channels, grain, [&](int64_t from, int64_t to) {
-    if (positions == 1)
-      return batch_norm_columns(gy_, x_, mean_, rstd_, weight_, gx_, scale_, shift_, examples, channels, from,
-                                to - from);
+    if (positions == 1) return batch_norm_columns(o, examples, channels, from, to - from);
     for (int64_t c = from; c < to; c++) {
       double all_scale = 0, all_shift = 0, one_scale, one_shift;
       for (int64_t i = 0; i < examples; i++) {
-        const int64_t at = i * channels + c;
-        centred_sums(gy_ + at * positions, x_ + at * positions, positions, mean_[c], &one_scale, &one_shift);
-        one_scale *= rstd_[c];
-        scale_[at] = one_scale;
-        shift_[at] = one_shift;
+        const int64_t part = i * channels + c, at = part * positions;
+        centred_sums(o.gy + at, o.x + at, positions, o.mean[c], &one_scale, &one_shift);
+        one_scale *= o.rstd[c];
+        o.scale[part] = one_scale;
+        o.shift[part] = one_shift;
         all_scale += one_scale;
         all_shift += one_shift;
       }
-      const float of_gy = weight_[c] * rstd_[c];
-      const float of_x = -of_gy * rstd_[c] * all_scale / count, constant = -of_gy * all_shift / count;
+      const float of_gy = o.weight[c] * o.rstd[c];
+      const float of_x = -of_gy * o.rstd[c] * all_scale / count, constant = -of_gy * all_shift / count;
       for (int64_t i = 0; i < examples; i++) {
         const int64_t at = (i * channels + c) * positions;
-        affine(gy_ + at, x_ + at, gx_ + at, positions, of_gy, of_x, mean_[c], constant);
+        affine(o.gy + at, o.x + at, o.gx + at, positions, of_gy, of_x, o.mean[c], constant);
       }
     }
   });
-  return with_parameters(gx, scale, shift);
+  return o.result();
 }
 
 // Group normalisation of contiguous x and gy [B, C, ...]; mean and rstd [B, G], weight [C].
@@ -140,37 +153,32 @@ Affine group_norm_backward(const Tensor& gy, const Tensor& x, const Tensor& mean
                            const Tensor& weight) {
   const int64_t examples = x.size(0), channels = x.size(1), groups = mean.size(1), members = channels / groups;
   const int64_t positions = x.numel() / (examples * channels);
-  Tensor scale = at::empty({examples, channels}, x.options()), shift = at::empty_like(scale), gx = at::empty_like(x);
-  const float *x_ = x.const_data_ptr<float>(), *gy_ = gy.const_data_ptr<float>();
-  const Tensor means = mean.contiguous(), rstds = rstd.contiguous(), weights = weight.contiguous();
-  const float *mean_ = means.const_data_ptr<float>(), *rstd_ = rstds.const_data_ptr<float>();
-  const float* weight_ = weights.const_data_ptr<float>();
-  float *scale_ = scale.mutable_data_ptr<float>(), *shift_ = shift.mutable_data_ptr<float>();
-  float* gx_ = gx.mutable_data_ptr<float>();
+  const Operands o(gy, x, mean, rstd, weight);
   const double count = double(members) * positions;
   const int64_t grain = std::max<int64_t>(1, at::internal::GRAIN_SIZE / (members * positions));
   at::parallel_for(0, examples * groups, grain, [&](int64_t from, int64_t to) {
     for (int64_t group = from; group < to; group++) {
       const int64_t first = group * members;  // of the examples' channels
-      const float* weight_of = weight_ + group % groups * members;
+      const float* weight_of = o.weight + group % groups * members;
+      const float mean_of = o.mean[group], rstd_of = o.rstd[group];
       double all_scale = 0, all_shift = 0, one_scale, one_shift;
       for (int64_t c = 0; c < members; c++) {
-        const int64_t at = (first + c) * positions;
-        centred_sums(gy_ + at, x_ + at, positions, mean_[group], &one_scale, &one_shift);
-        one_scale *= rstd_[group];
-        scale_[first + c] = one_scale;
-        shift_[first + c] = one_shift;
+        const int64_t part = first + c, at = part * positions;
+        centred_sums(o.gy + at, o.x + at, positions, mean_of, &one_scale, &one_shift);
+        one_scale *= rstd_of;
+        o.scale[part] = one_scale;
+        o.shift[part] = one_shift;
         all_scale += weight_of[c] * one_scale;
         all_shift += weight_of[c] * one_shift;
       }
-      const float of_x = -rstd_[group] * rstd_[group] * all_scale / count, constant = -rstd_[group] * all_shift / count;
+      const float of_x = -rstd_of * rstd_of * all_scale / count, constant = -rstd_of * all_shift / count;
       for (int64_t c = 0; c < members; c++) {
         const int64_t at = (first + c) * positions;
-        affine(gy_ + at, x_ + at, gx_ + at, positions, weight_of[c] * rstd_[group], of_x, mean_[group], constant);
+        affine(o.gy + at, o.x + at, o.gx + at, positions, weight_of[c] * rstd_of, of_x, mean_of, constant);
       }
     }
   });
-  return with_parameters(gx, scale, shift);
+  return o.result();
 }
 
 namespace {
@@ -203,21 +211,15 @@ void layer_norm_row(const float* gy, const float* x, const float* weight, float*
 Affine layer_norm_backward(const Tensor& gy, const Tensor& x, const Tensor& mean, const Tensor& rstd,
                            const Tensor& weight) {
   const int64_t examples = x.size(0), positions = x.size(1), size = x.size(2);
-  Tensor scale = at::zeros({examples, size}, x.options()), shift = at::zeros_like(scale), gx = at::empty_like(x);
-  const float *x_ = x.const_data_ptr<float>(), *gy_ = gy.const_data_ptr<float>();
-  const Tensor means = mean.contiguous(), rstds = rstd.contiguous(), weights = weight.contiguous();
-  const float *mean_ = means.const_data_ptr<float>(), *rstd_ = rstds.const_data_ptr<float>();
-  const float* weight_ = weights.const_data_ptr<float>();
-  float *scale_ = scale.mutable_data_ptr<float>(), *shift_ = shift.mutable_data_ptr<float>();
-  float* gx_ = gx.mutable_data_ptr<float>();
+  const Operands o(gy, x, mean, rstd, weight);
   share(examples, workers_for(examples, examples), [&](int64_t, int64_t first, int64_t last) {
     for (int64_t row = first * positions; row < last * positions; row++) {
-      const int64_t i = row / positions;
-      layer_norm_row(gy_ + row * size, x_ + row * size, weight_, gx_ + row * size, scale_ + i * size, shift_ + i * size,
-                     size, mean_[row], rstd_[row]);
+      const int64_t at = row * size, part = row / positions * size;
+      layer_norm_row(o.gy + at, o.x + at, o.weight, o.gx + at, o.scale + part, o.shift + part, size, o.mean[row],
+                     o.rstd[row]);
     }
   });
-  return with_parameters(gx, scale, shift);
+  return o.result();
 }
 
 namespace {

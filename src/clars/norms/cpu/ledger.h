@@ -69,7 +69,7 @@ class Ledger {
   std::mutex mutex;
   int64_t pass = -1;
   std::unordered_map<int64_t, Terms> lent;
-  std::unordered_map<int64_t, Booked> booked;  // by tracker: what one collects, another must not wait for
+  std::unordered_map<int64_t, Booked> booked;  // by tracker: each may be in a thread of its own
 };
 
 }  // namespace clars
