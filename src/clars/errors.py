@@ -1,7 +1,7 @@
 """Errors that a user can mend. Each message names the value, the place and the remedy."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class UserError(ValueError):
@@ -21,16 +21,31 @@ class CheckpointError(UserError):
 
 
 class UnsupportedLayerError(UserError):
-    """A parameter of a layer is used in a way for which no exact per-example norm is known."""
+    """Layers use their parameters in ways for which no exact per-example norm is known.
 
-    def __init__(self, problem: str, layer: str) -> None:
-        remedy = (
-            "Leave it out of the adaptation, at a rate of its own, with "
-            f"overrides={{{layer!r}: {{'adapt': False, 'lr': 0.1}}}} (in a recipe: optimizer.overrides); a pattern "
-            "such as 'name.*' leaves several out."
-        )
-        super().__init__(f"Layer {layer!r} {problem} {remedy}")
-        self.layer = layer
+    Args:
+        problems: what each layer does, by its name; all that are known of.
+        remedy: what to do about them.
+
+    Attributes:
+        problems: the same.
+    """
+
+    def __init__(self, problems: Mapping[str, str], remedy: str = "") -> None:
+        self.problems = dict(problems)
+        super().__init__(f"{_listed(self.problems)} {remedy}".strip())
+
+
+def _listed(problems: Mapping[str, str]) -> str:
+    """Return a sentence for each problem, with all the layers that have it."""
+    if len(problems) == 1:
+        ((layer, problem),) = problems.items()
+        return f"Layer {layer!r} {problem}"
+    alike: dict[str, list[str]] = {}
+    for layer, problem in problems.items():
+        alike.setdefault(problem, []).append(repr(layer))
+    lines = [f"- {', '.join(layers)}: {problem}" for problem, layers in alike.items()]
+    return "\n".join([f"{len(problems)} layers have no exact per-example norms. Each of these", *lines, ""])
 
 
 class Fault(UserError):

@@ -1,6 +1,9 @@
 """What counts as layer k: the unit that gets one rate."""
 
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from torch import nn
@@ -55,7 +58,7 @@ def layers(model: nn.Module, by: LayerUnit = "module") -> list[Layer]:
         raise ValueError(f"layers={by!r} is not known: use 'module' or 'parameter'.")
     found: list[Layer] = []
     seen: set[int] = set()
-    for module_name, module in model.named_modules():
+    for module_name, module in uncompiled(model).named_modules():
         own = {
             name: parameter
             for name, parameter in module.named_parameters(recurse=False)
@@ -69,3 +72,34 @@ def layers(model: nn.Module, by: LayerUnit = "module") -> list[Layer]:
         else:
             found += [Layer(prefix + name, module, {name: parameter}, prefix) for name, parameter in own.items()]
     return found
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """Return the model that torch.compile was called with, where `model` is what that returned."""
+    return model._orig_mod if type(model).__name__ == "OptimizedModule" else model
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Tell whether a layer's name is a pattern itself, whatever characters it holds, or fits it as fnmatch has it."""
+    return name == pattern or fnmatchcase(name, pattern)
+
+
+def covering(names: Sequence[str], others: Iterable[str]) -> list[str]:
+    """Return few patterns that all of `names` match and none of `others`."""
+    others, left, chosen = list(others), list(names), []
+    candidates = [
+        pattern
+        for pattern in dict.fromkeys(pattern for name in names for pattern in _generalised(name))
+        if not any(matches(other, pattern) for other in others)
+    ]
+    while left:
+        best = max(candidates, key=lambda pattern: (sum(matches(name, pattern) for name in left), -len(pattern)))
+        chosen.append(best)
+        left = [name for name in left if not matches(name, best)]
+    return chosen
+
+
+def _generalised(name: str) -> list[str]:
+    """Return patterns that a layer's name matches: itself, and with any numbers in it, and with any ending."""
+    starred = re.sub(r"(?<![^.])\d+(?![^.])", "*", name).split(".")
+    return [name, *(".".join([*starred[:depth], "*"]) for depth in range(1, len(starred))), ".".join(starred)]

@@ -257,10 +257,23 @@ def test_step_without_backward():
     optimizer = clars.CLARS(model, lr=1.0)
     with pytest.raises(ValueError, match=r"call loss.backward\(\)"):
         optimizer.step()
-    squared_loss(model, images()).backward()
-    optimizer.step()
-    with pytest.raises(ValueError, match="without a backward pass since the last step"):
+    model.zero_grad()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    with pytest.raises(ValueError, match="no backward pass has left the gradients that are there"):
         optimizer.step()
+
+
+def test_a_second_step_by_the_same_gradient():
+    """The sums are still those of what is in `.grad`, as the gradient is for any other optimizer."""
+    model, x = network(), images()
+    optimizer = clars.CLARS(model, lr=1.0, weight_decay=0.0)
+    squared_loss(model, x).backward()
+    optimizer.step()
+    first = optimizer.layer_stats()
+    optimizer.step()
+    second = optimizer.layer_stats()
+    assert [row.example_norm_sum for row in first.values()] == [row.example_norm_sum for row in second.values()]
 
 
 def test_parameters_replaced_after_the_optimizer_was_made():

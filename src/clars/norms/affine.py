@@ -41,10 +41,11 @@ def channel_sums(gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, memory: int 
     """As `position_sums` for gy and x [b, C, T] and statistics [b, C, 1] or [1, C, 1], in one pass over both.
 
     Batch normalisation's own backward forms exactly these sums, per channel, and each example's channels may pass
-    for channels of their own. It works a channel at a time, which pays where a channel has some positions.
+    for channels of their own. It works a channel at a time, which pays where a channel has some positions. Devices
+    other than processors take it with a weight only.
     """
     examples, channels, positions = x.shape
-    if positions < 16 or x.dtype not in (torch.float32, torch.float64) or x.dtype != gy.dtype:
+    if positions < 16 or not x.is_cpu or x.dtype not in (torch.float32, torch.float64) or x.dtype != gy.dtype:
         return position_sums(gy, x, mean, rstd, 2, memory)
     each = [value.expand(examples, channels, 1).flatten() for value in (mean, rstd)]
     flat = (1, examples * channels, positions)
@@ -70,20 +71,18 @@ class BatchNorm(Rule):
     eps: float
 
     def forward(self, x, weight, bias):
-        y, mean, rstd, reserve, kernel = torch._batch_norm_impl_index(
-            x,
-            weight,
-            bias,
-            self.running_mean,
-            self.running_var,
-            self.training,
-            self.momentum,
-            self.eps,
-            torch.backends.cudnn.enabled,
-        )
+        running = (self.running_mean, self.running_var)
+        if x.is_cuda and not cpu.is_switched_off():  # which chooses among the libraries for the device
+            enabled = torch.backends.cudnn.enabled
+            y, mean, rstd, *how = torch._batch_norm_impl_index(
+                x, weight, bias, *running, self.training, self.momentum, self.eps, enabled
+            )
+        else:
+            y, mean, rstd = aten.native_batch_norm(x, weight, bias, *running, self.training, self.momentum, self.eps)
+            how = (None, None)
         if not self.training:  # the running statistics may move on before the backward pass
             mean, rstd = self.running_mean.clone(), (self.running_var + self.eps).rsqrt()
-        return y, (mean, rstd, None if self.training else self.running_var.clone(), reserve, kernel)
+        return y, (mean, rstd, None if self.training else self.running_var.clone(), *how)
 
     def compiled(self, x: Tensor, weight: Tensor, estimator: Estimator) -> cpu.Layer | None:
         if self.training and cpu.applies(x, weight) and x.is_contiguous():
@@ -93,9 +92,14 @@ class BatchNorm(Rule):
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         mean, rstd, variance, reserve, kernel = saved
         batch, running = ((mean, rstd), (None, None)) if self.training else ((None, None), (mean, variance))
-        gx, gw, gb = aten._batch_norm_impl_index_backward(
-            kernel, x, gy, weight, *running, *batch, self.training, self.eps, needs, reserve
-        )
+        if kernel is None:
+            gx, gw, gb = aten.native_batch_norm_backward(
+                gy, x, weight, *running, *batch, self.training, self.eps, needs
+            )
+        else:
+            gx, gw, gb = aten._batch_norm_impl_index_backward(
+                kernel, x, gy, weight, *running, *batch, self.training, self.eps, needs, reserve
+            )
         sums = self._sums(gy[measure.rows], x[measure.rows], mean, rstd, measure.memory)
         return _gradients(gx, gw, gb, sums, needs)
 

@@ -1,7 +1,7 @@
 """The functions of torch in which a tracked parameter may appear, and the rule for each.
 
-Each entry of `RULES` has the signature of the function it stands for, after the look-up of accounts. Layers are
-recognised by these calls and not by their class, so a subclass that pads first, activates afterwards or permutes
+Each entry of `RULES` has the signature of the function it stands for, after the look-up of tracked parameters. Layers
+are recognised by these calls and not by their class, so a subclass that pads first, activates afterwards or permutes
 around the call is covered, and one that does something else with its parameters is not mistaken for its parent.
 """
 
@@ -13,35 +13,31 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _ntuple
 
 from clars.errors import UnsupportedLayerError
-from clars.norms.account import Account
 from clars.norms.affine import BatchNorm, GroupNorm, LayerNorm
 from clars.norms.conv import Conv, resolve_padding
 from clars.norms.embedding import Embedding
 from clars.norms.linear import Linear
+from clars.norms.part import Part
 from clars.norms.synchronised import scale_and_shift
 from clars.norms.tap import Call, spread
 
-Lookup = Callable[[Tensor | None], Account | None]
-
-
-def _accounts(find: Lookup, weight: Tensor | None, bias: Tensor | None) -> tuple[Account | None, Account | None]:
-    return find(weight), find(bias)
+Lookup = Callable[[Tensor | None], Part | None]
 
 
 def _layer(find: Lookup, weight: Tensor | None, bias: Tensor | None) -> str:
-    return (find(weight) or find(bias)).layer
+    return (find(weight) or find(bias)).account.layer
 
 
 def _need_batch(find: Lookup, weight: Tensor | None, bias: Tensor | None, x: Tensor, at_least: int) -> None:
     if x.dim() < at_least:
         problem = f"got an input of shape {tuple(x.shape)} without a batch dimension. Give it one with x.unsqueeze(0)."
-        raise UnsupportedLayerError(problem, _layer(find, weight, bias))
+        raise UnsupportedLayerError({_layer(find, weight, bias): problem})
 
 
 def _need_weight(find: Lookup, weight: Tensor | None, bias: Tensor | None) -> None:
     if weight is None:
         raise UnsupportedLayerError(
-            "normalises with a bias and no weight, for which there is no rule.", find(bias).layer
+            {find(bias).account.layer: "normalises with a bias and no weight, for which there is no rule."}
         )
 
 
@@ -74,9 +70,9 @@ def linear(find: Lookup, input, weight, bias=None):
     if weight.dim() != 2 or (bias is not None and bias.requires_grad and bias.shape != weight.shape[:1]):
         shapes = " and ".join(str(tuple(value.shape)) for value in (weight, bias) if value is not None)
         problem = f"has weight and bias of shapes {shapes}; there is a rule for (P, D) and (P,) only. Give them these."
-        raise UnsupportedLayerError(problem, _layer(find, weight, bias))
-    accounts = _accounts(find, weight, bias)
-    return Call(Linear(), *_autocast(input, weight, bias), accounts)
+        raise UnsupportedLayerError({_layer(find, weight, bias): problem})
+    parts = find(weight), find(bias)
+    return Call(Linear(), *_autocast(input, weight, bias), parts)
 
 
 def _conv(dimensions: int):
@@ -84,12 +80,12 @@ def _conv(dimensions: int):
 
     def conv(find: Lookup, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
         _need_batch(find, weight, bias, input, dimensions + 2)
-        accounts = _accounts(find, weight, bias)
+        parts = find(weight), find(bias)
         dilation = each(dilation)
         if isinstance(padding, str):
             input, padding = resolve_padding(input, tuple(weight.shape[2:]), padding, dilation)
         rule = Conv(each(stride), tuple(each(padding)), dilation, groups)
-        return Call(rule, *_autocast(input, weight, bias), accounts)
+        return Call(rule, *_autocast(input, weight, bias), parts)
 
     return conv
 
@@ -109,7 +105,7 @@ def batch_norm(
     if training:
         _need_several(input, input.numel() // input.shape[1])
     rule = BatchNorm(running_mean, running_var, training, 0.0 if momentum is None else momentum, eps)
-    return Call(rule, input, weight, bias, _accounts(find, weight, bias))
+    return Call(rule, input, weight, bias, (find(weight), find(bias)))
 
 
 def layer_norm(find: Lookup, input, normalized_shape, weight=None, bias=None, eps=1e-5):
@@ -117,15 +113,15 @@ def layer_norm(find: Lookup, input, normalized_shape, weight=None, bias=None, ep
     _need_batch(find, weight, bias, input, len(normalized_shape) + 1)
     if tuple(weight.shape) != tuple(normalized_shape):
         return F.layer_norm(input, normalized_shape, weight, bias, eps)  # which refuses it
-    accounts = _accounts(find, weight, bias)
-    return Call(LayerNorm(tuple(normalized_shape), eps), *_autocast_to_float32(input, weight, bias), accounts)
+    parts = find(weight), find(bias)
+    return Call(LayerNorm(tuple(normalized_shape), eps), *_autocast_to_float32(input, weight, bias), parts)
 
 
 def group_norm(find: Lookup, input, num_groups, weight=None, bias=None, eps=1e-5):
     _need_weight(find, weight, bias)
     _need_several(input, input.numel() // num_groups)
-    accounts = _accounts(find, weight, bias)
-    return Call(GroupNorm(num_groups, eps), *_autocast_to_float32(input, weight, bias), accounts)
+    parts = find(weight), find(bias)
+    return Call(GroupNorm(num_groups, eps), *_autocast_to_float32(input, weight, bias), parts)
 
 
 def scaled_and_shifted(find: Lookup, y, weight, bias):
@@ -181,11 +177,11 @@ def embedding(
     _need_batch(find, weight, None, input, 1)
     if scale_grad_by_freq or sparse:
         option = "sparse" if sparse else "scale_grad_by_freq"
-        raise UnsupportedLayerError(f"uses {option}=True, for which there is no rule.", find(weight).layer)
+        raise UnsupportedLayerError({find(weight).account.layer: f"uses {option}=True, for which there is no rule."})
     if padding_idx is not None and padding_idx < 0:
         padding_idx += len(weight)
     rule = Embedding(-1 if padding_idx is None else padding_idx, max_norm, norm_type)
-    return Call(rule, input, weight, None, _accounts(find, weight, None))
+    return Call(rule, input, weight, None, (find(weight), None))
 
 
 RULES: dict[Callable, Callable] = {
@@ -202,8 +198,8 @@ RULES: dict[Callable, Callable] = {
 }
 
 # A parameter keeps its norm under these: what comes out is followed like the parameter itself, as long as no element
-# is lost or repeated.
-VIEWS = {
+# is lost or repeated. (Tuples, as older torch.compile cannot look into a set.)
+VIEWS = (
     Tensor.reshape,
     torch.reshape,
     Tensor.view,
@@ -224,11 +220,11 @@ VIEWS = {
     Tensor.type_as,
     Tensor.clone,
     Tensor.__getitem__,
-}
+)
 
 # A parameter that enters one of these is broadcast over the examples: it is expanded first, and each example's own
 # gradient is seen on the way back.
-ELEMENTWISE = {
+ELEMENTWISE = (
     torch.add,
     torch.sub,
     torch.mul,
@@ -251,9 +247,9 @@ ELEMENTWISE = {
     Tensor.__rmul__,
     Tensor.__imul__,
     Tensor.__truediv__,
-}
+)
 
-EXPANSIONS = {Tensor.expand, Tensor.expand_as, torch.broadcast_to}
+EXPANSIONS = (Tensor.expand, Tensor.expand_as, torch.broadcast_to)
 
 # These take only type, device or shape from a second operand.
-LOOKS_AT_SECOND = {Tensor.expand_as, Tensor.type_as, Tensor.to, Tensor.view_as, Tensor.reshape_as}
+LOOKS_AT_SECOND = (Tensor.expand_as, Tensor.type_as, Tensor.to, Tensor.view_as, Tensor.reshape_as)

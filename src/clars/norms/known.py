@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from clars.norms.account import BackwardPass
+from clars.norms.backward import BackwardPass
 from clars.norms.rule import Measure
 from clars.norms.tap import Call, Compiled
 
@@ -59,10 +59,10 @@ def known(
     others = values[1:]
     if call.x is not values[0] or not all(isinstance(value, LASTING) for value in others):
         return None
-    owned = zip((call.weight, call.bias), call.accounts)
-    if any(value is not None and value.requires_grad and account is None for value, account in owned):
+    owned = zip((call.weight, call.bias), call.parts)
+    if any(value is not None and value.requires_grad and part is None for value, part in owned):
         return None  # somebody may own it at a later call
-    current = next(account for account in call.accounts if account is not None).current
+    current = next(part for part in call.parts if part is not None).account.current
     return Known(
         function,
         others,

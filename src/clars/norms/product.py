@@ -65,13 +65,12 @@ def _long_transposed(gy: Tensor) -> bool:
 
 
 def _has_onednn(tensor: Tensor) -> bool:
-    return (
-        tensor.device.type == "cpu"
-        and tensor.dtype == torch.float32
-        and torch.backends.mkldnn.enabled
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and _onednn()
+
+
+def _onednn() -> bool:
+    available = torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available()
+    return available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def bias_contribution(gy: Tensor, measure: Measure) -> Contribution:
@@ -83,7 +82,6 @@ def bias_contribution(gy: Tensor, measure: Measure) -> Contribution:
     return Contribution(per_example.sum(0).to(gy.dtype), squared_norms(measure.of(per_example)))
 
 
-@torch.compiler.assume_constant_result
 def processors() -> int:
     """Return the number of threads that torch's operations use; a compiled model keeps that of its compilation."""
     return torch.get_num_threads()

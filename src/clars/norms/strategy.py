@@ -80,7 +80,8 @@ def planned(
     if key not in _PLANNED:
         if len(_PLANNED) >= MOST_PLANNED:
             _PLANNED.clear()
-        problem = replace(rule.foreseen(x, weight), blocks=blocks)
+        with torch.no_grad():  # else activation checkpointing would count what this saves among what is saved
+            problem = replace(rule.foreseen(x, weight), blocks=blocks)
         method = choose(problem, rule.methods(problem), (), None, measure)
         most = at_once(problem, method, measure.memory)
         fits = compiled(problem, method)
@@ -184,7 +185,7 @@ def timed(
     """
     key = (problem, memory, tuple(methods))
     if key not in _TIMED:
-        if torch.compiler.is_compiling() or (problem.device == "cuda" and torch.cuda.is_current_stream_capturing()):
+        if cpu.is_switched_off() or (problem.device == "cuda" and torch.cuda.is_current_stream_capturing()):
             return {}
         _TIMED[key] = {
             name: _seconds(partial(_form, method, tensors, problem, memory, whole), problem.device)

@@ -1,18 +1,32 @@
 """Installs the tracking of per-example gradient norms in a model, and reads it out."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from threading import get_ident
 
 import torch
 from torch import Tensor, nn
 
 from clars.errors import UnsupportedLayerError, UserError
-from clars.layers import Layer, layers
-from clars.norms.account import Account, BackwardPass, totals
+from clars.layers import Layer, layers, uncompiled
+from clars.norms.account import SECOND_USE, Account, totals
+from clars.norms.backward import BackwardPass
 from clars.norms.estimator import Estimator
-from clars.norms.intercept import Part, install, tensors_in, tracker_of, uninstall
+from clars.norms.forward import install, tracker_of, uninstall
+from clars.norms.gradients import Gradients, Holder
+from clars.norms.inputs import tensors_in
+from clars.norms.part import Part
 from clars.norms.synchronised import take_apart
+from clars.norms.traced import keep_whole
+from clars.sharding.fsdp import cut_gradients
+
+COMPUTED = (
+    "that is no parameter but computed from others since it is tracked (pruning, weight_norm or another "
+    "parametrization, torch.func.functional_call), so that its norm would be none of a parameter's."
+)
+TIED = (
+    "Each example's contributions through both must be summed before the norm is taken, for which there is no rule. "
+    "Untie the weights."
+)
 
 
 class ExampleNorms:
@@ -25,8 +39,10 @@ class ExampleNorms:
     contribution is what stays defined.
 
     S_k has the unit of the gradient: loss reduction, accumulation over micro-batches and loss scaling scale both
-    alike. The model computes the same values as before; neither `state_dict` nor `parameters` show the tracking. A
-    model has one tracker: a later one takes the place of an earlier one, which then refuses to be read.
+    alike. It is that of the gradient that is there: what a backward pass adds to `.grad` it adds to the sums, and what
+    is cleared there, in whatever way, is cleared here. The model computes the same values as before; neither
+    `state_dict` nor `parameters` show the tracking. A model has one tracker: a later one takes the place of an earlier
+    one, which then refuses to be read.
 
     Args:
         model: the model; move it and wrap it as you like afterwards. Dimension 0 of its input is the batch.
@@ -42,8 +58,9 @@ class ExampleNorms:
 
     Raises:
         ValueError: unknown estimator, a fraction outside (0, 1], memory that is not positive.
-        UnsupportedLayerError: one parameter belongs to several modules; and, at the first forward or backward pass
-            that shows it, a parameter used in a function without a rule or more than once.
+        UnsupportedLayerError: one parameter belongs to several modules; and, at the end of the first forward or
+            backward pass that shows it, a parameter used in a function without a rule or more than once. All layers
+            of which that is known by then are named.
     """
 
     def __init__(
@@ -58,23 +75,27 @@ class ExampleNorms:
         timed: bool | None = None,
     ) -> None:
         self.estimator = Estimator(estimator, fraction, seed, memory, timed)
-        self.model = model
+        self.model = model = uncompiled(model)
         self.layers = list(layers) if layers is not None else _default(model)
         _refuse_shared(model, self.layers)
         self.active, self.replaced = True, False
+        self.refused: dict[str, str] | None = None  # gathered here instead of raised, where it is a dictionary
         self._pass = BackwardPass(self.estimator)
+        self._pass.remedy = self._remedy
         self._accounts = {layer.name: Account(layer, self._pass) for layer in self.layers}
         self._parts_of: dict[nn.Module, list[Part]] = {model: []}
         for layer in self.layers:
             own = (Part(self._accounts[layer.name], layer.module, name) for name in layer.parameters)
             self._parts_of.setdefault(layer.module, []).extend(own)
         self.parts: dict[int, Part] = {}
+        self._moved = False
         self.refresh_all()
         self._watching: set[int] = set()  # by number of the thread; 0 while a forward is compiled
         self._install()
 
     def _install(self) -> None:
         take_apart()
+        keep_whole()
         for module in self._parts_of:
             earlier = tracker_of(module)
             if earlier is not None and earlier is not self:
@@ -83,30 +104,63 @@ class ExampleNorms:
             install(module, self)
 
     def refresh(self, module: nn.Module) -> None:
-        """Note the tensors that are the module's parameters now."""
+        """Note the tensors that are the module's parameters now.
+
+        Raises:
+            UnsupportedLayerError: one is computed from others, or is that of another layer too.
+        """
         for part in self._parts_of[module]:
-            value = module._parameters.get(part.name)
-            if value is None:  # a parametrization computes it
-                value = part.present()
+            value = part.present()
             other = self.parts.get(id(value))
             if other is part and part.parameter is value:
                 continue
             if self.parts.get(id(part.parameter)) is part:
                 del self.parts[id(part.parameter)]
-            part.parameter = value
-            if other is not None and other.present() is value:
-                raise UnsupportedLayerError(
-                    f"and layer {other.account.layer!r} share one parameter now: each example's contributions through "
-                    "both must be summed before the norm is taken, for which there is no rule. Untie the weights.",
-                    part.account.layer,
-                )
-            if value is not None:
+            part.parameter, self._moved = value, True
+            if value is None:
+                self._refuse_missing(part)
+            elif value.grad_fn is not None:
+                self.refuse({part.account.layer: f"has a {part.name!r} {COMPUTED}"})
+            elif other is not None and other.present() is value:
+                self.refuse({part.account.layer: f"and layer {other.account.layer!r} share one parameter now. {TIED}"})
+            elif isinstance(value, nn.Parameter):  # else torch.func.functional_call lends it a tensor for one call
                 self.parts[id(value)] = part
+
+    def _refuse_missing(self, part: Part) -> None:
+        """Refuse a parameter that was taken away: what stands there now, if anything, has a norm of its own."""
+        if getattr(part.module, part.name, None) is not None:
+            self.refuse({part.account.layer: f"has a {part.name!r} {COMPUTED}"})
 
     def refresh_all(self) -> None:
         """Note the tensors that are the parameters of all modules now."""
         for module in self._parts_of:
             self.refresh(module)
+        if self._moved:  # perhaps by fully_shard
+            self._moved = False
+            cut = cut_gradients(self.model)
+            for layer in self.layers if cut else ():
+                own = [cut[layer.module, local] for local in layer.parameters if (layer.module, local) in cut]
+                self._accounts[layer.name].gradients = Gradients(own)
+
+    def refuse(self, problems: dict[str, str]) -> None:
+        """Refuse layers, named with what they do.
+
+        Raises:
+            UnsupportedLayerError: unless what is refused is gathered.
+        """
+        if self.refused is None:
+            raise UnsupportedLayerError(problems, self._remedy(list(problems)))
+        self.refused |= problems
+
+    def advise(self, remedy: Callable[[Sequence[str]], str]) -> None:
+        """Have `remedy`, called with their names, say what to do about layers that are refused."""
+        self._pass.remedy = remedy
+
+    def _remedy(self, refused: Sequence[str]) -> str:
+        return (
+            "Measure the others: clars.ExampleNorms(model, layers=[layer for layer in clars.layers(model) if "
+            f"layer.name not in {list(refused)}])."
+        )
 
     def is_watching(self) -> bool:
         """Tell whether a forward of this model is being watched by this thread, outside of a backward pass.
@@ -117,30 +171,43 @@ class ExampleNorms:
             return 0 in self._watching
         return get_ident() in self._watching and torch._C._current_graph_task_id() == -1
 
-    @contextmanager
-    def watching(self, inputs: Iterable) -> Iterator[None]:
-        """Mark a forward as watched; every layer must see as many rows as one of the model's inputs has, if given."""
-        thread = 0 if torch.compiler.is_compiling() else get_ident()
-        outermost, before = thread not in self._watching, self._pass.batch_sizes
-        self._watching.add(thread)
-        self._pass.batch_sizes = tuple(len(tensor) for tensor in tensors_in(inputs) if tensor.dim())
-        try:
-            yield
-        finally:
-            self._pass.batch_sizes = before
-            if outermost:
-                self._watching.discard(thread)
+    def begin_watching(self, inputs: Iterable) -> tuple[int | None, tuple[int, ...]]:
+        """Mark a forward as watched; every layer must see as many rows as one of its inputs has, if it has any.
 
-    def totals(self) -> dict[str, Tensor]:
-        """Return, for each layer that a backward pass reached since the last reset, a tensor [3]:
+        Returns what `end_watching` has to know. (A context manager would be more than older torch.compile can follow.)
+        """
+        thread = 0 if torch.compiler.is_compiling() else get_ident()
+        before = (None if thread in self._watching else thread, self._pass.batch_sizes)
+        self._watching.add(thread)
+        self._pass.batch_sizes = tuple([tensor.shape[0] for tensor in tensors_in(inputs) if tensor.dim()])
+        return before
+
+    def end_watching(self, before: tuple[int | None, tuple[int, ...]]) -> None:
+        """Undo `begin_watching`."""
+        thread, self._pass.batch_sizes = before
+        if thread is not None:
+            self._watching.discard(thread)
+
+    def totals(self, look: bool = True) -> dict[str, Tensor]:
+        """Return, for each layer that a backward pass reached and whose gradient is there, a tensor [3]:
 
         sum of norms, sum of squared norms, number of examples.
 
+        Args:
+            look: whether to find out first which gradients were cleared since; else those are still counted that were
+                set to zero or None after the last backward pass.
+
         Raises:
             ValueError: a later tracker took this one's place in the model.
+            UnsupportedLayerError: a layer was used twice in a compiled forward.
         """
         self._refuse_unreadable()
         self._pass.catch_up()
+        if look:
+            self._pass.look()
+        twice = [name for name, account in self._accounts.items() if account.compiled_twice]
+        if twice:
+            self.refuse(dict.fromkeys(twice, SECOND_USE))
         return totals(self._accounts.values())
 
     def _refuse_unreadable(self) -> None:
@@ -152,25 +219,28 @@ class ExampleNorms:
         self.estimator.check()
 
     def sums(self) -> dict[str, Tensor]:
-        """Return S_k, a scalar tensor in the unit of the gradient, per layer name since the last reset.
+        """Return S_k, a scalar tensor in the unit of the gradient, per layer name.
 
-        A layer that no backward pass reached has the sum zero.
+        A layer without a gradient, or whose gradient was cleared, has the sum zero.
 
         Raises:
             ValueError: as for `totals`.
+            UnsupportedLayerError: the tensor in a parameter's place is no parameter any more.
         """
         found = self.totals()
+        self.refresh_all()
         return {name: found[name][0].clone() if name in found else torch.zeros(()) for name in self._accounts}
 
     def squares(self) -> dict[str, Tensor]:
-        """Return, per layer name, the squared norms [n] of the contributions of each example measured so far.
+        """Return, per layer name, the squared norms [n] of the contributions of each example that is in the gradient.
 
-        They stand in the order of the backward passes since the last reset, and of the examples in each. With
-        estimator="subset" they are those of the drawn examples. A compiled model leaves sums only, and none of these.
+        They stand in the order of the backward passes, and of the examples in each. With estimator="subset" they are
+        those of the drawn examples. A compiled model leaves sums only, and none of these.
         """
         self._refuse_unreadable()
         self._pass.catch_up()
-        booked = {name: [squares for squares, _ in account.booked] for name, account in self._accounts.items()}
+        self._pass.look()
+        booked = {name: account.squares() for name, account in self._accounts.items()}
         return {name: torch.cat(squares) for name, squares in booked.items() if squares}
 
     def reset(self) -> None:
@@ -179,9 +249,24 @@ class ExampleNorms:
         for account in self._accounts.values():
             account.reset()
 
-    def keep_until_reset(self) -> None:
-        """Keep the sums until `reset`, though the parameters have no gradients: a strategy moves those away."""
-        self._pass.gradients_stay = False
+    def cleared(self) -> None:
+        """Forget the sums of gradients that somebody has just cleared, but for those that cannot be cleared so."""
+        self._pass.catch_up()
+        for account in self._accounts.values():
+            if not account.gradients.elsewhere():
+                account.reset()
+
+    def scale(self, factor: float) -> None:
+        """Multiply the sums, as somebody has multiplied the gradients."""
+        self._pass.catch_up()
+        for account in self._accounts.values():
+            account.scale(factor)
+
+    def held_by(self, holders: Mapping[str, Holder]) -> None:
+        """Take the gradients to add up in `holders`, by the parameters' names in the model."""
+        for layer in self.layers:
+            own = [holders[layer.prefix + local] for local in layer.parameters]
+            self._accounts[layer.name].gradients = Gradients(own)
 
     def measured(self, layer: str) -> set[str]:
         """Return the local names of the layer's parameters that were ever measured."""
@@ -193,6 +278,8 @@ class ExampleNorms:
             self.active = False
             for module in self._parts_of:
                 uninstall(module)
+            for account in self._accounts.values():
+                account.close()
 
     def __getstate__(self):
         raise UserError(
@@ -204,15 +291,13 @@ _default = layers  # the class's own argument has the name of the function
 
 
 def _refuse_shared(model: nn.Module, tracked: Sequence[Layer]) -> None:
-    """Refuse a parameter with two names: its uses would have to be summed before the norm."""
+    """Refuse parameters with two names: their uses would have to be summed before the norm."""
     owners: dict[int, str] = {}
     wanted = {id(parameter): layer.name for layer in tracked for parameter in layer.parameters.values()}
+    problems = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) in owners and id(parameter) in wanted:
-            raise UnsupportedLayerError(
-                f"has one parameter under the names {owners[id(parameter)]!r} and {name!r}: each example's "
-                "contributions through both must be summed before the norm is taken, for which there is no rule. "
-                "Untie the weights.",
-                wanted[id(parameter)],
-            )
-        owners[id(parameter)] = name
+        first = owners.setdefault(id(parameter), name)
+        if first != name and id(parameter) in wanted:
+            problems[wanted[id(parameter)]] = f"has one parameter under the names {first!r} and {name!r}. {TIED}"
+    if problems:
+        raise UnsupportedLayerError(problems)

@@ -1,18 +1,17 @@
 """CLARS: layer-wise rates from the mean of the per-example gradient norms."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clars.errors import UnsupportedLayerError, UserError
-from clars.layers import LayerUnit
+from clars.errors import UserError
+from clars.layers import LayerUnit, covering
 from clars.norms import ExampleNorms
 from clars.optim.layerwise import LayerwiseOptimizer
 from clars.optim.options import by_layer
-from clars.sharding.check import refuse_unmeasured
-from clars.sharding.layout import Layout, Shard
+from clars.sharding.layout import Layout
 
 
 class CLARS(LayerwiseOptimizer):
@@ -27,8 +26,9 @@ class CLARS(LayerwiseOptimizer):
     because S_k is formed in the model's backward pass. With several processes it assumes that gradients are averaged
     over all of them, as DistributedDataParallel does, and averages S_k alike, by one all-reduce per step.
 
-    S_k is that of the gradient as the backward pass forms it: what is done to `.grad` afterwards, such as clipping,
-    changes the step and not the ratio.
+    S_k is that of the gradient that is in `.grad`, as the backward passes have formed it. Gradients that are cleared,
+    by whomever, take their part of it along, and a GradScaler's unscaling is followed. What else is done to `.grad`,
+    such as clipping, changes the step and not the ratio.
 
     Args:
         model: the parameters that are trainable now are optimised; those unfrozen later are not. Dimension 0 of its
@@ -50,8 +50,8 @@ class CLARS(LayerwiseOptimizer):
 
     Raises:
         ValueError: an impossible value, an unknown option, a pattern that matches nothing.
-        UnsupportedLayerError: a layer for which no exact norm is known; at `step()`, a layer that has a gradient but
-            no norms, because its parameters were used outside of its own forward.
+        UnsupportedLayerError: layers for which no exact norm is known; at `step()`, layers that have a gradient but no
+            norms, because their parameters were used outside of their own forward.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class CLARS(LayerwiseOptimizer):
         adapted = self._adapted()
         tracked = [layer for layer in self.layers if layer.name in adapted]
         self.norms = norms if norms is not None else ExampleNorms(model, estimator, layers=tracked, fraction=fraction)
+        self.norms.advise(self.remedy)
         self._tracked = {layer.name for layer in self.norms.layers}
         missing = adapted - self._tracked
         if missing:
@@ -98,33 +99,17 @@ class CLARS(LayerwiseOptimizer):
         # forward (a penalty in the loss), this holds the rate to that of LARS, and `layer_stats` warns.
         return torch.maximum(totals[:, 0], gradient_norms)
 
-    def totals(self, shards: list[Shard], like: Tensor) -> Tensor:
-        totals = self.norms.totals()
-        adapted = self._adapted()
-        for name in adapted - self._tracked:
+    def totals(self, like: Tensor) -> tuple[Tensor, set[str]]:
+        totals = self.norms.totals(look=False)
+        for name in self._adapted() - self._tracked:
             raise UserError(f"Layer {name!r} was made with adapt=False and is not tracked; make the optimizer anew.")
-        names = self.layout.reached_by(shards)
-        reached = {
-            layer.name for layer in self.layers if any(layer.prefix + local in names for local in layer.parameters)
-        }
-        reached &= adapted
-        if self.layout.world == 1:  # else another process may have measured what this one has only the gradient of
-            refuse_unmeasured(names, self.unmeasured())
-        if (self.norms.estimator.compiled or self.layout.tells_own_gradients) and reached - totals.keys():
-            raise UnsupportedLayerError(
-                "has a gradient in this step but no per-example norms. A compiled model does not measure layers "
-                "under activation checkpointing; and another function may have taken the place of torch's own.",
-                min(reached - totals.keys()),
-            )
-        if reached and not totals:
-            raise UserError("step() without a backward pass since the last step: no per-example norms have arrived.")
         none = like.new_zeros(3)
-        return torch.stack([totals.get(layer.name, none).to(none) for layer in self.layers])
+        return torch.stack([totals.get(layer.name, none).to(none) for layer in self.layers]), set(totals)
 
     def place(self, layout: Layout) -> None:
         super().place(layout)
-        if layout.sharded:
-            self.norms.keep_until_reset()
+        if layout.holders is not None:
+            self.norms.held_by(layout.holders)
 
     def unmeasured(self) -> dict[str, str]:
         adapted = self._adapted() & self._tracked
@@ -135,6 +120,17 @@ class CLARS(LayerwiseOptimizer):
             for local in layer.parameters.keys() - self.norms.measured(layer.name)
         }
 
+    def remedy(self, refused: Sequence[str]) -> str:
+        rate = self.defaults["lr"] * self.defaults["trust_coefficient"]
+        others = [layer.name for layer in self.layers if layer.name not in refused]
+        patterns = covering(refused, others)
+        overrides = {pattern: {"adapt": False, "lr": float(f"{rate:.2g}")} for pattern in patterns}
+        return (
+            f"Leave out of the adaptation what has none, with overrides={overrides} (in a recipe: "
+            "optimizer.overrides). Such a layer moves at a rate of its own, here lr * trust_coefficient; tune it as "
+            "one of SGD."
+        )
+
     def _adapted(self) -> set[str]:
         return {name for name, group in by_layer(self.param_groups).items() if group["adapt"]}
 
@@ -143,6 +139,12 @@ class CLARS(LayerwiseOptimizer):
         return self.norms.estimator.blocks == 1
 
     def forget(self) -> None:
+        self.norms.reset()
+
+    def cleared(self) -> None:
         norms = getattr(self, "norms", None)  # torch's constructor may call zero_grad before ours is done
         if norms is not None:
-            norms.reset()
+            norms.cleared()
+
+    def scale(self, factor: float) -> None:
+        self.norms.scale(factor)

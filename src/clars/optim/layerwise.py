@@ -2,22 +2,22 @@
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clars.errors import UserError
-from clars.layers import Layer, LayerUnit, layers
+from clars.errors import UnsupportedLayerError, UserError
+from clars.layers import Layer, LayerUnit, layers, uncompiled
 from clars.norms.product import wide
 from clars.optim.options import by_layer, check, groups, layers_of, merged
-from clars.optim.scaling import unscaled
+from clars.optim.scaling import unscaled_by
 from clars.optim.stats import LayerStats
 from clars.optim.update import Momentum, update
 from clars.optim.vectors import Constants, squares_by_layer
-from clars.sharding.check import refuse_unmeasured, verify
+from clars.sharding.check import UNMEASURED, require_agreement, verify
 from clars.sharding.find import find
 from clars.sharding.layout import Layout, Shard, whole_shape
 
@@ -35,8 +35,6 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
     `norm_floor * sqrt(number of its weights)` gets the ratio of a layer with that norm, so that a layer initialised
     to zero trains, slowly at first, instead of standing still or taking the raw rate.
     """
-
-    _step_supports_amp_scaling = True  # GradScaler then hands over its scale, which the norms need too
 
     def __init__(
         self,
@@ -58,16 +56,16 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         if not self.layers:
             raise ValueError(f"{type(model).__name__} has no trainable parameter.")
         self.eps, self.norm_floor = eps, norm_floor
-        self.grad_scaler: torch.amp.GradScaler | None = None
-        self.model = model
+        self.model = uncompiled(model)
+        self._reached_by = _ways(self.model, {layer.module for layer in self.layers})
         self._elements = {
             layer.prefix + local: whole_shape(parameter).numel()
             for layer in self.layers
             for local, parameter in layer.parameters.items()
         }
         self.known_layout: Layout | None = None
-        self.verified = False
-        self._awaited: set[str] = set()  # layers that no process has measured so far
+        self._measurements = 0  # so far, with the present layout
+        self._stepped = False  # since gradients were cleared
         self._constants: tuple[Any, Constants] | None = None
         self._last: tuple[list[int], Tensor, Tensor, Tensor, Tensor | None] | None = None
         defaults = {
@@ -109,10 +107,10 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
     def denominators(self, gradient_norms: Tensor, totals: Tensor | None) -> Tensor:
         """Return the ratios' denominators [K] from ||g|| [K] and the examples' totals [K, 3], both of whole layers."""
 
-    def totals(self, shards: list[Shard], like: Tensor) -> Tensor | None:
-        """Return the totals [K, 3] of this process's examples, in the backward pass's scale; None if none are formed.
+    def totals(self, like: Tensor) -> tuple[Tensor, set[str]] | None:
+        """Return the totals [K, 3] of this process's examples, and the layers of which there are any.
 
-        `shards` have a gradient in this step; `like` has the type and device wanted.
+        They are in the unit of the gradients, and of the type and device of `like`. None if none are formed.
         """
         return None
 
@@ -129,7 +127,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
 
     def place(self, layout: Layout) -> None:
         """Take the elements to be where `layout` says."""
-        self.known_layout, self.verified, self._constants = layout, False, None
+        self.known_layout, self._measurements, self._constants = layout, 0, None
         self._number = {layer.prefix + local: k for k, layer in enumerate(self.layers) for local in layer.parameters}
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
@@ -163,14 +161,12 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         if all(parameter.grad is None for parameter in self.layout.parameters.values()):
             raise UserError("step() without gradients: call loss.backward() first.")
         shards = [shard for shard in self.layout.shards if shard.owner.grad is not None]
-        unscale = unscaled(self, [self.layout.gradient(shard) for shard in shards])
-        if unscale is None:
-            self.skip()
-        else:
-            self.measure(shards)
-            self.rate(unscale)
-            self.apply(shards)
-        self.forget()
+        if (factor := unscaled_by()) is not None:
+            self.scale(factor)
+        self.measure(shards)
+        self.rate()
+        self.apply(shards)
+        self._stepped = True
         return loss
 
     def skip(self) -> None:
@@ -183,14 +179,29 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         return True
 
     def forget(self) -> None:
-        """Drop what was collected for the step that is over."""
+        """Drop what was collected of gradients that are gone, wherever they were."""
+
+    def cleared(self) -> None:
+        """Drop what was collected of gradients that `zero_grad` has cleared."""
+
+    def scale(self, factor: float) -> None:
+        """Multiply what was collected by the factor by which the gradients were multiplied."""
+
+    def remedy(self, refused: Sequence[str]) -> str:
+        """Return what to do about layers that have no norms."""
+        return ""
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients of all parameters."""
+        parameters = chain(*(group["params"] for group in self.param_groups))
+        if self._stepped is False and any(parameter.grad is not None for parameter in parameters):
+            self.skip()  # a step that a GradScaler, or the loop, has left out
+        self._stepped = False
         super().zero_grad(set_to_none)
-        self.forget()
+        self.cleared()
 
     def _check_parameters(self) -> None:
+        """Refuse to train what the model no longer uses."""
         for layer in self.layers:
             for name, parameter in layer.parameters.items():
                 if layer.module._parameters.get(name) is not parameter:
@@ -199,6 +210,19 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
                         "made, so the step would train a tensor that the model no longer uses. Make the optimizer "
                         "after the change to the model."
                     )
+        if any(parent._modules.get(name) is not child for parent, name, child in self._reached_by):
+            self._check_modules()
+
+    def _check_modules(self) -> None:
+        """Refuse layers whose modules were taken out of the model; one that was wrapped is still there."""
+        present = set(self.model.modules())
+        gone = [layer.name for layer in self.layers if layer.module not in present]
+        if gone:
+            raise UserError(
+                f"The module of layer {gone[0]!r} is no part of the model any more; what has taken its place would not "
+                "be trained. Make the optimizer after the change to the model."
+            )
+        self._reached_by = _ways(self.model, {layer.module for layer in self.layers})
 
     def measure(self, shards: list[Shard]) -> Tensor:
         """Form the norms of whole layers and the totals of the global batch; return the norm of all gradients.
@@ -208,37 +232,64 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         gradients = [self.layout.gradient(shard) for shard in shards]
         if any(gradient.is_sparse for gradient in gradients):
             raise UserError("A gradient is sparse; layer-wise rates need dense gradients (sparse=False).")
-        if not self.verified:
-            reached = self.layout.reached_by(shards)
-            self._awaited = verify(self.layout, self._elements, reached, self.unmeasured())
-            self.verified = True
         weights = [shard.view(shard.owner) for shard in self.layout.shards]
         constants = self._vectors(shards)
         squares = [
             squares_by_layer(tensors, layer_of, constants.floor)
             for tensors, layer_of in zip((weights, gradients), constants.layer_of)
         ]
-        whole, totals = self.layout.whole(torch.stack(squares, 1), self.totals(shards, squares[0]))
-        if self._awaited and self.layout.world > 1:  # with one process, totals() has asked
-            self._look_for_awaited(whole[:, 1], totals[:, 2])
+        partly = self._verify(shards, squares[1])
+        totals, booked = self.totals(squares[0]) or (None, set())
+        whole, totals = self.layout.whole(torch.stack(squares, 1), totals)
+        if totals is not None:
+            self._refuse_unmeasured(self._in_doubt(shards, booked, partly), partly, whole[:, 1], totals[:, 2])
+            totals = torch.where(whole[:, 1:] > 0, totals, 0.0)  # what belongs to gradients that were set to zero
         self._measured = (constants, *whole.sqrt().unbind(1), totals)
         return whole[:, 1].sum().sqrt()
 
-    def _look_for_awaited(self, squares: Tensor, examples: Tensor) -> None:
-        """Refuse a layer that has its first gradient in this step, and no norms of any process's examples.
+    def _verify(self, shards: list[Shard], squares: Tensor) -> set[str]:
+        """Check, with the first, second, fourth ... step, what is believed of all processes.
 
-        It is asked of sums that all processes share, so that all refuse. The device is waited for only as long as there
-        is a layer that never had a gradient.
+        Returns the layers of which a parameter has a gradient and was never measured in any process. `squares` are the
+        squared norms [K] of this process's gradients.
         """
-        group_of = by_layer(self.param_groups)
-        for layer, square, count in zip(self.layers, squares.tolist(), examples.tolist()):
-            if layer.name in self._awaited and count:
-                self._awaited.remove(layer.name)
-            elif layer.name in self._awaited and square and group_of[layer.name]["adapt"]:
-                names = [layer.prefix + local for local in layer.parameters]
-                refuse_unmeasured(names, dict.fromkeys(names, layer.name))
+        self.layout.check()
+        self._measurements += 1
+        if self._measurements & (self._measurements - 1):
+            return set()
+        partly = verify(self.layout, self._elements, self.layout.reached_by(shards), self.unmeasured())
+        require_agreement(self.layout, [layer.name for layer in self.layers], squares)
+        return partly
 
-    def rate(self, unscale_norms: Tensor | float, unscale_gradients: Tensor | float = 1.0) -> None:
+    def _in_doubt(self, shards: list[Shard], booked: set[str], partly: set[str]) -> list[int]:
+        """Return the layers with a gradient that has no norms in this process, or not of all of its parameters."""
+        reached = {self._number[name] for name in self.layout.reached_by(shards)}
+        group_of = by_layer(self.param_groups)
+        names = {k: self.layers[k].name for k in sorted(reached)}
+        return [k for k, name in names.items() if group_of[name]["adapt"] and (name not in booked or name in partly)]
+
+    def _refuse_unmeasured(self, doubtful: list[int], partly: set[str], squares: Tensor, examples: Tensor) -> None:
+        """Refuse those of the layers whose gradient is not zero and has no norms of any process's examples.
+
+        It is asked of sums that all processes share, so that all refuse. The device is waited for only where a process
+        is in doubt.
+        """
+        rows = torch.stack([squares, examples], 1)[doubtful].tolist() if doubtful else []
+        refused = [
+            self.layers[k].name
+            for k, (square, count) in zip(doubtful, rows)
+            if square > 0 and (not count or self.layers[k].name in partly)
+        ]
+        if refused and not examples.any():
+            raise UserError(
+                "step() without per-example norms: no backward pass has left the gradients that are there. They were "
+                "set by hand, taken by torch.autograd.grad, or formed where another function stands in the place of "
+                "torch's own. Call loss.backward() after the model's own forward: the norms are formed in it."
+            )
+        if refused:
+            raise UnsupportedLayerError(dict.fromkeys(refused, UNMEASURED), self.remedy(refused))
+
+    def rate(self, unscale_norms: Tensor | float = 1.0, unscale_gradients: Tensor | float = 1.0) -> None:
         """Form the ratios. The factors bring what was measured to the unit of the gradients that the step uses."""
         constants, weight_norms, gradient_norms, totals = self._measured
         gradient_norms = gradient_norms * unscale_gradients
@@ -293,9 +344,9 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
     def layer_stats(self) -> dict[str, LayerStats]:
         """Return the statistics of the last step by layer name, without the layers that had no gradient in it.
 
-        Reads them from the device; call it when they are wanted, not at every step. Empty after a step that a
-        GradScaler skipped. After clipping, gradient_norm is of the clipped gradient, and variance_factor and
-        noise_scale, which compare it with the examples' own norms, mean nothing.
+        Reads them from the device; call it when they are wanted, not at every step. Empty where gradients were cleared
+        without a step, as after one that a GradScaler skipped. After clipping, gradient_norm is of the clipped
+        gradient, and variance_factor and noise_scale, which compare it with the examples' own norms, mean nothing.
 
         Raises:
             ValueError: no step was taken yet.
@@ -330,9 +381,13 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
             raise UserError(
                 f"The state is of other layers ({len(saved)} groups against {len(own)} here, without {missing})."
             )
-        options = ("lr", "momentum", "weight_decay", "trust_coefficient", "nesterov", "adapt")
         for group in state_dict["param_groups"]:
-            check({name: group[name] for name in options}, f"state of layer {_names(group)[0]!r}")
+            place = f"state of layer {_names(group)[0]!r}"
+            if lacking := [name for name in self.defaults if name not in group]:
+                raise UserError(
+                    f"{place}: lacks the option {lacking[0]!r}. The state was changed, or is of another version."
+                )
+            check({name: group[name] for name in self.defaults}, place)
         super().load_state_dict(state_dict)
 
 
@@ -346,3 +401,13 @@ def _names(group: dict[str, Any]) -> list[str]:
 
 def _options(group: dict[str, Any]) -> tuple:
     return tuple(group[name] for name in ("lr", "momentum", "weight_decay", "nesterov"))
+
+
+def _ways(model: nn.Module, wanted: set[nn.Module]) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Return each step (parent, name, child) on the ways from the model to the modules wanted."""
+    return [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent._modules.items()
+        if child is not None and not wanted.isdisjoint(child.modules())
+    ]

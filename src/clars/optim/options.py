@@ -1,11 +1,10 @@
 """Per-layer options: defaults, overrides by layer-name pattern, and what values are possible."""
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 from clars.errors import nearest
-from clars.layers import Layer
+from clars.layers import Layer, matches
 
 BOUNDS = {
     "lr": (0.0, float("inf")),
@@ -85,7 +84,6 @@ def by_layer(groups: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]
 
 
 def _matches(layer: Layer, pattern: str) -> bool:
-    """A layer's name matches itself, whatever characters it holds, and any pattern of fnmatch."""
     if pattern == VECTORS:
         return all(parameter.dim() <= 1 for parameter in layer.parameters.values())
-    return layer.name == pattern or fnmatchcase(layer.name, pattern)
+    return matches(layer.name, pattern)

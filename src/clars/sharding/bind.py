@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from clars.errors import UserError
 from clars.optim.layerwise import LayerwiseOptimizer
@@ -13,7 +13,7 @@ from clars.sharding.support import check
 from clars.sharding.zero import ZeroLayout, is_zero
 
 
-def bind(optimizer: Any, model: nn.Module) -> LayerwiseOptimizer:
+def bind(optimizer: Any, model: nn.Module, group: "distributed.ProcessGroup | None" = None) -> LayerwiseOptimizer:
     """Tell `clars.CLARS` or `clars.LARS` where its layers' elements are; return it.
 
     Call it once, after `deepspeed.initialize`, `fully_shard` or `Accelerator.prepare` and before the first step, in
@@ -23,6 +23,8 @@ def bind(optimizer: Any, model: nn.Module) -> LayerwiseOptimizer:
     Args:
         optimizer: the optimizer, or DeepSpeed's or Accelerate's around it.
         model: DeepSpeed's engine; otherwise the model, or a wrapper around it.
+        group: the processes over which the gradients of replicas are averaged; by default those of the wrapper, and
+            all of them where it does not tell.
 
     Raises:
         UserError: the optimizer was replaced by another; the parameters are sharded in a way that is not understood.
@@ -46,7 +48,7 @@ def bind(optimizer: Any, model: nn.Module) -> LayerwiseOptimizer:
         own.layout.install(own)
     else:
         _adopt(own)
-        own.place(find(own, getattr(model, "process_group", None)))
+        own.place(find(own, group or getattr(model, "process_group", None)))
     put(own.layout, own, momentum)
     return own
 

@@ -37,7 +37,20 @@ def find(optimizer: Any, group: Any = None) -> Layout:
                     "optimizer after the change to the model."
                 )
             layer.parameters[local] = present
+    _refuse_tied(optimizer)
     return plain_layout(optimizer.model, optimizer.named_parameters(), group)
+
+
+def _refuse_tied(optimizer: Any) -> None:
+    """Refuse a parameter that belongs to two layers by now: it would be stepped twice."""
+    owners: dict[int, str] = {}
+    for name, parameter in optimizer.named_parameters():
+        first = owners.setdefault(id(parameter), name)
+        if first != name:
+            raise UserError(
+                f"Parameters {first!r} and {name!r} are one tensor now, and were two when the optimizer was made; it "
+                "would be stepped twice. Tie weights before the optimizer is made."
+            )
 
 
 def plain_layout(model: nn.Module, named: list[tuple[str, nn.Parameter]], group: Any = None) -> Layout:

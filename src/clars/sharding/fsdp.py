@@ -1,6 +1,7 @@
 """Parameters cut by torch's `fully_shard`, in one dimension of the mesh (FSDP2) or with replicas of it (HSDP)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,6 +15,56 @@ class FullyShardedLayout(Layout):
     strategy = "fsdp2"
     sharded = True
 
+    def __init__(self, groups: Sequence[Any], *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.groups = groups
+
+    def check(self) -> None:
+        """Refuse gradients that are not averaged.
+
+        Raises:
+            UserError: a divisor of the gradients was set.
+        """
+        if any(getattr(group, "gradient_divide_factor", None) is not None for group in self.groups):
+            raise UserError(
+                "set_gradient_divide_factor was called, so gradients are not averaged over the processes as the "
+                "per-example norms are. Leave the factor as it is, and scale the loss."
+            )
+
+
+class CutGradient:
+    """Where the gradient of a parameter adds up that `fully_shard` has cut, of which `param` and `group` are torch's.
+
+    It is in the part that this process keeps; and, of backward passes after which the processes did not average, in the
+    whole parameter, which is out of the user's reach.
+    """
+
+    cut = True
+
+    def __init__(self, param: Any, group: Any) -> None:
+        self._param, self._group = param, group
+
+    def grads(self) -> list[Tensor]:
+        grad = self._param.sharded_param.grad
+        return [] if grad is None else [local(grad)]
+
+    def elsewhere(self) -> bool:
+        whole = getattr(self._param, "_unsharded_param", None)
+        return (
+            (whole is not None and whole.grad is not None)
+            or self._param.unsharded_accumulated_grad is not None
+            or getattr(self._group, "_partial_reduce_output", None) is not None
+        )
+
+
+def cut_gradients(model: nn.Module) -> dict[tuple[nn.Module, str], CutGradient]:
+    """Return where gradients add up, by module and name of the parameter; nothing where `fully_shard` has cut none."""
+    return {
+        (param._module_info.module, param._module_info.param_name): CutGradient(param, group)
+        for group in _groups(model)
+        for param in group.fsdp_params
+    }
+
 
 def fully_sharded(model: nn.Module, named: Iterable[tuple[str, nn.Parameter]]) -> FullyShardedLayout:
     """Return the layout of the parameters of a model to which `fully_shard` was applied.
@@ -23,7 +74,12 @@ def fully_sharded(model: nn.Module, named: Iterable[tuple[str, nn.Parameter]]) -
             or the gradients are not averaged over all processes.
     """
     named = list(named)
-    _check_modules(model)
+    groups = _groups(model)
+    if not groups:
+        raise UserError(
+            "The model's parameters are distributed tensors, but fully_shard was not applied to it (tensor "
+            "parallelism?), which is not supported. Use fully_shard alone."
+        )
     shards = []
     for name, parameter in named:
         dimension = _sharded_dimension(name, parameter)
@@ -36,14 +92,17 @@ def fully_sharded(model: nn.Module, named: Iterable[tuple[str, nn.Parameter]]) -
     mesh = named[0][1].device_mesh
     replicas = mesh.size(0) if mesh.ndim == 2 else 1
     whole = mesh.size() == processes()
-    return FullyShardedLayout(
-        [shard for shard in shards if local(shard.parameter).numel()],
+    layout = FullyShardedLayout(
+        groups,
+        shards,  # of every parameter, as torch's own optimizers have state of the empty parts too
         dict(named),
         None if whole else mesh.get_group(),
         replicas,
         named[0][1].device,
         mesh.ndim == 1 or mesh.get_local_rank(0) == 0,
     )
+    layout.check()
+    return layout
 
 
 def is_distributed(tensor: Tensor) -> bool:
@@ -74,21 +133,12 @@ def _sharded_dimension(name: str, parameter: nn.Parameter) -> int:
     return inner.dim
 
 
-def _check_modules(model: nn.Module) -> None:
-    groups = [
+def _groups(model: nn.Module) -> list[Any]:
+    """Return torch's groups of parameters that are gathered together."""
+    return [
         group
         for module in model.modules()
         if hasattr(module, "_get_fsdp_state")
         for group in getattr(module._get_fsdp_state(), "_fsdp_param_groups", None)
         or filter(None, [getattr(module._get_fsdp_state(), "_fsdp_param_group", None)])
     ]
-    if not groups:
-        raise UserError(
-            "The model's parameters are distributed tensors, but fully_shard was not applied to it (tensor "
-            "parallelism?), which is not supported. Use fully_shard alone."
-        )
-    if any(getattr(group, "gradient_divide_factor", None) is not None for group in groups):
-        raise UserError(
-            "set_gradient_divide_factor was called, so gradients are not averaged over the processes as the "
-            "per-example norms are. Leave the factor as it is, and scale the loss."
-        )

@@ -1,11 +1,14 @@
 """Where the elements of a model's parameters are: which process updates which of them, and in what tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
+
+if TYPE_CHECKING:
+    from clars.norms.gradients import Holder
 
 
 class Shard(NamedTuple):
@@ -37,7 +40,7 @@ class Layout:
     """The shards of this process. This class: every process holds every parameter whole, and the same.
 
     Attributes:
-        shards: empty ones are left out.
+        shards: one of each parameter at least, perhaps empty, where the optimizer steps the parameter itself.
         parameters: the model's, by name; the shards of all processes make up these.
         group: the processes over which gradients are averaged; None for all.
         replicas: of sharded parameters, how many processes hold the same elements.
@@ -53,8 +56,8 @@ class Layout:
     contributes: bool = True
 
     strategy = "replicated"
-    tells_own_gradients = False  # whether `reached_by` leaves out gradients that only other processes have
     sharded = False
+    holders: "Mapping[str, Holder] | None" = None  # where gradients add up, by parameter; None where in its `.grad`
     steps_in_parts = False  # whether the strategy calls the optimizer's step with a part of the gradients at a time
 
     @property
@@ -66,6 +69,9 @@ class Layout:
     def copies(self) -> int:
         """How many processes hold the same elements."""
         return self.replicas if self.sharded else self.world
+
+    def check(self) -> None:
+        """Refuse what has come to be averaged otherwise than the layout says."""
 
     def reached_by(self, shards: Sequence[Shard]) -> set[str]:
         """Return which parameters got a gradient in this process, of those whose gradients are about to be measured."""

@@ -13,6 +13,7 @@ from torch import Tensor, distributed, nn
 
 from clars.errors import UserError
 from clars.sharding.layout import Layout, Shard
+from clars.sharding.zero_gradients import moved_gradients
 
 
 class ZeroLayout(Layout):
@@ -23,7 +24,6 @@ class ZeroLayout(Layout):
         named: the model's parameters that it updates.
     """
 
-    tells_own_gradients = True
     sharded = True
     steps_in_parts = True
 
@@ -34,6 +34,7 @@ class ZeroLayout(Layout):
         self.number = {id(owner): number for number, owner in enumerate(self.owners)}
         shards = list(_shards(zero, self.owners, {id(p): name for name, p in named}))
         super().__init__(shards, dict(named), _group(zero), device=_device())
+        self.holders = moved_gradients(zero, self.parameters)
         self.strategy = f"zero{stage(zero)}"
         self.reached: set[str] = set()  # parameters that got a gradient since the last step, in this process
         self.stepped: set[str] = set()  # and in any, as of the step under way

@@ -5,7 +5,9 @@ Python costs as much as a small product. The kernels compute what the Python met
 cannot be compiled or do not apply, those are used.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from weakref import finalize
 
@@ -14,16 +16,45 @@ from torch import Tensor
 
 from clars.norms.cpu.build import State, load
 
-__all__ = ["Layer", "State", "applies", "kernel", "load", "loaded", "most_workers"]
+__all__ = [
+    "Layer",
+    "State",
+    "applies",
+    "is_switched_off",
+    "kernel",
+    "load",
+    "loaded",
+    "most_workers",
+    "switched_off",
+]
 
 # Bytes that the products under way may take together, by default.
 WORKING_SET = 256 * 2**20
 
 
+# Whether to do without the kernels for now.
+_off: ContextVar[bool] = ContextVar("off", default=False)
+
+
+@contextmanager
+def switched_off() -> Iterator[None]:
+    """Do without the kernels: torch.compile looks through operators of torch, and not through these."""
+    token = _off.set(True)
+    try:
+        yield
+    finally:
+        _off.reset(token)
+
+
+def is_switched_off() -> bool:
+    """Tell whether what runs now is to do without the kernels."""
+    return _off.get()
+
+
 def applies(x: Tensor, gy: Tensor) -> bool:
     """Tell whether the kernels can take a layer's input and output gradient, with an example at least per thread."""
     return (
-        not torch.compiler.is_compiling()
+        not _off.get()
         and x.is_cpu
         and x.dtype == gy.dtype == torch.float32
         and x.shape[0] >= torch.get_num_threads()

@@ -67,18 +67,27 @@ struct Call : torch::CustomClassHolder {
 
 Ledger ledger;
 
+// What is told where gradients of gradients are asked for; Python's layers say the same.
+const char* const twice =
+    "A layer that clars measures cannot be differentiated twice (a gradient penalty in the loss?). Take the tracking "
+    "away for it: norms.remove(), with optimizer.norms as norms.";
+
+// Whether the pass under way yields only some of the gradients, or leaves some elsewhere than in the parameters.
+bool is_partial() { return !torch::autograd::get_current_graph_task_exec_info()->empty(); }
+
 // Books to an account the tensor that will hold the squared norms of all examples, zero where the layer then fails.
-// Returns what to measure. Python, which keeps the accounts, may refuse.
+// Returns what to measure; nothing where the gradient does not arrive in the parameters. Python, which keeps the
+// accounts, may refuse.
 template <typename Kind>
-Measured book(const Call<Kind>& call, int64_t account, const Tensor& squares) {
-  using Book = std::tuple<int64_t, int64_t>(int64_t, int64_t, bool, const Tensor&);
+std::optional<Measured> book(const Call<Kind>& call, int64_t account, const Tensor& squares) {
+  using Book = std::tuple<int64_t, int64_t, bool>(int64_t, int64_t, bool, bool, const Tensor&);
   static const auto python = c10::Dispatcher::singleton().findSchemaOrThrow("clars::book", "").typed<Book>();
-  at::AutoDispatchBelowADInplaceOrView no_graph;
   const int64_t pass = call.outer_pass == -1 ? torch::autograd::get_current_graph_task_id() : call.outer_pass;
-  if (!call.spent)
-    if (const auto measured = ledger.book(account, pass, squares)) return *measured;
-  auto [first, last] = python.call(account, pass, call.spent, squares);
-  return {first, last};
+  const bool partial = is_partial();
+  if (!call.spent && !partial)
+    if (const auto measured = ledger.book(account, pass, squares)) return measured;
+  const auto [first, last, booked] = python.call(account, pass, call.spent, partial, squares);
+  return booked ? std::optional<Measured>({first, last}) : std::nullopt;
 }
 
 // A gradient whose numbers are in memory as they are: those that passed through complex conjugation may be there negated,
@@ -128,7 +137,7 @@ struct Tap : torch::autograd::Function<Tap<Kind>> {
     if (again) {
       for (Tensor& gradient : found)
         if (gradient.defined()) gradient = gradient.detach().requires_grad_();
-      torch::autograd::DelayedError error("a layer that is tracked cannot be differentiated twice", 3);
+      torch::autograd::DelayedError error(twice, 3);
       found = error.apply(std::move(found));
     }
     found.emplace_back();
@@ -140,14 +149,15 @@ struct Tap : torch::autograd::Function<Tap<Kind>> {
     const Tensor &x = all[0], &weight = all[1];
     const bool for_weight = needs.weight && call.of_weight, for_bias = needs.bias && call.of_bias;
     const bool joint = for_weight && for_bias && call.of_weight == call.of_bias;
-    Measured part{0, x.size(0)};
+    std::optional<Measured> weight_part, bias_part;
     Tensor of_weight, of_bias;
-    if (for_weight) part = book(call, call.of_weight, of_weight = at::zeros({x.size(0)}, x.options()));
-    if (for_bias && !joint) part = book(call, call.of_bias, of_bias = at::zeros({x.size(0)}, x.options()));
-    call.spent = call.spent || needs.weight || needs.bias;
+    if (for_weight) weight_part = book(call, call.of_weight, of_weight = at::zeros({x.size(0)}, x.options()));
+    if (for_bias && !joint) bias_part = book(call, call.of_bias, of_bias = at::zeros({x.size(0)}, x.options()));
+    call.spent = call.spent || weight_part || bias_part;
+    const Measured part = weight_part.value_or(bias_part.value_or(Measured{0, x.size(0)}));
     const Gradients got = call.layer->backward(gy, x, weight, Tensors(all.begin() + 3, all.end()), needs, part);
-    if (for_weight) fill(of_weight, part, got.weight_squares, joint ? got.bias_squares : Tensor());
-    if (for_bias && !joint) fill(of_bias, part, got.bias_squares);
+    if (weight_part) fill(of_weight, part, got.weight_squares, joint ? got.bias_squares : Tensor());
+    if (bias_part) fill(of_bias, part, got.bias_squares);
     return got;
   }
 };
