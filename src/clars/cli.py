@@ -207,14 +207,15 @@ def plan(
     memory: Annotated[float | None, typer.Option(help="MiB that the norms of one layer may take")] = None,
     timed: Annotated[bool, typer.Option("--timed", help="time every method, and choose by that")] = False,
 ) -> None:
-    """Print which exact method forms the norms of each layer of a model, here and for these shapes."""
+    """Print which exact method forms the norms of each layer of a model, here and for these shapes; and which have none."""
     import torch
     from rich.console import Console
     from torch.nn import functional as F
 
     import clars.models  # noqa: F401  registers this package's networks
     from clars.models import factory
-    from clars.norms.plan import plan, table
+    from clars.layers import covering, layers
+    from clars.norms.plan import plan, refusals, table
     from clars.recipes import schema
 
     bound = None if memory is None else int(memory * 2**20)
@@ -222,11 +223,16 @@ def plan(
     network = factory.create(schema.Model(name=model), 1000, channels, pixels).to(device)
     x = torch.randn(batch, channels, pixels, pixels, device=device)
     y = torch.randint(1000, (batch,), device=device)
-    choices = plan(network, lambda net, x, y: F.cross_entropy(net(x), y), x, y, memory=bound, time=timed)
+    choices, refused = plan(network, lambda net, x, y: F.cross_entropy(net(x), y), x, y, memory=bound, time=timed)
     Console().print(table(choices))
     counts = {name: sum(choice.method == name for choice in choices) for name in sorted({c.method for c in choices})}
     told = ", ".join(f"{name} {count}" for name, count in counts.items())
     typer.echo(f"{model}, batch {batch}, {pixels} px, {device}, {torch.get_num_threads()} threads: {told}")
+    if refused:
+        Console().print(refusals(refused))
+        names = [layer.name for layer in layers(network)]
+        patterns = covering(list(refused), [name for name in names if name not in refused])
+        typer.echo(f"{len(refused)} of {len(names)} layers have none. overrides that leave them out: {patterns}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -100,6 +100,11 @@ def covering(names: Sequence[str], others: Iterable[str]) -> list[str]:
 
 
 def _generalised(name: str) -> list[str]:
-    """Return patterns that a layer's name matches: itself, and with any numbers in it, and with any ending."""
-    starred = re.sub(r"(?<![^.])\d+(?![^.])", "*", name).split(".")
-    return [name, *(".".join([*starred[:depth], "*"]) for depth in range(1, len(starred))), ".".join(starred)]
+    """Return patterns that a layer's name fits: any numbers in place of its last ones, any ending, or both."""
+    numbers = list(re.finditer(r"\d+", name))
+    found = [name]
+    for kept in range(len(numbers) + 1):
+        start = numbers[kept].start() if kept < len(numbers) else len(name)
+        parts = (name[:start] + re.sub(r"\d+", "*", name[start:])).split(".")
+        found += [".".join(parts), *(".".join([*parts[:depth], "*"]) for depth in range(1, len(parts)))]
+    return found

@@ -286,5 +286,5 @@ def test_a_plan_is_made_of_every_layer_of_a_model_in_use():
     norms = clars.ExampleNorms(model)
     step(model, images())
     assert norms.active
-    choices = plan(model, lambda model, x: model(x).square().sum(), images())
+    choices, _ = plan(model, lambda model, x: model(x).square().sum(), images())
     assert {choice.layer for choice in choices} >= {"conv", "linear"}

@@ -1,13 +1,19 @@
 """What has no exact norm is refused by name, and never added up wrongly."""
 
+import types
+from collections import OrderedDict
+from dataclasses import dataclass
+
 import pytest
 import torch
+import torch.nn.utils.prune
 from conftest import backward_sums
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import clars
 from clars import UnsupportedLayerError
+from clars.norms.plan import plan
 
 
 def refused(model, x, match, loss=lambda y: y.sum()):
@@ -237,3 +243,161 @@ def test_layer_norm_whose_weight_has_another_shape():
     clars.ExampleNorms(model)
     with pytest.raises(RuntimeError, match="normalized_shape"):
         model(torch.randn(3, 4, 8))
+
+
+class Windows(nn.Module):
+    """Folds windows into dimension 0, in the midst of what it is called with."""
+
+    def __init__(self, take):
+        super().__init__()
+        self.take, self.embed, self.mix = take, nn.Linear(3, 4), nn.Linear(4, 4)
+
+    def forward(self, batch):
+        return self.mix(self.embed(self.take(batch)).reshape(-1, 2, 4))
+
+
+@dataclass
+class Batch:
+    x: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("wrap", "take"),
+    [
+        (lambda x: {"x": x}, lambda batch: batch["x"]),
+        (lambda x: OrderedDict(inner={"x": x}), lambda batch: batch["inner"]["x"]),
+        (lambda x: Batch(x), lambda batch: batch.x),
+        (lambda x: [(x,)], lambda batch: batch[0][0]),
+        (lambda x: types.MappingProxyType({"x": x}), lambda batch: batch["x"]),
+    ],
+)
+def test_the_batch_is_found_in_whatever_holds_it(wrap, take):
+    """Its size was unknown, so that windows passed for examples."""
+    model = Windows(take)
+    clars.ExampleNorms(model)
+    with pytest.raises(UnsupportedLayerError, match="'mix' sees 6 rows where the model's input has 3"):
+        model(wrap(torch.randn(3, 4, 3)))
+
+
+def test_the_batch_of_a_part_that_is_called_by_itself():
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Windows(lambda x: x)
+
+    model = Outer()
+    clars.ExampleNorms(model)
+    with pytest.raises(UnsupportedLayerError, match="'inner.mix' sees 6 rows where the model's input has 3"):
+        model.inner(torch.randn(3, 4, 3))
+
+
+class Transformer(nn.Module):
+    """Two blocks of things that have no rule, around some that have."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(4, 4)
+        self.blocks = nn.ModuleList(nn.MultiheadAttention(4, 2, batch_first=True) for _ in range(3))
+        self.mixing = nn.Parameter(torch.randn(4, 4))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.embed(x)
+        for block in self.blocks:
+            x = x + block(x, x, x, need_weights=False)[0]
+        return self.head(x.mean(1) @ self.mixing)
+
+
+def test_all_that_is_refused_is_told_at_once():
+    """It took a restart for each."""
+    model, x = Transformer(), torch.randn(3, 5, 4)
+    optimizer = clars.CLARS(model, lr=8.0)
+    with pytest.raises(UnsupportedLayerError) as caught:
+        model(x)
+    parts = ("in_proj_weight", "in_proj_bias", "out_proj")
+    assert list(caught.value.problems) == ["mixing", *(f"blocks.{k}.{part}" for k in range(3) for part in parts)]
+    told = str(caught.value)
+    assert all(repr(layer) in told for layer in caught.value.problems)
+    overrides = {pattern: {"adapt": False, "lr": 0.008} for pattern in ("blocks.*", "mixing")}
+    assert f"overrides={overrides}" in told
+    optimizer = clars.CLARS(model, lr=8.0, overrides=overrides)
+    model(x).square().sum().backward()
+    optimizer.step()
+    assert optimizer.layer_stats()["embed"].example_norm_sum > 0
+
+
+def test_an_error_of_the_model_itself_comes_first():
+    class Broken(Transformer):
+        def forward(self, x):
+            super().forward(x)
+            raise RuntimeError("of the model")
+
+    clars.ExampleNorms(model := Broken())
+    with pytest.raises(RuntimeError, match="of the model"):
+        model(torch.randn(3, 5, 4))
+
+
+def test_all_layers_that_are_used_twice_are_told_at_once():
+    class AllTwice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            for _ in range(2):
+                x = self.other(torch.relu(self.one(x)))
+            return x
+
+    norms = clars.ExampleNorms(model := AllTwice())
+    with pytest.raises(UnsupportedLayerError) as caught:
+        model(torch.randn(2, 3)).sum().backward()
+    assert list(caught.value.problems) == ["one", "other"]
+    assert not any(norms.sums().values())
+
+
+def test_the_plan_tells_what_is_refused():
+    choices, refused = plan(Transformer(), lambda model, x: model(x).square().sum(), torch.randn(3, 5, 4))
+    assert [choice.layer for choice in choices] == ["embed", "head"]
+    assert list(refused)[:2] == ["mixing", "blocks.0.in_proj_weight"]
+
+
+def computed_by(change):
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3))
+    norms = clars.ExampleNorms(model)
+    change(model)
+    return model, norms
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: torch.nn.utils.prune.l1_unstructured(model[1], "weight", 0.5),
+        lambda model: weight_norm(model[1]),
+        lambda model: nn.utils.weight_norm(model[1]),
+        lambda model: nn.utils.spectral_norm(model[1]),
+        lambda model: torch.nn.utils.parametrize.register_parametrization(model[1], "weight", nn.Tanh()),
+    ],
+)
+def test_a_weight_that_is_computed_since_it_is_tracked(change):
+    """A part of the layer's norm was reported as if it were all, or that of the computed weight."""
+    model, norms = computed_by(change)
+    with pytest.raises(UnsupportedLayerError, match="'1' has a 'weight' that was a parameter"):
+        model(torch.randn(5, 6))
+    with pytest.raises(UnsupportedLayerError, match="'1' has a 'weight' that was a parameter"):
+        norms.sums()
+
+
+def test_weights_lent_for_a_call():
+    """By torch.func.functional_call: computed ones would be measured in the parameters' place, others get the gradient."""
+    model, norms = computed_by(lambda model: None)
+    x, own = torch.randn(5, 6), dict(model.named_parameters())
+    with pytest.raises(UnsupportedLayerError, match="'0' has a 'weight' that was a parameter"):
+        torch.func.functional_call(model, {name: 2 * value for name, value in own.items()}, (x,))
+    model(x).square().sum().backward()
+    expected = norms.sums()
+    others = {name: value.detach().clone().requires_grad_() for name, value in own.items()}
+    torch.func.functional_call(model, others, (x,)).square().sum().backward()
+    torch.testing.assert_close(norms.sums(), expected)
+    torch.func.functional_call(model, own, (x,)).square().sum().backward()
+    torch.testing.assert_close(norms.sums(), {name: 2 * value for name, value in expected.items()})

@@ -104,6 +104,18 @@ def test_activation_checkpointing(reentrant):
     torch.testing.assert_close(list(sums.values()), list(expected.values()), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("options", [{}, {"preserve_rng_state": False}, {"determinism_check": "none"}])
+def test_activation_checkpointing_at_the_first_step_of_a_shape(options):
+    """What planning a compiled layer looked at passed for something to keep: an error at each new shape."""
+    model = nn.Sequential(nn.Conv2d(3, 7, 3), nn.Flatten(), nn.LazyLinear(5))
+    model(torch.randn(1, 3, 9, 9))
+    norms = clars.ExampleNorms(model)
+    for examples in (3, 5):
+        model.zero_grad()
+        checkpoint(model, torch.randn(examples, 3, 9, 9), use_reentrant=False, **options).square().sum().backward()
+        assert all(norms.sums().values())
+
+
 def test_loss_scaling_scales_the_sums():
     model, x = network(), images()
     plain, _ = backward_sums(model, squared_loss, x)

@@ -285,6 +285,64 @@ def test_parameters_replaced_after_the_optimizer_was_made():
         optimizer.step()
 
 
+@pytest.mark.parametrize("make", [clars.CLARS, clars.LARS])
+@pytest.mark.parametrize("stepped", [False, True])
+def test_a_layer_that_was_replaced_after_the_optimizer_was_made(make, stepped):
+    """A new head never trained, and nobody was told."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 2)))
+    optimizer = make(model, lr=1.0)
+    if stepped:
+        train(model, optimizer, [torch.randn(2, 3)])
+    model[1][1] = nn.Linear(4, 3)
+    squared_loss(model, torch.randn(2, 3)).backward()
+    with pytest.raises(ValueError, match=r"module of layer '1\.1' is no part of the model any more"):
+        optimizer.step()
+
+
+def test_a_layer_that_was_wrapped_after_the_optimizer_was_made():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    optimizer = clars.CLARS(model, lr=1.0)
+    for _ in range(2):
+        model[0] = nn.Sequential(model[0])
+        train(model, optimizer, [torch.randn(2, 3)])
+    assert list(optimizer.layer_stats()) == ["0", "2"]
+
+
+@pytest.mark.parametrize("make", [clars.CLARS, clars.LARS])
+def test_weights_tied_after_the_optimizer_was_made(make):
+    """The one tensor was stepped twice."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+    optimizer = make(model, lr=1.0)
+    model[2].weight = model[0].weight
+    with pytest.raises(ValueError, match=r"'0.weight' and '2.weight' are one tensor|share one parameter"):
+        train(model, optimizer, [torch.randn(2, 3)])
+
+
+def test_weights_that_have_changed_places():
+    model, x = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)).double(), torch.randn(4, 3).double()
+    optimizer = clars.CLARS(model, lr=1.0)
+    model[0].weight, model[2].weight = model[2].weight, model[0].weight
+    twin = copy.deepcopy(model)
+    ours, expected = train(model, optimizer, [x]), train(twin, clars.CLARS(twin, lr=1.0), [x])
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=0)
+
+
+def test_a_compiled_model_is_the_model_that_was_compiled():
+    """Its name stood in the layers' names, and dynamo failed on it."""
+    model = network()
+    optimizer = clars.CLARS(torch.compile(model, backend="eager"), lr=1.0)
+    assert [layer.name for layer in optimizer.layers] == ["0", "1", "4"]
+    train(model, optimizer, [images()])
+
+
+def test_a_state_that_lacks_an_option():
+    model = network()
+    state = clars.LARS(model, lr=1.0).state_dict()
+    del state["param_groups"][1]["adapt"]
+    with pytest.raises(ValueError, match="state of layer '1': lacks the option 'adapt'"):
+        clars.LARS(model, lr=1.0).load_state_dict(state)
+
+
 def test_parameters_used_behind_their_modules_back():
     class Attention(nn.Module):
         def __init__(self):

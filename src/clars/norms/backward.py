@@ -1,6 +1,6 @@
 """The backward pass under way: what it measures, what it must not add up, and what its beginning shows."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from weakref import finalize
 
 import torch
@@ -30,7 +30,8 @@ class BackwardPass:
         self.tracker = next(NUMBERS)
         self.members: list[int] = []  # the numbers of the accounts that share it
         self.lent: int | None = None  # the pass that was last lent to compiled layers
-        self.refused: dict[str, str] = {}  # layers, and what they do that has no exact norm
+        self.refused: dict[str, str] = {}  # layers, and what they do in this pass that has no exact norm
+        self.gathered: dict[str, str] | None = None  # of all passes, where they are not to raise an error
         self.remedy: Callable[[Sequence[str]], str] = lambda layers: ""  # what to do about layers that are refused
 
     def problem_of(self, rows: int) -> str | None:
@@ -76,7 +77,18 @@ class BackwardPass:
 
     def _raise(self) -> None:
         refused, self.refused = self.refused, {}
-        raise UnsupportedLayerError(refused, self.remedy(list(refused)))
+        self.tell(refused)
+
+    def tell(self, problems: Mapping[str, str]) -> None:
+        """Refuse layers, named with what they do, in the model's order; or gather them, where somebody does.
+
+        Raises:
+            UnsupportedLayerError: unless they are gathered.
+        """
+        ordered = {account.layer: problems[account.layer] for account in self._accounts() if account.layer in problems}
+        if self.gathered is None:
+            raise UnsupportedLayerError(ordered, self.remedy(list(ordered)))
+        self.gathered |= ordered
 
     def measured(self) -> tuple[int, int]:
         """Return the first of the examples to be measured, and the one after the last."""

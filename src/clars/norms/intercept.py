@@ -1,5 +1,6 @@
 """Watches a model's forward and replaces each use of a tracked parameter by one that books its norms."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -127,7 +128,7 @@ class Interception(TorchFunctionMode):
             if not self.compiling:
                 self.views[id(result)] = part
         elif _differentiable(result):
-            self._refuse(used, f"in {_name(func)}, for which no exact per-example norm is known.")
+            self._refuse((*args, *kwargs.values()), f"in {_name(func)}, for which no exact per-example norm is known.")
         return result
 
     def _tapped(self, used: Tensor, func, args, kwargs, call: Call) -> Tensor:
@@ -163,15 +164,16 @@ class Interception(TorchFunctionMode):
 
     def _expanded(self, parameter: Tensor, shape: torch.Size) -> Tensor:
         if len(parameter.shape) == len(shape) and shape and parameter.shape[0] != 1:
-            self._refuse(parameter, f"where dimension 0 of {tuple(shape)} should be the batch.")
+            self._refuse([parameter], f"where dimension 0 of {tuple(shape)} should be the batch.")
         if self.compiling:
             part = self.part(parameter)
             self._note_use(part)
             return traced.expand(parameter, tuple(shape), part.account.text, part.account.leaf(parameter))
         return spread(shape, [parameter], [self.measured_part(parameter)])[0]
 
-    def _refuse(self, parameter: Tensor, where: str) -> None:
-        raise UnsupportedLayerError({self.part(parameter).account.layer: f"uses its parameters {where}"})
+    def _refuse(self, values: Iterable, where: str) -> None:
+        parts = [part for value in tensors_in(values) if (part := self.part(value)) is not None]
+        raise UnsupportedLayerError({part.account.layer: f"uses its parameters {where}" for part in parts})
 
 
 def _keeps_every_element(func, args) -> bool:

@@ -1,10 +1,11 @@
 """Which exact method each layer of a model uses, and why: what `clars norms plan` prints."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from clars.norms.problem import Problem, chunks, transient
@@ -32,8 +33,10 @@ class Choice:
 
 def plan(
     model: nn.Module, loss_fn: Callable[..., Tensor], *batch: Tensor, memory: int | None = None, time: bool = False
-) -> list[Choice]:
-    """Return the choices of one backward pass, in the order of the layers; convolutions and linear layers make one.
+) -> tuple[list[Choice], dict[str, str]]:
+    """Return the choices of one backward pass, and which layers are refused, with what they do that has no exact norm.
+
+    Both are in the order of the layers; convolutions and linear layers make a choice.
 
     Args:
         model: any model that can be tracked; its gradients are cleared, and a tracker it has is replaced.
@@ -52,12 +55,14 @@ def plan(
 
     norms = ExampleNorms(model, memory=memory, timed=time)
     norms.estimator.report_to(note)
+    refused = norms.gather_refusals()
     try:
         loss_fn(model, *batch).backward()
     finally:
         norms.remove()
         model.zero_grad()
-    return [choices[layer.name] for layer in norms.layers if layer.name in choices]
+    made = [choices[layer.name] for layer in norms.layers if layer.name in choices and layer.name not in refused]
+    return made, {layer.name: refused[layer.name] for layer in norms.layers if layer.name in refused}
 
 
 def table(choices: Sequence[Choice]) -> Table:
@@ -75,6 +80,19 @@ def table(choices: Sequence[Choice]) -> Table:
         sizes = (problem.positions, problem.inputs, problem.outputs, problem.groups)
         work = (_times(choice.seconds),) if measured else (choice.pieces, f"{choice.bytes / 2**20:.1f}")
         found.add_row(choice.layer, *map(str, (*sizes, choice.method, *work)))
+    return found
+
+
+def refusals(refused: Mapping[str, str]) -> Table:
+    """Return the refused layers as a table for the terminal, those with one problem together."""
+    alike: dict[str, list[str]] = {}
+    for layer, problem in refused.items():
+        alike.setdefault(problem, []).append(layer)
+    found = Table(box=box.SIMPLE, title="No exact norms", title_justify="left")
+    found.add_column("layers", overflow="fold")
+    found.add_column("each", overflow="fold")
+    for problem, layers in alike.items():
+        found.add_row(Text("\n".join(layers)), Text(problem))
     return found
 
 

@@ -20,7 +20,7 @@ from clars.norms.traced import keep_whole
 from clars.sharding.fsdp import cut_gradients
 
 COMPUTED = (
-    "that is no parameter but computed from others since it is tracked (pruning, weight_norm or another "
+    "that was a parameter when the tracking began and is computed from other tensors now (pruning, weight_norm or another "
     "parametrization, torch.func.functional_call), so that its norm would be none of a parameter's."
 )
 TIED = (
@@ -79,7 +79,6 @@ class ExampleNorms:
         self.layers = list(layers) if layers is not None else _default(model)
         _refuse_shared(model, self.layers)
         self.active, self.replaced = True, False
-        self.refused: dict[str, str] | None = None  # gathered here instead of raised, where it is a dictionary
         self._pass = BackwardPass(self.estimator)
         self._pass.remedy = self._remedy
         self._accounts = {layer.name: Account(layer, self._pass) for layer in self.layers}
@@ -148,9 +147,12 @@ class ExampleNorms:
         Raises:
             UnsupportedLayerError: unless what is refused is gathered.
         """
-        if self.refused is None:
-            raise UnsupportedLayerError(problems, self._remedy(list(problems)))
-        self.refused |= problems
+        self._pass.tell(problems)
+
+    def gather_refusals(self) -> dict[str, str]:
+        """Return where from now on refused layers are gathered, with what they do, in place of an error."""
+        self._pass.gathered = {}
+        return self._pass.gathered
 
     def advise(self, remedy: Callable[[Sequence[str]], str]) -> None:
         """Have `remedy`, called with their names, say what to do about layers that are refused."""
@@ -158,8 +160,8 @@ class ExampleNorms:
 
     def _remedy(self, refused: Sequence[str]) -> str:
         return (
-            "Measure the others: clars.ExampleNorms(model, layers=[layer for layer in clars.layers(model) if "
-            f"layer.name not in {list(refused)}])."
+            "Measure the others: clars.ExampleNorms(model, layers=[layer for layer in clars.layers(model) if layer.name "
+            "not in error.problems]), with this as the error."
         )
 
     def is_watching(self) -> bool:
