@@ -207,14 +207,14 @@ def plan(
     memory: Annotated[float | None, typer.Option(help="MiB that the norms of one layer may take")] = None,
     timed: Annotated[bool, typer.Option("--timed", help="time every method, and choose by that")] = False,
 ) -> None:
-    """Print which exact method forms the norms of each layer of a model, here and for these shapes; and which have none."""
+    """Print which exact method forms the norms of each layer of a model, here and for these shapes, or none."""
     import torch
     from rich.console import Console
     from torch.nn import functional as F
 
     import clars.models  # noqa: F401  registers this package's networks
-    from clars.models import factory
     from clars.layers import covering, layers
+    from clars.models import factory
     from clars.norms.plan import plan, refusals, table
     from clars.recipes import schema
 

@@ -95,7 +95,7 @@ def recorded(model, x):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*torch.jit", "ignore::torch.jit.TracerWarning")
 def test_what_records_a_model_records_its_plain_forward():
-    """For another place, where nobody measures; a tracked one could not be recorded, for reasons that named no remedy."""
+    """For another place, where nobody measures; a tracked one was refused, for reasons that named no remedy."""
     model, x = Plain().eval(), images()
     norms = clars.ExampleNorms(model)
     plain = model(x)

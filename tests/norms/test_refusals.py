@@ -287,7 +287,7 @@ def test_the_batch_of_a_part_that_is_called_by_itself():
 
     model = Outer()
     clars.ExampleNorms(model)
-    with pytest.raises(UnsupportedLayerError, match="'inner.mix' sees 6 rows where the model's input has 3"):
+    with pytest.raises(UnsupportedLayerError, match=r"'inner\.mix' sees 6 rows where the model's input has 3"):
         model.inner(torch.randn(3, 4, 3))
 
 
@@ -389,7 +389,7 @@ def test_a_weight_that_is_computed_since_it_is_tracked(change):
 
 
 def test_weights_lent_for_a_call():
-    """By torch.func.functional_call: computed ones would be measured in the parameters' place, others get the gradient."""
+    """By torch.func.functional_call: computed ones would be measured in the place of parameters; others are not."""
     model, norms = computed_by(lambda model: None)
     x, own = torch.randn(5, 6), dict(model.named_parameters())
     with pytest.raises(UnsupportedLayerError, match="'0' has a 'weight' that was a parameter"):
@@ -401,3 +401,15 @@ def test_weights_lent_for_a_call():
     torch.testing.assert_close(norms.sums(), expected)
     torch.func.functional_call(model, own, (x,)).square().sum().backward()
     torch.testing.assert_close(norms.sums(), {name: 2 * value for name, value in expected.items()})
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_scripted_part():
+    """It died on an attribute that scripted modules lack."""
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 3), nn.Tanh()))
+    model = nn.Sequential(nn.Linear(4, 4), scripted)
+    with pytest.raises(UnsupportedLayerError, match=r"'1\.0\.weight', '1\.0\.bias': is compiled by torch\.jit\.script"):
+        clars.ExampleNorms(model)
+    norms = clars.ExampleNorms(model, layers=clars.layers(model)[:1])
+    model(torch.randn(5, 4)).sum().backward()
+    assert norms.sums()["0"] > 0

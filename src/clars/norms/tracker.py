@@ -20,8 +20,8 @@ from clars.norms.traced import keep_whole
 from clars.sharding.fsdp import cut_gradients
 
 COMPUTED = (
-    "that was a parameter when the tracking began and is computed from other tensors now (pruning, weight_norm or another "
-    "parametrization, torch.func.functional_call), so that its norm would be none of a parameter's."
+    "that was a parameter when the tracking began and is computed from other tensors now (pruning, weight_norm or "
+    "another parametrization, torch.func.functional_call), so that its norm would be none of a parameter's."
 )
 TIED = (
     "Each example's contributions through both must be summed before the norm is taken, for which there is no rule. "
@@ -78,6 +78,7 @@ class ExampleNorms:
         self.model = model = uncompiled(model)
         self.layers = list(layers) if layers is not None else _default(model)
         _refuse_shared(model, self.layers)
+        _refuse_scripted(self.layers)
         self.active, self.replaced = True, False
         self._pass = BackwardPass(self.estimator)
         self._pass.remedy = self._remedy
@@ -86,10 +87,12 @@ class ExampleNorms:
         for layer in self.layers:
             own = (Part(self._accounts[layer.name], layer.module, name) for name in layer.parameters)
             self._parts_of.setdefault(layer.module, []).extend(own)
+        for module in _called(model, set(self._parts_of)):
+            self._parts_of.setdefault(module, [])
         self.parts: dict[int, Part] = {}
         self._moved = False
         self.refresh_all()
-        self._watching: set[int] = set()  # by number of the thread; 0 while a forward is compiled
+        self._watching: set[tuple[int, int]] = set()
         self._install()
 
     def _install(self) -> None:
@@ -160,35 +163,32 @@ class ExampleNorms:
 
     def _remedy(self, refused: Sequence[str]) -> str:
         return (
-            "Measure the others: clars.ExampleNorms(model, layers=[layer for layer in clars.layers(model) if layer.name "
-            "not in error.problems]), with this as the error."
+            "Measure the others: clars.ExampleNorms(model, layers=[layer for layer in clars.layers(model) if "
+            "layer.name not in error.problems]), with this as the error."
         )
 
     def is_watching(self) -> bool:
-        """Tell whether a forward of this model is being watched by this thread, outside of a backward pass.
+        """Tell whether a forward of this model is being watched by this thread.
 
-        A backward pass called in the midst of a forward recomputes checkpointed parts without our watch.
+        A backward pass called in the midst of a forward recomputes checkpointed parts without our watch, and the
+        recomputation of a whole model is watched as its first computation was.
         """
-        if torch.compiler.is_compiling():
-            return 0 in self._watching
-        return get_ident() in self._watching and torch._C._current_graph_task_id() == -1
+        return _here() in self._watching
 
-    def begin_watching(self, inputs: Iterable) -> tuple[int | None, tuple[int, ...]]:
+    def begin_watching(self, inputs: Iterable) -> tuple[int, ...]:
         """Mark a forward as watched; every layer must see as many rows as one of its inputs has, if it has any.
 
         Returns what `end_watching` has to know. (A context manager would be more than older torch.compile can follow.)
         """
-        thread = 0 if torch.compiler.is_compiling() else get_ident()
-        before = (None if thread in self._watching else thread, self._pass.batch_sizes)
-        self._watching.add(thread)
+        before = self._pass.batch_sizes
+        self._watching.add(_here())
         self._pass.batch_sizes = tuple([tensor.shape[0] for tensor in tensors_in(inputs) if tensor.dim()])
         return before
 
-    def end_watching(self, before: tuple[int | None, tuple[int, ...]]) -> None:
+    def end_watching(self, before: tuple[int, ...]) -> None:
         """Undo `begin_watching`."""
-        thread, self._pass.batch_sizes = before
-        if thread is not None:
-            self._watching.discard(thread)
+        self._pass.batch_sizes = before
+        self._watching.discard(_here())
 
     def totals(self, look: bool = True) -> dict[str, Tensor]:
         """Return, for each layer that a backward pass reached and whose gradient is there, a tensor [3]:
@@ -289,7 +289,28 @@ class ExampleNorms:
         )
 
 
+def _here() -> tuple[int, int]:
+    """Return what tells a forward from those of other threads, and of backward passes that recompute parts."""
+    if torch.compiler.is_compiling():
+        return 0, 0
+    return get_ident(), torch._C._current_graph_task_id()
+
+
+def _called(model: nn.Module, owners: set[nn.Module]) -> list[nn.Module]:
+    """Return the modules around `owners` that can be called by themselves: the batch is what such a call is given."""
+    around = [module for module in model.modules() if not owners.isdisjoint(module.modules())]
+    return [module for module in around if getattr(type(module), "forward", None) is not nn.Module.forward]
+
+
 _default = layers  # the class's own argument has the name of the function
+
+
+def _refuse_scripted(tracked: Sequence[Layer]) -> None:
+    """Refuse layers of torch.jit.script: what they compute is out of Python's sight."""
+    scripted = [layer.name for layer in tracked if isinstance(layer.module, torch.jit.ScriptModule)]
+    if scripted:
+        what = "is compiled by torch.jit.script, which shows none of its operations. Track the model it was made from."
+        raise UnsupportedLayerError(dict.fromkeys(scripted, what))
 
 
 def _refuse_shared(model: nn.Module, tracked: Sequence[Layer]) -> None:
