@@ -11,9 +11,8 @@ from clars.errors import UserError, quoted
 from clars.results import digests, metrics, reading
 from clars.results.files import write_text
 from clars.results.record import REMEDY, first_problem
-from clars.results.runs import Run, require_file
+from clars.results.runs import BESIDE, Run, require_file
 
-FILE = "layers.jsonl"
 COLUMNS = ("weight_norm", "gradient_norm", "example_norm_sum", "variance_factor", "noise_scale")
 Values = list[list[float | None]]
 
@@ -43,7 +42,7 @@ def read(run: Run) -> LayerHistory | None:
     Raises:
         UserError: the file is there and cannot be understood, is not whole, or is not the one that the run wrote.
     """
-    raw, published = run.path.with_name(FILE), run.path.with_name(f"{run.path.stem}.layers.json")
+    raw, published = run.path.with_name(BESIDE["layers"]), run.path.with_name(f"{run.path.stem}.layers.json")
     if published.exists():
         return _published(published)
     stated = run.record.digests

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from clars import seeds
-from clars.errors import UserError, shortened
+from clars.errors import UserError, quoted, shortened
 from clars.results import digests, reading
 from clars.results.files import write_json
 
@@ -127,7 +127,7 @@ class Record(_Part):
         """Refuse what a file says if its own digest is of something else."""
         stated = content.get("digests") if isinstance(content, dict) else None
         if isinstance(stated, dict) and stated.get("record") != (found := _own_digest(content)):
-            raise ValueError(f"its digest is {stated.get('record')}, its content has {found}, so it was changed")
+            raise ValueError(f"its digest is {quoted(stated.get('record'))}, its content has {found}: it was changed")
         return content
 
     @classmethod

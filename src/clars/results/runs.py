@@ -11,6 +11,9 @@ from clars.results import digests, evidence, metrics, reading
 from clars.results.files import write_json
 from clars.results.record import FILE, REMEDY, Record
 
+# The files beside a record, by the names of their digests.
+BESIDE = {"metrics": metrics.FILE, "layers": "layers.jsonl", "weights": "model.safetensors"}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -55,12 +58,24 @@ def read_folder(path: Path, seed: int | None = None) -> Run:
     Raises:
         UserError: as `read`.
     """
-    file, lines = path / FILE, path / metrics.FILE
+    file = path / FILE
     found = Record.read(file)
     if seed is not None and found.seed != seed:
         raise UserError(f"{file} is of seed {found.seed}, and seed {seed} belongs there. {REMEDY}")
-    require_file(found, "metrics", lines)
-    return _checked(Run(found, metrics.read_lines(lines), file))
+    require_file(found, "metrics", path / BESIDE["metrics"])
+    return _checked(Run(found, metrics.read_lines(path / BESIDE["metrics"]), file))
+
+
+def require_whole(path: Path, resolved: Resolved) -> None:
+    """Check all that a run's folder says before it is published: record, lines and weights, and the recipe's own word.
+
+    Raises:
+        UserError: something is missing or was changed, or contradicts something else.
+    """
+    run = read_folder(path)
+    evidence.agree(run.record, resolved, run.path)
+    for name, file in BESIDE.items():
+        require_file(run.record, name, path / file)
 
 
 def require_file(found: Record, name: str, path: Path) -> None:

@@ -9,13 +9,12 @@ from pathlib import Path
 from torch import Tensor
 
 from clars.errors import UserError
-from clars.results import digests, files, layers, metrics, record
+from clars.results import digests, files, metrics, record
 from clars.results.metrics import Mark, Metrics
 from clars.results.record import Record
+from clars.results.runs import BESIDE
 from clars.training import checkpoint
 from clars.training.checkpoint import State
-
-WEIGHTS = "model.safetensors"
 
 
 @dataclass
@@ -49,7 +48,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Take away the run that is replaced."""
-        for name in (record.FILE, metrics.FILE, layers.FILE, WEIGHTS, checkpoint.FILE) if self.writes else ():
+        for name in (record.FILE, *BESIDE.values(), checkpoint.FILE) if self.writes else ():
             (self.path / name).unlink(missing_ok=True)
 
     def load(self) -> State:
@@ -82,11 +81,11 @@ class RunFolder:
 
     def log_epoch(self, line: dict[str, object]) -> None:
         """Add a line to `metrics.jsonl`."""
-        self._append(metrics.FILE, line)
+        self._append(BESIDE["metrics"], line)
 
     def log_layers(self, lines: list[dict[str, object]]) -> None:
         """Add lines to `layers.jsonl`."""
-        self._append(layers.FILE, *lines)
+        self._append(BESIDE["layers"], *lines)
 
     def write(self, entry: Record) -> None:
         """Write the record of a run that is not over; it goes on, so what is beside the record may still change."""
@@ -101,18 +100,17 @@ class RunFolder:
         """
         if not self.writes:
             return
-        files.write_tensors(self.path / WEIGHTS, weights, {"format": "pt"})
+        files.write_tensors(self.path / BESIDE["weights"], weights, {"format": "pt"})
         for name in self._marks:
             self._file(name)  # which cuts lines after the state that the run went on from
-        marks = self._sync()
-        for name, mark in marks.items():
-            if digests.of_file(self.path / name) != mark.sha256:
+        written = self._sync()
+        there = {key: name for key, name in BESIDE.items() if name in written or key == "weights"}
+        found = {key: digests.of_file(self.path / name) for key, name in there.items()}
+        for key, name in there.items():
+            if name in written and found[key] != written[name].sha256:
                 raise UserError(f"{self.path / name} was changed while the run wrote it. {checkpoint.ANEW}")
-        stated = {key: marks[name].sha256 for key, name in self._names if name in marks}
-        entry.sealed(**stated, weights=digests.of_file(self.path / WEIGHTS)).write(self.path / record.FILE)
+        entry.sealed(**found).write(self.path / record.FILE)
         checkpoint.clear(self.path)
-
-    _names = (("metrics", metrics.FILE), ("layers", layers.FILE))
 
     def _epochs(self) -> list[dict]:
         mark = self._marks.get(metrics.FILE, Mark())
