@@ -18,7 +18,7 @@ from clars.results.files import held
 def repository(tmp_path, monkeypatch):
     root = make_repository(tmp_path, monkeypatch)
     (root / "configs" / "accelerate").mkdir(parents=True)
-    for name in ("cpu", "ddp"):
+    for name in ("cpu", "gpu", "ddp"):
         (root / "configs" / "accelerate" / f"{name}.yaml").write_text("distributed_type: 'NO'\n")
     monkeypatch.setenv("COLUMNS", "120")
     return root
@@ -129,6 +129,32 @@ def test_changed_recipes_and_files_run_apart_from_tables(repository):
         Path("runs/changed/demo"),
         Path("runs"),
     ]
+
+
+@pytest.mark.parametrize(
+    "words", [["run", "demo/small"], ["table", "demo"], ["tune", "demo"], ["tune", "demo/small", "--rates", "1"]]
+)
+@pytest.mark.parametrize("gpus, taken", [(0, "cpu"), (1, "gpu"), (2, "ddp"), (3, "gpu")])
+def test_what_trains_takes_the_gpus_that_are_there(clars, launched, monkeypatch, words, gpus, taken):
+    """All of them trained on the processor where GPUs were. Three cannot share a batch of 64."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    code, out, _ = clars(*words)
+    assert (code, launched[0][1]) == (0, taken)
+    assert out.startswith(f"--launch auto takes {taken}: ")
+    code, out, _ = clars(*words, "--launch", "cpu", *(["--overwrite"] if words[0] != "run" else []))
+    assert (code, launched[1][1]) == (0, "cpu") and "--launch auto" not in out
+
+
+@pytest.mark.parametrize("words", [["--seed", "-1"], ["--seed", str(2**32)], ["--seed", "1.5"]])
+def test_a_seed_that_is_none_is_told(clars, launched, words):
+    """A seed below zero or beyond 32 bits ended in a traceback of NumPy's."""
+    assert clars("run", "demo/small", *words)[0] == 2
+    for seeds in (f"0,{words[1]}", words[1]):
+        code, _, err = clars("table", "demo", "--seeds", seeds)
+        assert code == 2 and "--seeds" in err
+        assert clars("tune", "demo/small", "--rates", "1", "--seeds", seeds)[0] == 2
+    assert launched == []
 
 
 @pytest.mark.parametrize("code", [2, 3, 130, 1])

@@ -280,6 +280,20 @@ def test_a_folder_that_cannot_be_written(recipe, capsys):
     assert "taken" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("seed", ["-1", str(2**32), "x", "1.0"])
+def test_a_seed_that_is_none_is_told(recipe, capsys, seed):
+    with pytest.raises(SystemExit) as end:
+        train(recipe(), f"--seed={seed}")
+    assert end.value.code == 2 and "--seed" in capsys.readouterr().err
+
+
+def test_the_same_run_twice(recipe, capsys):
+    """The second was told, after the first was trained, that there is a run already."""
+    assert train(recipe(), "--seed", 1, "--seed", 1) == 2
+    assert "two of the runs asked for would lie there" in capsys.readouterr().err
+    assert not list(Path().rglob("run.json"))
+
+
 def test_no_recipe_at_all(recipe, capsys):
     assert train() == 2
     assert "name a recipe" in capsys.readouterr().err
