@@ -5,8 +5,15 @@ accelerate launch --config_file configs/accelerate/cpu.yaml recipes/train.py qui
 
 import sys
 
-from clars import exits
-from clars.training.script import main
+from clars import exits, imports
+
+
+def train() -> int:
+    """Do what the command line asks; a signal to stop is heard from here on, while torch is imported too."""
+    with imports.in_one_go():
+        from clars.training import script
+    return script.main()
+
 
 if __name__ == "__main__":
-    sys.exit(exits.report(main()))
+    sys.exit(exits.report(exits.guard(train)))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from clars.recipes.load import Resolved, load
-from clars.results import runs
+from clars.results import digests, runs
 from clars.results.metrics import Metrics
 from clars.results.record import Record
 
@@ -59,14 +59,16 @@ def make_repository(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def make_record(resolved: Resolved, seed: int = 0, top1: float | None = 90.0, **changes) -> Record:
-    """Return a record as a run of `resolved` would leave it."""
+    """Return a record as a run of `resolved` would leave it, three steps an epoch."""
+    epochs = changes.get("epochs", resolved.recipe.epochs)
+    course = accuracies(top1 or 0.0, epochs)
     values = {
         "recipe": resolved.name,
         "version": resolved.version,
         "recipe_sha256": resolved.sha256,
         "overrides": list(resolved.overrides),
         "seed": seed,
-        "command": "recipes/train.py",
+        "command": f"clars run {resolved.full_name} --seed {seed} --launch cpu",
         "git": {"commit": None, "dirty": None},
         "versions": {"python": "3.11"},
         "device": "cpu: test",
@@ -74,19 +76,25 @@ def make_record(resolved: Resolved, seed: int = 0, top1: float | None = 90.0, **
         "strategy": "single",
         "world_size": 1,
         "global_batch_size": resolved.recipe.batch_size,
-        "micro_batch_size": 64,
+        "micro_batch_size": resolved.recipe.batch_size,
         "accumulation": 1,
-        "steps": 9,
-        "epochs": resolved.recipe.epochs,
+        "steps": 3 * epochs,
+        "epochs": epochs,
+        "settings": resolved.recipe.model_dump(mode="json"),
         "optimizer": resolved.recipe.optimizer.model_dump(),
         "schedule": resolved.recipe.schedule.model_dump() | {"peak_rate": resolved.peak_rate},
         "final": {"top1": top1, "top5": 99.0, "loss": 0.1},
-        "best": {"top1": 95.0, "epoch": 2},
+        "best": {"top1": max(course), "epoch": course.index(max(course)) + 1} if course else None,
         "wall_seconds": 2.0,
         "examples_per_second": 100.0,
         "status": "finished",
     }
     return Record.model_validate(values | changes)
+
+
+def accuracies(top1: float, epochs: int) -> list[float]:
+    """Return a course that ends at `top1`, ten points an epoch."""
+    return [max(0.0, top1 - 10 * (epochs - epoch)) for epoch in range(1, epochs + 1)]
 
 
 def write_run(out: Path, name: str, seed: int = 0, top1: float = 90.0, **changes) -> Path:
@@ -97,7 +105,19 @@ def write_run(out: Path, name: str, seed: int = 0, top1: float = 90.0, **changes
 
 def write_run_into(folder: Path, resolved: Resolved, seed: int = 0, top1: float = 90.0, **changes) -> Path:
     """Write a run of `resolved` into `folder`."""
-    metrics = Metrics(folder / "metrics.jsonl")
-    metrics.append(*({"epoch": epoch, "step": 3 * epoch, "top1": top1 - 10 * (3 - epoch)} for epoch in (1, 2, 3)))
-    make_record(resolved, seed, top1, **changes).write(folder / "run.json")
+    course = changes.pop("course", None)
+    if course:
+        changes["best"] = {"top1": max(course), "epoch": course.index(max(course)) + 1}
+    record, lines = make_record(resolved, seed, top1, **changes), Metrics(folder / "metrics.jsonl")
+    for epoch, accuracy in enumerate(course or accuracies(top1, record.epochs), start=1):
+        lines.append({"epoch": epoch, "step": 3 * epoch, "top1": accuracy})
+    seal(folder, record)
     return folder
+
+
+def seal(folder: Path, record: Record | None = None) -> None:
+    """Write the record of a run, anew where none is given, with the digests of the files that lie beside it."""
+    record, names = record or Record.read(folder / "run.json"), {"metrics": "metrics.jsonl", "layers": "layers.jsonl"}
+    there = {key: folder / name for key, name in names.items() if (folder / name).exists()}
+    over = record.status != "interrupted"
+    record.sealed(**{key: digests.of_file(path) for key, path in there.items() if over}).write(folder / "run.json")

@@ -10,6 +10,7 @@ from demo import SMALL, TABLE, make_repository, write, write_run, write_run_into
 from clars import cli, exits, launch
 from clars.recipes.load import load
 from clars.recipes.schema import Recipe
+from clars.results import runs
 from clars.results.files import held
 
 
@@ -17,7 +18,7 @@ from clars.results.files import held
 def repository(tmp_path, monkeypatch):
     root = make_repository(tmp_path, monkeypatch)
     (root / "configs" / "accelerate").mkdir(parents=True)
-    for name in ("cpu", "ddp"):
+    for name in ("cpu", "gpu", "ddp"):
         (root / "configs" / "accelerate" / f"{name}.yaml").write_text("distributed_type: 'NO'\n")
     monkeypatch.setenv("COLUMNS", "120")
     return root
@@ -45,7 +46,7 @@ def launched(monkeypatch):
         if arguments[0] == "--jobs":
             for job in json.loads(Path(arguments[1]).read_text()):
                 resolved = load(job["recipe"], job["overrides"])
-                write_run_into(Path(job["out"]), resolved, job["seed"], 90.0 + resolved.peak_rate)
+                write_run_into(Path(job["out"]), resolved, job["seed"], 60.0 + resolved.peak_rate)
         return exits.FINISHED
 
     monkeypatch.setattr(launch, "launch", answer)
@@ -110,7 +111,7 @@ def test_a_setting_without_effect_is_a_plain_warning(clars):
 
 def test_run_launches_training(clars, launched):
     assert clars("run", "demo/small")[0] == 0
-    assert launched == [(["demo/small@v1", "--seed=0", "--out", "runs/demo"], "cpu")]
+    assert launched == [(["demo/small@v1", "--seed=0"], "cpu")]
 
 
 def test_run_passes_its_options_on(clars, launched):
@@ -120,11 +121,40 @@ def test_run_passes_its_options_on(clars, launched):
     assert launched == [([*expected, "--micro-batch", "32", "--log-with", "tensorboard"], "ddp")]
 
 
-def test_changed_recipes_and_files_run_apart_from_tables(clars, launched, repository):
+def test_changed_recipes_and_files_run_apart_from_tables(repository):
     (repository / "mine.yaml").write_text(SMALL)
-    clars("run", "demo/small", "epochs=2")
-    clars("run", "mine.yaml")
-    assert [arguments[arguments.index("--out") + 1] for arguments, _ in launched] == ["runs/changed/demo", "runs"]
+    changed, mine = load("demo/small", ["epochs=2"]), load("mine.yaml")
+    assert [runs.default_out(one) for one in (load("demo/small"), changed, mine)] == [
+        Path("runs/demo"),
+        Path("runs/changed/demo"),
+        Path("runs"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "words", [["run", "demo/small"], ["table", "demo"], ["tune", "demo"], ["tune", "demo/small", "--rates", "1"]]
+)
+@pytest.mark.parametrize("gpus, taken", [(0, "cpu"), (1, "gpu"), (2, "ddp"), (3, "gpu")])
+def test_what_trains_takes_the_gpus_that_are_there(clars, launched, monkeypatch, words, gpus, taken):
+    """All of them trained on the processor where GPUs were. Three cannot share a batch of 64."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    code, out, _ = clars(*words)
+    assert (code, launched[0][1]) == (0, taken)
+    assert out.startswith(f"--launch auto takes {taken}: ")
+    code, out, _ = clars(*words, "--launch", "cpu", *(["--overwrite"] if words[0] != "run" else []))
+    assert (code, launched[1][1]) == (0, "cpu") and "--launch auto" not in out
+
+
+@pytest.mark.parametrize("words", [["--seed", "-1"], ["--seed", str(2**32)], ["--seed", "1.5"]])
+def test_a_seed_that_is_none_is_told(clars, launched, words):
+    """A seed below zero or beyond 32 bits ended in a traceback of NumPy's."""
+    assert clars("run", "demo/small", *words)[0] == 2
+    for seeds in (f"0,{words[1]}", words[1]):
+        code, _, err = clars("table", "demo", "--seeds", seeds)
+        assert code == 2 and "--seeds" in err
+        assert clars("tune", "demo/small", "--rates", "1", "--seeds", seeds)[0] == 2
+    assert launched == []
 
 
 @pytest.mark.parametrize("code", [2, 3, 130, 1])
@@ -138,7 +168,7 @@ def test_a_table_runs_everything_in_one_launch(clars, launched):
     assert code == 0
     assert launched == [(["--jobs", "runs/demo/jobs.json"], "cpu")]
     assert len(json.loads(Path("runs/demo/jobs.json").read_text())) == 2 * 3
-    assert "106.00 ± 0.00" in out
+    assert "76.00 ± 0.00" in out
     for name in ("table.md", "table.csv", "figure.png"):
         assert f"wrote runs/demo/{name}" in out
         assert Path("runs/demo", name).stat().st_size > 0

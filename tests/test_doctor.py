@@ -22,6 +22,8 @@ def test_the_machine(monkeypatch):
     assert found["torch"].text.startswith(torch.__version__)
     assert found["devices"].text.endswith("cpu")
     assert found["threads"].text.startswith("7 for each process")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert by_subject(doctor.machine())["launch"].text == "auto takes cpu: torch finds no GPU here"
     assert found["accelerate"].ok
     assert int(found["fonts"].text.split()[0]) > 10
 

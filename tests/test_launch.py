@@ -8,12 +8,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
+from accelerate.commands import launch as accelerate
+from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from demo import make_repository
 
+from clars import alone, devices
 from clars.errors import UserError
-from clars.launch import at_once, command, find_config, launch, launch_together
+from clars.launch import at_once, automatic, command, find_config, launch, launch_together
 
 SCRIPT = """\
 import json, os, sys, time
@@ -83,7 +88,7 @@ def test_an_unknown_configuration_is_told_what_there_is(repository):
 
 def test_a_configuration_for_gpus_needs_gpus(repository, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(UserError, match="--launch ddp: needs GPUs"):
+    with pytest.raises(UserError, match="--launch ddp: needs a GPU"):
         launch(["0"], find_config("ddp"))
 
 
@@ -119,6 +124,88 @@ def test_a_mistake_is_one_message(repository, capfd):
 
 def test_a_process_that_dies_is_no_success(repository):
     assert launch(["die"], find_config("cpu")) == 1
+
+
+@pytest.mark.parametrize("threads", [None, "3"])
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_one_process_is_started_as_accelerate_would(repository, monkeypatch, name, threads):
+    """Without its launcher, which would load torch for nothing else."""
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if threads:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    words = accelerate.launch_command_parser().parse_args(command(["a", "--b"], find_config(name))[2:])
+    line, theirs = prepare_simple_launcher_cmd_env(accelerate._validate_launch_command(words)[0])
+    assert line == [sys.executable, "recipes/train.py", "a", "--b"]
+    theirs = dict(theirs.items() - os.environ.items()) | {"OMP_NUM_THREADS": threads or "1"}
+    assert alone.environment(yaml.safe_load(find_config(name).read_text())) == theirs
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_processes": 2},
+        {"distributed_type": "FSDP"},
+        {"mixed_precision": "fp8"},
+        {"mixed_precision": False},
+        {"num_machines": 2},
+        {"use_cpu": "false"},
+        {"gpu_ids": "1"},
+        {"dynamo_config": {"dynamo_backend": "INDUCTOR"}},
+    ],
+)
+def test_any_other_configuration_is_accelerates(repository, change):
+    settings = yaml.safe_load(find_config("gpu").read_text())
+    assert alone.environment(settings) and alone.environment(settings | {"mixed_precision": "bf16"})
+    assert alone.environment(settings | change) is None
+
+
+GPUS = [
+    (0, [512], "cpu: torch finds no GPU here"),
+    (1, [512], "gpu: there is one GPU"),
+    (2, [512, 64], "ddp: there are 2 GPUs"),
+    (8, [], "ddp: there are 8 GPUs"),
+    (3, [96, 512], "gpu: one of 3 GPUs, as they cannot share batch_size=512 equally"),
+]
+
+
+def pretend(monkeypatch, gpus):
+    """Let torch find so many GPUs."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+
+
+@pytest.mark.parametrize("gpus, batches, told", GPUS)
+def test_auto_takes_the_gpus_that_are_there(repository, monkeypatch, capsys, gpus, batches, told):
+    """`clars run` on a machine with GPUs trained on its processor."""
+    pretend(monkeypatch, gpus)
+    config = find_config("auto", batches)
+    assert f"{config.stem}: " == told[:5]
+    assert capsys.readouterr().out == f"--launch auto takes {told}\n"
+    assert config.exists() and ": ".join(automatic(batches)) == told
+    assert find_config("cpu").stem == "cpu" and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("driver, found", [(False, 0), (True, 2)])
+def test_torch_is_asked_for_gpus_only_where_there_can_be_some(repository, monkeypatch, driver, found):
+    """To import it takes longer than to answer a mistake."""
+    pretend(monkeypatch, 2)
+    monkeypatch.setattr(devices, "sys", SimpleNamespace(modules={}))
+    monkeypatch.setattr(devices, "_driver", lambda: driver)
+    assert devices.gpus() == found
+
+
+def test_one_gpu_is_not_quietly_a_processor(repository, monkeypatch):
+    pretend(monkeypatch, 0)
+    with pytest.raises(UserError, match=r"--launch gpu: needs a GPU, and torch finds none here\. Choose --launch cpu"):
+        launch(["0"], find_config("gpu"))
+    assert not Path("rank0.json").exists()
+
+
+def test_a_gpu_is_for_one_launch_at_a_time(repository, monkeypatch):
+    monkeypatch.setattr("clars.launch.cores", lambda: 32)
+    assert at_once(find_config("gpu"), 100, None) == 1
+    with pytest.raises(UserError, match="--parallel 2: gpu takes the machine for one launch"):
+        at_once(find_config("gpu"), 100, 2)
 
 
 def test_several_at_once_tell_line_by_line_and_the_gravest_code_counts(repository):

@@ -1,16 +1,20 @@
 """CLARS: complete layer-wise adaptive rate scaling, for large-batch training without warmup."""
 
-from importlib.metadata import version
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-import clars.models  # noqa: F401  registers the small networks with timm
-from clars.checkpoints import load
 from clars.errors import UnsupportedLayerError, UserError
-from clars.layers import Layer, layers
-from clars.norms import ExampleNorms, oracle
-from clars.optim import CLARS, LARS, LayerStats
-from clars.sharding.bind import bind
 
-__version__ = version("clars")
+# Now, not at first use: whatever imports the module of that name later would put it in the place of the function.
+from clars.layers import Layer, layers
+
+if TYPE_CHECKING:
+    from clars.checkpoints import load
+    from clars.norms import ExampleNorms, oracle
+    from clars.optim import CLARS, LARS, LayerStats
+    from clars.sharding.bind import bind
+
+__version__: str
 
 __all__ = [
     "CLARS",
@@ -25,3 +29,35 @@ __all__ = [
     "load",
     "oracle",
 ]
+
+# Where the other names are. Each is imported when it is first asked for: the command line answers without torch.
+_PLACES = {
+    "CLARS": "clars.optim",
+    "LARS": "clars.optim",
+    "LayerStats": "clars.optim",
+    "ExampleNorms": "clars.norms",
+    "bind": "clars.sharding.bind",
+    "load": "clars.checkpoints",
+}
+_MODULES = {"oracle": "clars.norms.oracle"} | {
+    name: f"clars.{name}" for name in ("checkpoints", "models", "norms", "optim", "sharding")
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _PLACES:
+        found = getattr(import_module(_PLACES[name]), name)
+    elif name in _MODULES:
+        found = import_module(_MODULES[name])
+    elif name == "__version__":
+        from importlib.metadata import version
+
+        found = version("clars")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

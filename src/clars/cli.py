@@ -1,15 +1,19 @@
 """The `clars` command."""
 
 import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clars import exits
+from clars import exits, terminal
 from clars.checkpoints.commands import app as checkpoints_app
+from clars.seeds import LARGEST, problem
+from clars.terminal import say
+
+if TYPE_CHECKING:
+    from clars.recipes.tables import ResolvedTable
+    from clars.results.jobs import Job
 
 app = typer.Typer(
     help="Large-batch training without warmup: recipes, runs, tables.",
@@ -19,11 +23,27 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _launch(name: str) -> str:
+    """Refuse an unknown configuration before anything is done."""
+    from clars import launch
+
+    if name != launch.AUTO:
+        launch.find_config(name)
+    return name
+
+
 Recipe = Annotated[str, typer.Argument(help="folder/name, folder/name@v1, or a .yaml file")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="changes to the recipe")]
 Folder = Annotated[str, typer.Argument(help="a recipe folder with a table, such as quickstart")]
 TierName = Annotated[str, typer.Option("--tier", help="lite, for a plain machine, or full")]
-Launch = Annotated[str, typer.Option(help="a name in configs/accelerate, or an accelerate .yaml file")]
+Launch = Annotated[
+    str,
+    typer.Option(
+        callback=_launch,
+        help="a name in configs/accelerate, or an accelerate .yaml file; auto takes the GPUs that are there",
+    ),
+]
 Parallel = Annotated[
     int | None, typer.Option(min=1, help="launches at once; on processors, as many as there are cores for, at most 8")
 ]
@@ -31,7 +51,8 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace runs that 
 Publish = Annotated[bool, typer.Option("--publish", help="write into the results folder beside the recipes as well")]
 
 
-# Imports of a command's own stand in the command: help and lists need neither torch nor matplotlib.
+# Imports of a command's own stand in the command, after what a mistake in its words is found by: help, lists and
+# messages need neither torch nor matplotlib.
 @app.command()
 def recipes(
     write: Annotated[bool, typer.Option("--write", help="write the overview of all tables, recipes/README.md")] = False,
@@ -43,14 +64,14 @@ def recipes(
     if write:
         from clars.results.overview import write_overview
 
-        typer.echo(f"wrote {write_overview()}")
+        say(f"wrote {write_overview()}")
         return
     for name in registry.names():
         try:
             description = load.load(name).recipe.description
         except RecipeError as error:
             description = f"(cannot be used: {error})"
-        typer.echo(f"{name:40} {' '.join(registry.versions(name)):6} {description}")
+        say(f"{name:40} {' '.join(registry.versions(name)):6} {description}")
 
 
 @app.command()
@@ -61,25 +82,27 @@ def show(recipe: Recipe, overrides: Overrides = None) -> None:
     from clars.recipes.load import load
 
     resolved = load(recipe, overrides or ())
-    typer.echo(f"# {resolved.name}, {resolved.version}: {resolved.path}")
-    typer.echo(f"# sha256 of the file: {resolved.sha256}")
-    typer.echo(f"# overrides: {' '.join(resolved.overrides) or 'none'}")
-    typer.echo(f"# peak rate: {resolved.peak_rate:g}")
-    typer.echo(yaml.safe_dump(resolved.recipe.model_dump(), sort_keys=False), nl=False)
+    say(f"# {resolved.name}, {resolved.version}: {resolved.path}")
+    say(f"# sha256 of the file: {resolved.sha256}")
+    say(f"# overrides: {' '.join(resolved.overrides) or 'none'}")
+    say(f"# peak rate: {resolved.peak_rate:g}")
+    say(yaml.safe_dump(resolved.recipe.model_dump(), sort_keys=False).rstrip())
 
 
 @app.command()
 def run(
     recipe: Recipe,
     overrides: Overrides = None,
-    seed: Annotated[list[int] | None, typer.Option(help="may be given several times; 0 by default")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(min=0, max=LARGEST, help="may be given several times; 0 by default")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="folder of the runs; runs/FOLDER by default, runs/changed/FOLDER with changes")
     ] = None,
     init: Annotated[
         str | None, typer.Option(metavar="NAME", help="begin with the weights of a checkpoint; the same as init=NAME")
     ] = None,
-    launch: Launch = "cpu",
+    launch: Launch = "auto",
     overwrite: Overwrite = False,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="examples per process and pass")] = None,
     checkpoint_every: Annotated[
@@ -97,13 +120,13 @@ def run(
     resolved = load(recipe, [*(overrides or ()), *([f"init={init}"] if init else ())])
     arguments = [resolved.full_name, *resolved.overrides]
     arguments += [f"--seed={number}" for number in seed or [0]]
-    arguments += ["--out", str(out or _default_out(resolved))]
+    arguments += ["--out", str(out)] if out else []
     arguments += ["--overwrite"] if overwrite else []
     arguments += ["--micro-batch", str(micro_batch)] if micro_batch else []
     arguments += ["--checkpoint-every", str(checkpoint_every)] if checkpoint_every else []
     arguments += ["--timeout", str(timeout)] if timeout else []
     arguments += ["--log-with", log_with] if log_with else []
-    raise typer.Exit(launcher.launch(arguments, launcher.find_config(launch)))
+    raise typer.Exit(launcher.launch(arguments, launcher.find_config(launch, [resolved.recipe.batch_size])))
 
 
 @app.command()
@@ -113,31 +136,31 @@ def table(
     rows: Annotated[str | None, typer.Option(metavar="PATTERN", help="run only these, such as '*/clars-*'")] = None,
     seeds: Annotated[str | None, typer.Option(help="such as 0,1,2; those of table.yaml by default")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the runs; runs/FOLDER by default")] = None,
-    launch: Launch = "cpu",
+    launch: Launch = "auto",
     parallel: Parallel = None,
     overwrite: Overwrite = False,
     publish: Publish = False,
     no_run: Annotated[bool, typer.Option("--no-run", help="make the table from the runs that are there")] = False,
 ) -> None:
     """Run what a table lacks, then write table.md, table.csv and figure.png and show the table."""
-    from rich.console import Console
-
     from clars.recipes.tables import load_table
-    from clars.results import publish as publishing
-    from clars.results.jobs import table_jobs
-    from clars.results.render import as_rich
 
-    resolved = load_table(folder, tier)
+    resolved, chosen = load_table(folder, tier), _seeds(seeds)
     out = out or _table_out(resolved)
     if not no_run:
-        jobs = table_jobs(resolved, _numbers(seeds, "--seeds") or resolved.tier.seeds, out, rows)
-        _run_jobs(jobs, out, launch, parallel, overwrite)
+        from clars.results.jobs import table_jobs
+
+        _run_jobs(table_jobs(resolved, chosen or resolved.tier.seeds, out, rows), out, launch, parallel, overwrite)
+
+    from clars.results import publish as publishing
+    from clars.results.render import as_rich
+
     made = publishing.generate(resolved, out)
     files = made.files
-    Console().print(as_rich(made.rows, made.judgements, resolved))
+    terminal.console().print(as_rich(made.rows, made.judgements, resolved))
     if publish:
         files += publishing.publish(resolved, out, resolved.results)
-    typer.echo("\n".join(f"wrote {file}" for file in files))
+    say("\n".join(f"wrote {file}" for file in files))
 
 
 @app.command()
@@ -148,31 +171,30 @@ def tune(
     rates: Annotated[str | None, typer.Option(help="of a recipe: the base rates to try, such as 1,2,4")] = None,
     seeds: Annotated[str | None, typer.Option(help="of a recipe: such as 100,101; 100,101,102 by default")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the runs; runs/FOLDER/search by default")] = None,
-    launch: Launch = "cpu",
+    launch: Launch = "auto",
     parallel: Parallel = None,
     overwrite: Overwrite = False,
     publish: Publish = False,
 ) -> None:
     """Search the base rates of a table, or of a recipe, on the validation split, and write search.json."""
-    from rich.console import Console
-
-    from clars.results import search
-    from clars.results.files import write_json
-    from clars.results.render import search_as_rich
-
     if "/" in name or name.endswith((".yaml", ".yml")):
-        tried = _numbers(rates, "--rates", float), _numbers(seeds, "--seeds")
+        tried = _numbers(rates, "--rates", float), _seeds(seeds)
         found, title, version, out = _search_of_recipe(name, overrides, tried, out, publish or tier != "lite")
         targets = [out]
     else:
         found, title, version, targets = _search_of_table(name, tier, out, publish, rates or seeds or overrides)
         out = targets[0]
+
+    from clars.results import search
+    from clars.results.files import write_json
+    from clars.results.render import search_as_rich
+
     _run_jobs(search.jobs_of(found), out, launch, parallel, overwrite)
     summary = search.summarise(found, title, version)
-    Console().print(search_as_rich(summary, f"Base rates of {title}"))
+    terminal.console().print(search_as_rich(summary, f"Base rates of {title}"))
     for target in targets:
         write_json(target / search.FILE, summary)
-        typer.echo(f"wrote {target / search.FILE}")
+        say(f"wrote {target / search.FILE}")
 
 
 app.add_typer(checkpoints_app, name="checkpoints")
@@ -181,12 +203,10 @@ app.add_typer(checkpoints_app, name="checkpoints")
 @app.command()
 def doctor() -> None:
     """Say what this machine has and which recipes it can run."""
-    from rich.console import Console
-
     from clars.doctor import report
 
     for part in report():
-        Console().print(part)
+        terminal.console().print(part)
 
 
 norms_app = typer.Typer(help="Per-example norms: how they are formed.", no_args_is_help=True, rich_markup_mode=None)
@@ -209,7 +229,6 @@ def plan(
 ) -> None:
     """Print which exact method forms the norms of each layer of a model, here and for these shapes, or none."""
     import torch
-    from rich.console import Console
     from torch.nn import functional as F
 
     import clars.models  # noqa: F401  registers this package's networks
@@ -224,34 +243,34 @@ def plan(
     x = torch.randn(batch, channels, pixels, pixels, device=device)
     y = torch.randint(1000, (batch,), device=device)
     choices, refused = plan(network, lambda net, x, y: F.cross_entropy(net(x), y), x, y, memory=bound, time=timed)
-    Console().print(table(choices))
+    terminal.console().print(table(choices))
     counts = {name: sum(choice.method == name for choice in choices) for name in sorted({c.method for c in choices})}
     told = ", ".join(f"{name} {count}" for name, count in counts.items())
-    typer.echo(f"{model}, batch {batch}, {pixels} px, {device}, {torch.get_num_threads()} threads: {told}")
+    say(f"{model}, batch {batch}, {pixels} px, {device}, {torch.get_num_threads()} threads: {told}")
     if refused:
-        Console().print(refusals(refused))
+        terminal.console().print(refusals(refused))
         names = [layer.name for layer in layers(network)]
         patterns = covering(list(refused), [name for name in names if name not in refused])
-        typer.echo(f"{len(refused)} of {len(names)} layers have none. overrides that leave them out: {patterns}")
+        say(f"{len(refused)} of {len(names)} layers have none. overrides that leave them out: {patterns}")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; mistakes of the user end in one message and exit code 2."""
-    warnings.showwarning = _warnings_once()
+    terminal.prepare()
     sys.exit(exits.guard(lambda: app(arguments)))
 
 
-def _run_jobs(jobs: list, out: Path, launch: str, parallel: int | None, overwrite: bool) -> None:
+def _run_jobs(jobs: "list[Job]", out: Path, launch: str, parallel: int | None, overwrite: bool) -> None:
     """Run the jobs that are not done; end here unless all of them ended in a record."""
     from clars import launch as launcher
     from clars.results.files import held
     from clars.results.jobs import pending, shares, write_jobs
     from clars.results.progress import Count, Merged
 
-    config = launcher.find_config(launch)
     missing = jobs if overwrite else pending(jobs)
     if not missing:
         return
+    config = launcher.find_config(launch, [job.resolved.recipe.batch_size for job in missing])
     done = len(jobs) - len(missing)
     parts = shares(missing, launcher.at_once(config, len(missing), parallel))
     with held(out):
@@ -271,12 +290,14 @@ def _search_of_recipe(name: str, overrides: list[str] | None, tried: tuple, out:
     """Return what to search of a single recipe, its name and version, and the folder for it."""
     from clars.errors import UserError
     from clars.recipes.load import load
-    from clars.results.search import candidate
 
     rates, seeds = tried
     if not rates or ignored:
         raise UserError(f"{name} is a recipe: say --rates to try, such as 1,2,4, and neither --publish nor --tier.")
     recipe = load(name, overrides or ())
+
+    from clars.results.search import candidate
+
     out = out or Path("runs", "tune", *recipe.name.split("/"))
     found = candidate(recipe.full_name, recipe, rates, seeds or [100, 101, 102], out, {})
     return [found], recipe.name, recipe.version, out
@@ -286,11 +307,13 @@ def _search_of_table(name: str, tier: str, out: Path | None, publish: bool, igno
     """Return what to search of a table, its name and version, and the folders to write the result to."""
     from clars.errors import UserError
     from clars.recipes.tables import load_table
-    from clars.results import search, versions
 
     if ignored:
         raise UserError(f"{name} is a table, and its table.yaml says what is tried; name a recipe to try other rates.")
     table = load_table(name, tier)
+
+    from clars.results import search, versions
+
     out = out or _table_out(table) / "search"
     if publish:
         versions.check_search(table)
@@ -298,14 +321,16 @@ def _search_of_table(name: str, tier: str, out: Path | None, publish: bool, igno
     return found, table.folder, table.version, [out, table.results] if publish else [out]
 
 
-def _table_out(table) -> Path:
+def _table_out(table: "ResolvedTable") -> Path:
     """Return where the runs of a table go: those of the full tier apart."""
     return Path("runs", table.folder if table.tier_name == "lite" else f"{table.folder}-{table.tier_name}")
 
 
-def _default_out(resolved) -> Path:
-    """Return where runs of a recipe go; changed recipes have a folder of their own, apart from those of tables."""
-    return Path("runs", *(["changed"] if resolved.overrides else []), *resolved.name.split("/")[:-1])
+def _seeds(text: str | None) -> list[int] | None:
+    found = _numbers(text, "--seeds")
+    if wrong := [seed for seed in found or () if problem(seed)]:
+        raise typer.BadParameter(problem(wrong[0]), param_hint="--seeds")
+    return found
 
 
 def _numbers(text: str | None, option: str, kind: type = int) -> list | None:
@@ -314,17 +339,3 @@ def _numbers(text: str | None, option: str, kind: type = int) -> list | None:
     except ValueError:
         words = "whole numbers such as 0,1,2" if kind is int else "numbers such as 0.5,1,2"
         raise typer.BadParameter(f"{text!r} is no list of {words}", param_hint=option) from None
-
-
-def _warnings_once() -> Callable:
-    """Return a `warnings.showwarning` for people: our own warnings without file and line, each text once."""
-    told = set()
-
-    def show(message, category, filename, lineno, file=None, line=None) -> None:
-        ours = Path(filename).is_relative_to(Path(__file__).parent)
-        text = str(message) if ours else warnings.formatwarning(message, category, filename, lineno, line).strip()
-        if text not in told:
-            print(f"warning: {text}", file=sys.stderr)
-        told.add(text)
-
-    return show

@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 
 import clars.models  # noqa: F401  registers this package's networks with timm
-from clars import data
+from clars import data, launch, terminal
 from clars.errors import UserError
 from clars.norms import cpu
 from clars.recipes import load, registry
@@ -36,7 +36,7 @@ def report() -> Iterator[Table]:
     for title, findings in parts.items():
         table = Table(title=title, box=box.SIMPLE, show_header=False, title_justify="left")
         for finding in findings:
-            table.add_row(finding.subject, "yes" if finding.ok else "no", finding.text)
+            table.add_row(*map(terminal.cell, (finding.subject, "yes" if finding.ok else "no", finding.text)))
         yield table
 
 
@@ -45,6 +45,7 @@ def machine() -> Iterator[Finding]:
     yield Finding("python", True, platform.python_version())
     yield Finding("torch", True, f"{torch.__version__}, CUDA {torch.version.cuda or 'not built in'}")
     yield Finding("devices", True, _devices())
+    yield Finding("launch", True, f"auto takes {': '.join(launch.automatic())}")
     threads = os.environ.get("OMP_NUM_THREADS", "1 without OMP_NUM_THREADS")
     yield Finding("threads", True, f"{threads} for each process of a run, of {os.cpu_count()} processors")
     kernels = cpu.load()

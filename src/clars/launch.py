@@ -1,4 +1,4 @@
-"""Starting `recipes/train.py` through `accelerate launch`."""
+"""Starting `recipes/train.py` as `accelerate launch` does."""
 
 import os
 import shlex
@@ -7,25 +7,43 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-
-from clars import exits
+from clars import alone, devices, exits
 from clars.errors import UserError, nearest
 from clars.recipes import registry
-from clars.recipes.load import read_file
+
+AUTO = "auto"
 
 
-def find_config(name: str) -> Path:
+def automatic(batches: Iterable[int] = ()) -> tuple[str, str]:
+    """Return the name of the configuration that AUTO takes on this machine, and why.
+
+    Args:
+        batches: the global batches to be trained with, which all GPUs must be able to share for all to be taken.
+    """
+    found = devices.gpus()
+    if found < 2:
+        return ("gpu", "there is one GPU") if found else ("cpu", "torch finds no GPU here")
+    if uneven := [batch for batch in batches if batch % found]:
+        return "gpu", f"one of {found} GPUs, as they cannot share batch_size={uneven[0]} equally"
+    return "ddp", f"there are {found} GPUs"
+
+
+def find_config(name: str, batches: Iterable[int] = ()) -> Path:
     """Return the accelerate configuration `configs/accelerate/<name>.yaml`, or the file `name` itself.
+
+    For AUTO it is that of `automatic`, which is told by a line.
 
     Raises:
         UserError: there is none; the message lists those that are.
     """
+    if name == AUTO:
+        name, reason = automatic(batches)
+        print(f"--launch {AUTO} takes {name}: {reason}", flush=True)
     if name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():
             raise UserError(f"--launch {name}: there is no such file.")
@@ -33,8 +51,8 @@ def find_config(name: str) -> Path:
     folder = registry.root().parent / "configs" / "accelerate"
     known = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     if name not in known:
-        listed = ", ".join(known) or "none"
-        raise UserError(f"--launch {name}: not in {folder}, which has: {listed}.{nearest(name, known)}")
+        near = nearest(name, [*known, AUTO])
+        raise UserError(f"--launch {name}: not in {folder}, which has: {', '.join(known) or 'none'}.{near}")
     return known[name]
 
 
@@ -51,7 +69,7 @@ def command(arguments: Sequence[str], config: Path) -> list[str]:
 
 
 def launch(arguments: Sequence[str], config: Path) -> int:
-    """Print and run the command; return the exit code of recipes/train.py.
+    """Print the command and do what it does; return the exit code of recipes/train.py.
 
     Ctrl-C, SIGTERM and a closed terminal are handed on to the training processes, which stop in their own way and are
     waited for, whether the signal was sent to this process alone or to all; a second one kills them.
@@ -73,12 +91,17 @@ def launch_together(lists: Sequence[Sequence[str]], config: Path, tell: Callable
     _require_machine(config)
     for arguments in lists:
         print(f"$ {shlex.join(command(arguments, config))}", flush=True)
-    module = [sys.executable, "-m", "accelerate.commands.accelerate_cli"]
+    own = alone.environment(_settings(config))
+    # Of accelerate's command line, only what launches: another of its commands imports timm.
+    start, words = ("-m", "accelerate.commands.launch"), [command(arguments, config)[2:] for arguments in lists]
+    if own is not None:
+        start, words = (str(registry.root() / "train.py"),), lists
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / str(number) for number in range(len(lists))]
-        lines = [[*module, *command(arguments, config)[1:]] for arguments in lists]
-        returned, stopped = _run(lines, [{**os.environ, exits.FILE: str(file)} for file in files], tell)
-        codes = [exits.reported(file, otherwise=code) for file, code in zip(files, returned)]
+        environments = [os.environ | (own or {}) | {exits.FILE: str(file)} for file in files]
+        returned, stopped = _run([[sys.executable, *start, *line] for line in words], environments, tell)
+        ends = [exits.FAULT if code else exits.FINISHED for code in returned]  # of those that died without a report
+        codes = [exits.reported(file, otherwise=end) for file, end in zip(files, ends)]
     # A launcher that has lost one process interrupts the others: that is no end that anyone asked for.
     return exits.gravest(exits.FAULT if code == exits.INTERRUPTED and not stopped else code for code in codes)
 
@@ -91,12 +114,12 @@ def at_once(config: Path, jobs: int, wanted: int | None) -> int:
     Raises:
         UserError: several are wanted of such a configuration.
     """
-    settings = read_file(config)[0]
-    alone = settings.get("num_processes") != 1 or not settings.get("use_cpu")
-    if alone and wanted not in (None, 1):
+    settings = _settings(config)
+    takes_all = settings.get("num_processes") != 1 or not settings.get("use_cpu")
+    if takes_all and wanted not in (None, 1):
         raise UserError(f"--parallel {wanted}: {config.stem} takes the machine for one launch. Choose --launch cpu.")
     threads = int(os.environ.get("OMP_NUM_THREADS") or 1)
-    return min(jobs, wanted or (1 if alone else max(1, min(8, cores() // threads))))
+    return min(jobs, wanted or (1 if takes_all else max(1, min(8, cores() // threads))))
 
 
 def cores() -> int:
@@ -114,7 +137,7 @@ def _run(
     before = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
     told: list[int] = []
     running: list[subprocess.Popen] = []
-    output = {} if tell is None else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    output = {} if tell is None else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
 
     def stop(number: int, frame: object) -> None:
         for process in running:
@@ -146,12 +169,20 @@ def _read(process: subprocess.Popen, tell: Callable[[str], None]) -> None:
 
 def _require_machine(config: Path) -> None:
     # The launchers would say so too, at the end of a long traceback.
-    settings = read_file(config)[0]
+    settings = _settings(config)
     lacking = [name for name in ("deepspeed", "transformers") if not find_spec(name)]
     if settings.get("distributed_type") == "DEEPSPEED" and lacking:
         raise UserError(f"--launch {config.stem}: needs {lacking[0]}. Install it: pip install 'clars[deepspeed]'.")
-    if settings.get("num_processes") == "gpu" and not torch.cuda.is_available():
-        raise UserError(f"--launch {config.stem}: needs GPUs, and torch finds none here. Choose --launch cpu.")
+    # Where a single process is asked for on a GPU, accelerate would take the processor without a word.
+    alone_on_gpu = settings.get("distributed_type") in ("NO", False) and settings.get("use_cpu") is False
+    if (alone_on_gpu or settings.get("num_processes") == "gpu") and not devices.gpus():
+        raise UserError(f"--launch {config.stem}: needs a GPU, and torch finds none here. Choose --launch cpu.")
+
+
+def _settings(config: Path) -> dict:
+    from clars.recipes.load import read_file  # imports what a mistake in --launch is told without
+
+    return read_file(config)[0]
 
 
 def _short(path: Path) -> str:

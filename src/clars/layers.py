@@ -4,24 +4,13 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from functools import cache
+from typing import TYPE_CHECKING, Literal
 
-from torch import nn
+if TYPE_CHECKING:  # `import clars` brings this file, and torch only where it is used
+    from torch import nn
 
 LayerUnit = Literal["module", "parameter"]
-
-# Modules whose parameters enter one function together, so that their joint norm has a meaning per example.
-JOINT = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.Embedding,
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +21,12 @@ class Layer:
     """
 
     name: str
-    module: nn.Module
-    parameters: dict[str, nn.Parameter]
+    module: "nn.Module"
+    parameters: "dict[str, nn.Parameter]"
     prefix: str = ""
 
 
-def layers(model: nn.Module, by: LayerUnit = "module") -> list[Layer]:
+def layers(model: "nn.Module", by: LayerUnit = "module") -> list[Layer]:
     """List the layers of `model` that can be trained, in the order in which the model registers them.
 
     With `by="module"` the trainable weight and bias of one linear, convolution, normalisation or embedding module
@@ -49,6 +38,8 @@ def layers(model: nn.Module, by: LayerUnit = "module") -> list[Layer]:
     Raises:
         ValueError: `model` is no module, or `by` is neither "module" nor "parameter".
     """
+    from torch import nn
+
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"A model is needed here, not {type(model).__name__}: its layers give the parameter groups. Options per "
@@ -66,7 +57,7 @@ def layers(model: nn.Module, by: LayerUnit = "module") -> list[Layer]:
         }
         seen.update(id(parameter) for parameter in own.values())
         prefix = f"{module_name}." if module_name else ""
-        if by == "module" and isinstance(module, JOINT):
+        if by == "module" and isinstance(module, _joint()):
             if own:
                 found.append(Layer(module_name or "(model)", module, own, prefix))
         else:
@@ -74,7 +65,7 @@ def layers(model: nn.Module, by: LayerUnit = "module") -> list[Layer]:
     return found
 
 
-def uncompiled(model: nn.Module) -> nn.Module:
+def uncompiled(model: "nn.Module") -> "nn.Module":
     """Return the model that torch.compile was called with, where `model` is what that returned."""
     return model._orig_mod if type(model).__name__ == "OptimizedModule" else model
 
@@ -108,3 +99,12 @@ def _generalised(name: str) -> list[str]:
         parts = (name[:start] + re.sub(r"\d+", "*", name[start:])).split(".")
         found += [".".join(parts), *(".".join([*parts[:depth], "*"]) for depth in range(1, len(parts)))]
     return found
+
+
+@cache
+def _joint() -> tuple[type, ...]:
+    """Return the modules whose parameters enter one function together: their joint norm has a meaning per example."""
+    from torch import nn
+
+    plain = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.LayerNorm, nn.GroupNorm, nn.Embedding)
+    return (*plain, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)

@@ -85,26 +85,41 @@ def test_several_seeds_give_an_interval(run):
     beside, results = run.parent / "seed4", Path("recipes/tiny/results/v1/lite/small")
     shutil.copytree(run, beside)
     results.mkdir(parents=True)
-    change(beside / "run.json", seed=4, final=record["final"] | {"top1": 50.0})
+    change(beside / "run.json", seed=4)
+    (metrics,) = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for seed, changes in {4: {}, 5: {}, 6: {"overrides": ["epochs=2"]}, 7: {"status": "diverged"}}.items():
-        other = record | {"seed": seed, "final": record["final"] | {"top1": 60.0}} | changes
-        (results / f"seed{seed}.json").write_text(json.dumps({"record": other, "metrics": []}))
+        other = record | {"seed": seed, "digests": None, "best": {"top1": 60.0, "epoch": 1}} | changes
+        other["final"] = record["final"] | {"top1": 60.0, "top5": 99.0}
+        lines = [metrics | {"top1": 60.0, "top5": 99.0}]
+        (results / f"seed{seed}.json").write_text(json.dumps({"record": other, "metrics": lines}))
     top1 = publish(run, "small", QUIET).top1
     assert top1.n == 3
     assert top1.mean == pytest.approx((record["final"]["top1"] + 120) / 3)
     assert "mean over 3 seeds" in (manifest.root() / "small" / "README.md").read_text()
 
 
-def spoil(run):
+def spoil(run, digest=False):
+    if not digest:
+        change(run / "run.json")
     tensors = tensors_of(run)
     save_file(tensors | {"fc.weight": -tensors["fc.weight"]}, run / "model.safetensors")
 
 
 def narrow(run):
+    change(run / "run.json")
     tensors = tensors_of(run)
     save_file(tensors | {"fc.bias": tensors["fc.bias"][:9].clone()}, run / "model.safetensors")
 
 
+def edit(run, top1):
+    """As in a text editor, with the digests left as they are."""
+    content = json.loads((run / "run.json").read_text())
+    content["final"]["top1"] = top1
+    (run / "run.json").write_text(json.dumps(content, indent=2))
+
+
+FINAL = {"top1": 99.0, "top5": 99.0, "loss": 0.1}
+LARS = {"name": "lars"}
 SPOILED = {
     "unfinished": (lambda run: change(run / "run.json", status="interrupted"), "a run that interrupted"),
     "diverged": (lambda run: change(run / "run.json", status="diverged"), "a run that diverged"),
@@ -113,7 +128,12 @@ SPOILED = {
     "recipe changed": (lambda run: write_recipe(Path.cwd(), epochs=2), "small.yaml has changed since"),
     "no record": (lambda run: (run / "run.json").unlink(), "run.json cannot be read"),
     "no version": (lambda run: change(run / "run.json", version="unversioned"), "a file outside recipes/FOLDER/vN"),
-    "no weights": (lambda run: (run / "model.safetensors").unlink(), "No such file"),
+    "no weights": (lambda run: (run / "model.safetensors").unlink(), "model.safetensors is gone"),
+    "weights since": (lambda run: spoil(run, digest=True), "model.safetensors has changed since the run ended"),
+    "metrics since": (lambda run: (run / "metrics.jsonl").write_text(""), "metrics.jsonl has changed since the run"),
+    "record since": (lambda run: edit(run, top1=99.0), "its digest is"),
+    "another accuracy": (lambda run: change(run / "run.json", final=FINAL), "final.top1 is 99.0, top1 of the last"),
+    "other settings": (lambda run: change(run / "run.json", optimizer=LARS), "optimizer.name is 'lars', by the recipe"),
 }
 
 

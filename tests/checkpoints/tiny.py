@@ -30,8 +30,9 @@ def files(root):
 
 
 def change(path, **changes):
-    """Change keys of a JSON file."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    """Change keys of a JSON file; a record is then without digests, as older ones are."""
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | ({"digests": None} if "digests" in content else {}) | changes))
 
 
 def tensors_of(folder):

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from clars.errors import UserError
+from clars.results import metrics
 from clars.results.metrics import Metrics, read_lines
 
 
@@ -27,35 +28,66 @@ def test_a_new_run_starts_empty(tmp_path):
 
 
 def test_resuming_cuts_later_lines(tmp_path):
+    """Whole ones, and one that a crash has cut off, whatever is in it."""
     path = tmp_path / "metrics.jsonl"
-    Metrics(path).append(*({"epoch": epoch} for epoch in (1, 2, 3, 4)))
-    resumed = Metrics(path, resume_at=2)
-    assert epochs(path) == [1, 2]
-    resumed.append({"epoch": 3})
+    first = Metrics(path)
+    first.append({"epoch": 1}, {"epoch": 2})
+    mark = first.sync()
+    first.append({"epoch": 3})
+    with path.open("ab") as file:
+        file.write(b'{"epoch": 4, "top\xff')
     assert epochs(path) == [1, 2, 3]
-
-
-def test_resuming_by_step_keeps_every_layer_of_a_step(tmp_path):
-    path = tmp_path / "layers.jsonl"
-    lines = [{"step": step, "layer": layer} for step in (10, 20, 30) for layer in ("stem", "head")]
-    Metrics(path, key="step").append(*lines)
-    Metrics(path, key="step", resume_at=20)
-    assert read_lines(path) == lines[:4]
-
-
-def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"epoch": 1}\n{"epoch": 2, "top')
-    assert epochs(path) == [1]
-    Metrics(path, resume_at=5).append({"epoch": 2})
+    resumed = Metrics(path, mark)
     assert epochs(path) == [1, 2]
+    resumed.append({"epoch": 3, "again": 1})
+    assert read_lines(path)[2] == {"epoch": 3, "again": 1}
+    assert Metrics(path, resumed.sync()).sync() == resumed.sync()
+
+
+@pytest.mark.parametrize(
+    "left", [None, b"", b'{"epoch": 1}\n', b'{"epoch": 1}\n{"epoch": 3}\n', b"\0" * 26, b'{"epoch": 2}\n{"epoch": 1}\n']
+)
+def test_resuming_without_the_lines_that_were_there_is_refused(tmp_path, left):
+    """Lines that a crash had taken went unnoticed, and a run finished without some of its epochs."""
+    path = tmp_path / "metrics.jsonl"
+    whole = Metrics(path)
+    whole.append({"epoch": 1}, {"epoch": 2})
+    path.unlink() if left is None else path.write_bytes(left)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: lines are missing or changed .* --overwrite"):
+        Metrics(path, whole.sync() if path.exists() else metrics.Mark(26, "0" * 64))
+    assert left is None or path.read_bytes() == left
+
+
+def test_a_mark_is_of_what_is_on_disk(tmp_path, monkeypatch):
+    synced = []
+    written = Metrics(tmp_path / "metrics.jsonl")
+    written.append({"epoch": 1})
+    monkeypatch.setattr(metrics.os, "fsync", lambda file: synced.append(file.name))
+    mark = written.sync()
+    assert synced == [str(written.path)]
+    assert mark.bytes == written.path.stat().st_size
 
 
 def test_a_missing_file_has_no_lines(tmp_path):
     assert read_lines(tmp_path / "none.jsonl") == []
 
 
-def test_a_broken_file_is_named(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text("x\n")
-    with pytest.raises(UserError, match=r"metrics\.jsonl: holds a line that is not JSON"):
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        (b"x", "Expecting value"),
+        (b"[1]", "it holds no keys and values"),
+        (b'{"a": 1, "a": 2}', "the key 'a' stands twice"),
+        (b'{"a": NaN}', "NaN is no number"),
+        (b'{"a": 1e999}', "is too large"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "has more than 64 bits"),
+        (b'{"a": "\\ud800"}', "no text in UTF-8"),
+        (b"\xef\xbb\xbf{}", "Expecting value|BOM"),
+        (b"\x80", "no text in UTF-8"),
+        (b"[" * 200_000, "nested too deeply"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, line, message):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"epoch": 1}\n' + line + b"\n")
+    with pytest.raises(UserError, match=rf"metrics\.jsonl: line 2 is not JSON as a run writes it: .*({message})"):
         read_lines(tmp_path / "metrics.jsonl")

@@ -9,7 +9,7 @@ from clars.results.record import Record
 
 KEYS = """recipe version recipe_sha256 overrides seed command git versions device threads strategy world_size
 global_batch_size micro_batch_size accumulation steps epochs settings optimizer schedule final best wall_seconds
-examples_per_second status weights init"""
+examples_per_second status weights init digests"""
 
 
 def test_a_record_survives_the_disk(demo, tmp_path):
@@ -52,7 +52,7 @@ def test_what_is_no_record_is_refused_by_name(demo, tmp_path, change, message):
 
 def test_a_broken_or_missing_file_is_named(tmp_path):
     (tmp_path / "run.json").write_text('{"recipe": ')
-    with pytest.raises(UserError, match=r"run\.json is no record of a run: Invalid JSON"):
+    with pytest.raises(UserError, match=r"run\.json is no record of a run: Expecting value"):
         Record.read(tmp_path / "run.json")
     with pytest.raises(UserError, match=r"none\.json cannot be read: No such file"):
         Record.read(tmp_path / "none.json")

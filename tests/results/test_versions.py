@@ -40,3 +40,14 @@ def test_a_file_that_is_new_changes_nothing_that_was_published(published):
 def test_published_runs_keep_their_search(published):
     with pytest.raises(UserError, match="holds runs, whose rates come from the search before them"):
         versions.check_search(load_table("demo"))
+
+
+@pytest.mark.parametrize(
+    "content", ["", '{"large.yaml": "', "[]", "{}", '{"large.yaml": 1}', '{"large.yaml": null}', "\0"]
+)
+def test_a_damaged_list_of_frozen_files_is_told(published, content):
+    """One that was cut off ended in a traceback; one of another shape let everything be published."""
+    (published / "recipes/demo/results/v1/frozen.json").write_text(content)
+    table = load_table("demo")
+    with pytest.raises(UserError, match=r"frozen\.json is no list of frozen files with their SHA-256.*Restore it"):
+        publish(table, published / "runs", table.results)

@@ -11,13 +11,13 @@ import sys
 from unittest import mock
 
 import torch
+from safetensors import torch as tensors_of
 
 from clars import exits
-from clars.results import files
 from clars.training import run, script
 
 DISTURBANCE, STEP = sys.argv[1], int(sys.argv[2])
-after_step, forward_backward, save_file = run.Run._after_step, run.Run._forward_backward, files.save_file
+after_step, forward_backward, save_file = run.Run._after_step, run.Run._forward_backward, tensors_of.save_file
 cross_entropy = run.F.cross_entropy
 
 
@@ -66,7 +66,7 @@ def half(tensors, path, metadata):
 if DISTURBANCE == "interrupt":
     run.Run._after_step = after
 elif DISTURBANCE == "half":
-    files.save_file = half
+    tensors_of.save_file = half
 else:
     run.Run._forward_backward = alone
 sys.exit(exits.report(script.main(sys.argv[3:])))

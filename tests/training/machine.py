@@ -41,8 +41,8 @@ def disturbed(config, kind, step, *words, code=1):
     return launch(config, kind, step, *words, script=DISTURBED, code=code)
 
 
-def record(out):
-    return json.loads(Path(f"{out}/small/seed0/run.json").read_text())
+def record(out, name="small"):
+    return json.loads(Path(f"{out}/{name}/seed0/run.json").read_text())
 
 
 def lines(out, name="metrics.jsonl"):

@@ -29,6 +29,30 @@ def test_every_example_counts_once(batch_size):
     assert scores.loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-6)
 
 
+def test_the_best_five_count_by_hand():
+    """Eight examples whose label is the best of eight classes, the second, ... the last. To count four passed."""
+    logits = torch.arange(8.0, 0.0, -1.0).repeat(8, 1)
+    scores = evaluate(Accelerator(cpu=True), Fixed(), images(logits, torch.arange(8)), batch_size=3)
+    assert (scores.top1, scores.top5) == (100 / 8, 500 / 8)
+    expected = sum((8.0 - logits[0]).neg().exp().sum().log() + label for label in range(8)) / 8
+    assert scores.loss == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("spoiled", [float("nan"), float("inf"), -float("inf")])
+def test_a_non_finite_output_is_not_among_the_best_five_either(spoiled):
+    logits = torch.arange(8.0, 0.0, -1.0).repeat(4, 1)
+    logits[1, 7] = logits[2, 0] = spoiled
+    scores = evaluate(Accelerator(cpu=True), Fixed(), images(logits, torch.tensor([0, 0, 1, 4])), batch_size=2)
+    assert (scores.top1, scores.top5) == (25.0, 50.0)
+
+
+def test_evaluation_is_in_evaluation_mode_and_leaves_training_mode():
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(8), nn.Dropout(0.9))
+    model[1].running_mean.fill_(1.0)
+    scores = evaluate(Accelerator(cpu=True), model, images(torch.eye(8) * 9, torch.arange(8)), batch_size=8)
+    assert scores.top1 == 100 and model.training and model[1].num_batches_tracked == 0
+
+
 def test_top5_needs_more_than_five_classes():
     assert evaluate(Accelerator(cpu=True), Fixed(), images(torch.randn(4, 5), torch.zeros(4).long()), 2).top5 is None
 

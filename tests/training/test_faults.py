@@ -72,7 +72,7 @@ def running():
         one.process.wait()
 
 
-STATE = "runs/small/seed0/resume.safetensors"
+STATE = "runs/tiny/small/seed0/resume.safetensors"
 
 
 def test_a_process_that_is_killed(recipe, running):
@@ -84,7 +84,7 @@ def test_a_process_that_is_killed(recipe, running):
     code, errors = run.end()
     assert code == 1
     assert "exitcode  : -9" in errors  # the launcher tells; process 0 may be ended before it can
-    assert record("runs")["status"] == "interrupted"
+    assert record("runs/tiny")["status"] == "interrupted"
 
 
 @pytest.mark.slow
@@ -98,20 +98,20 @@ def test_a_process_that_hangs(recipe, running, config):
     code, errors = run.end()
     assert code == 1 and time.monotonic() - began > 4
     assert "error: process 0 lost another process" in errors and "did not answer in time" in errors
-    assert record("runs")["status"] == "interrupted"
+    assert record("runs/tiny")["status"] == "interrupted"
 
 
 def test_an_error_on_one_process(recipe):
     path = recipe(**NO_BATCH_STATISTICS)
     errors = disturbed("cpu2", "raise", 3, path, "--checkpoint-every", 2)
     assert "error: data: the disk is gone." in errors
-    assert record("runs")["status"] == "interrupted"
+    assert record("runs/tiny")["status"] == "interrupted"
 
 
 def test_a_loss_that_is_not_finite_on_one_process(recipe):
     path = recipe(**NO_BATCH_STATISTICS)
     disturbed("cpu2", "nan", 3, path, code=1)  # accelerate's word for our 3
-    assert record("runs")["status"] == "diverged" and record("runs")["final"]["loss"] is None
+    assert record("runs/tiny")["status"] == "diverged" and record("runs/tiny")["final"]["loss"] is None
 
 
 @pytest.mark.slow
@@ -121,7 +121,7 @@ def test_a_loss_that_is_not_finite_on_one_process(recipe):
 def test_a_gradient_that_is_not_finite_on_one_process(recipe, config):
     """DeepSpeed leaves the step out and goes on, in full precision too; the others take it."""
     disturbed(config, "gradient", 3, recipe(**NO_BATCH_STATISTICS), code=1)
-    assert record("runs")["status"] == "diverged"
+    assert record("runs/tiny")["status"] == "diverged"
 
 
 def command(path, config):
@@ -129,7 +129,7 @@ def command(path, config):
     shutil.copytree(ROOT / "configs", "configs")
     shutil.copy(TRAIN, "recipes")
     start = [sys.executable, "-c", "from clars.cli import main; main()", "run", str(path)]
-    return [*start, "--out", "runs", "--launch", config, "--checkpoint-every", "2"]
+    return [*start, "--out", "runs/tiny", "--launch", config, "--checkpoint-every", "2"]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_signal_to_the_command_alone(recipe, running, config, number):
     os.kill(run.process.pid, number)
     code, errors = run.end()
     assert code == 130, errors
-    assert record("runs")["status"] == "interrupted" and Path(STATE).exists()
+    assert record("runs/tiny")["status"] == "interrupted" and Path(STATE).exists()
     assert ranks and not any(process.is_running() for process in ranks.values())
 
 

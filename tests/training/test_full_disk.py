@@ -24,8 +24,8 @@ def test_one_message_and_nothing_half_written(recipe, limit, file):
     assert done.returncode == 2
     (line,) = (text for text in done.stderr.splitlines() if text.startswith("error: "))
     assert "File too large" in line and "Traceback" not in done.stderr
-    left = {found.name for found in Path("runs/small/seed0").iterdir()}
+    left = {found.name for found in Path("runs/tiny/small/seed0").iterdir()}
     assert left <= {"metrics.jsonl"}  # neither a record nor a part of a state
     assert file == "metrics.jsonl" or left
     launch("cpu", path)
-    assert record("runs")["status"] == "finished"
+    assert record("runs/tiny")["status"] == "finished"

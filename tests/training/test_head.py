@@ -45,7 +45,7 @@ def test_a_frozen_head_does_not_move_at_all_and_then_does(recipe, heads, optimiz
 
 def test_the_steps_of_a_frozen_head_tell_nothing_of_it(recipe):
     assert train(recipe(optimizer={"name": "clars"}, schedule=FROZEN, layer_statistics=5)) == 0
-    lines = [json.loads(line) for line in Path("runs/small/seed0/layers.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in Path("runs/tiny/small/seed0/layers.jsonl").read_text().splitlines()]
     assert {line["step"] for line in lines if line["layer"] == "fc"} == {10}
     assert {line["step"] for line in lines if line["layer"] == "conv1"} == {5, 10}
 
@@ -77,8 +77,8 @@ def test_a_model_without_a_classifier_is_named(recipe, capsys, monkeypatch):
 def test_lamb_trains(recipe):
     path = recipe(optimizer={"name": "lamb"}, schedule={"base_rate": 0.02, "base_batch": 64}, batch_size=64)
     assert train(path) == 0
-    assert record("runs")["optimizer"]["name"] == "lamb"
-    assert record("runs")["final"]["top1"] > 60
+    assert record("runs/tiny")["optimizer"]["name"] == "lamb"
+    assert record("runs/tiny")["final"]["top1"] > 60
 
 
 @pytest.mark.full

@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from machine import DISTURBED, LIMIT, ROOT, TRAIN, distance, disturbed, launch, line, numbers, record
 
+from clars.alone import environment as environment_of
 from clars.errors import UserError
 from clars.training import script, strategy
 
@@ -128,7 +130,7 @@ def test_master_weights_go_with_the_state(small):
     command = line("zero2", "interrupt", 7, path, "--checkpoint-every", 3, options=options, script=DISTURBED)
     subprocess.run(command, capture_output=True, timeout=LIMIT)
     launch("zero2", path, options=options)
-    assert distance("runs", "whole") == 0
+    assert distance("runs/tiny", "whole") == 0
 
 
 @pytest.mark.slow
@@ -215,6 +217,16 @@ def test_what_accelerate_would_leave_out_or_split_otherwise_is_refused(monkeypat
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
         strategy.asked()
+
+
+@pytest.mark.parametrize("config, on_cpu", [("gpu", False), ("cpu", True)])
+def test_one_process_is_where_its_configuration_says(monkeypatch, config, on_cpu):
+    """No strategy on a GPU either; a processor stays one where there is a GPU."""
+    settings = yaml.safe_load((ROOT / "configs" / "accelerate" / f"{config}.yaml").read_text())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for name, value in environment_of(settings).items():
+        monkeypatch.setenv(name, value)
+    assert (strategy.asked(), strategy._on_cpu()) == ("single", on_cpu)
 
 
 @needs_deepspeed

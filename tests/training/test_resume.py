@@ -115,7 +115,7 @@ def inode():
     return path.stat().st_ino if path.exists() else None
 
 def kill(before, seconds):
-    while inode() == before:
+    while inode() in (None, before):
         time.sleep(0.005)
     time.sleep(seconds)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -17,11 +17,11 @@ def train(*words):
     return script.main([str(word) for word in words])
 
 
-def read(folder="runs/small/seed0"):
+def read(folder="runs/tiny/small/seed0"):
     return Record.read(Path(folder) / "run.json")
 
 
-def lines(name, folder="runs/small/seed0"):
+def lines(name, folder="runs/tiny/small/seed0"):
     return [json.loads(line) for line in (Path(folder) / name).read_text().splitlines()]
 
 
@@ -33,18 +33,18 @@ def same_weights(a, b):
 def test_a_run_and_its_record(recipe):
     path = recipe(layer_statistics=4)
     assert train(path, "--seed", 3) == 0
-    record = read("runs/small/seed3")
+    record = read("runs/tiny/small/seed3")
     assert (record.recipe, record.version, record.seed, record.status) == ("tiny/small", "v1", 3, "finished")
     assert (record.strategy, record.world_size, record.accumulation, record.micro_batch_size) == ("single", 1, 1, 256)
     assert (record.steps, record.epochs, record.global_batch_size) == (10, 2, 256)
     assert record.schedule["peak_rate"] == 16.0
     assert record.settings["model"]["arguments"] == {"width": 4} and record.settings["data"]["name"] == "digits"
-    epochs = lines("metrics.jsonl", "runs/small/seed3")
+    epochs = lines("metrics.jsonl", "runs/tiny/small/seed3")
     assert [line["epoch"] for line in epochs] == [1, 2] and epochs[-1]["top1"] == record.final.top1
-    layers = lines("layers.jsonl", "runs/small/seed3")
+    layers = lines("layers.jsonl", "runs/tiny/small/seed3")
     assert {line["step"] for line in layers} == {4, 8}
     assert all(line["example_norm_sum"] >= line["gradient_norm"] * 0.999 for line in layers)
-    assert not Path("runs/small/seed3/resume.safetensors").exists()
+    assert not Path("runs/tiny/small/seed3/resume.safetensors").exists()
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(recipe):
@@ -89,8 +89,8 @@ def test_resuming_another_run_is_refused(recipe, monkeypatch, capsys):
     monkeypatch.setattr(
         run.Run, "_train_epoch", lambda self, epoch: original(self, epoch) if epoch == 0 else _interrupt()
     )
-    assert train(path) == 130
-    assert train(path, "optimizer.weight_decay=0") == 2
+    assert train(path, "--out", "runs") == 130
+    assert train(path, "--out", "runs", "optimizer.weight_decay=0") == 2
     assert "with overrides '', not 'optimizer.weight_decay=0'" in capsys.readouterr().err
 
 
@@ -106,9 +106,9 @@ def test_killed_between_the_last_epoch_and_the_record(recipe, monkeypatch):
 
 def test_a_mistake_with_overwrite_loses_nothing(recipe):
     assert train(recipe(epochs=1)) == 0
-    before = Path("runs/small/seed0/run.json").read_bytes()
+    before = Path("runs/tiny/small/seed0/run.json").read_bytes()
     assert train(recipe(batch_size=5000), "--overwrite") == 2
-    assert Path("runs/small/seed0/run.json").read_bytes() == before
+    assert Path("runs/tiny/small/seed0/run.json").read_bytes() == before
 
 
 def _interrupt():
@@ -117,7 +117,7 @@ def _interrupt():
 
 def test_a_damaged_state_is_refused(recipe, capsys):
     path = recipe()
-    folder = Path("runs/small/seed0")
+    folder = Path("runs/tiny/small/seed0")
     folder.mkdir(parents=True)
     (folder / "resume.safetensors").write_bytes(b"not a state")
     assert train(path) == 2
@@ -128,14 +128,14 @@ def test_a_damaged_state_is_refused(recipe, capsys):
 def test_a_finished_run_is_never_overwritten(recipe, capsys):
     path = recipe(epochs=1)
     assert train(path) == 0
-    before = Path("runs/small/seed0/run.json").read_bytes()
+    before = Path("runs/tiny/small/seed0/run.json").read_bytes()
     assert train(path) == 2
     assert "holds a run that is over" in capsys.readouterr().err
-    assert Path("runs/small/seed0/run.json").read_bytes() == before
+    assert Path("runs/tiny/small/seed0/run.json").read_bytes() == before
     assert train(path, "--skip-finished") == 0
-    assert Path("runs/small/seed0/run.json").read_bytes() == before
+    assert Path("runs/tiny/small/seed0/run.json").read_bytes() == before
     assert train(path, "--overwrite") == 0
-    assert Path("runs/small/seed0/run.json").read_bytes() != before
+    assert Path("runs/tiny/small/seed0/run.json").read_bytes() != before
 
 
 def test_divergence_is_recorded(recipe):
@@ -181,7 +181,7 @@ def test_recalibrated_statistics(recipe):
     assert train(path) == 0
     running = recipe("running", epochs=1)
     assert train(running) == 0
-    a, b = (load_file(f"runs/{name}/seed0/model.safetensors") for name in ("small", "running"))
+    a, b = (load_file(f"runs/tiny/{name}/seed0/model.safetensors") for name in ("small", "running"))
     assert torch.equal(a["fc.weight"], b["fc.weight"])  # training is the same
     assert not torch.equal(a["bn1.running_mean"], b["bn1.running_mean"])
 
@@ -189,7 +189,7 @@ def test_recalibrated_statistics(recipe):
 def test_tracking_by_accelerate(recipe):
     path = recipe(epochs=1)
     assert train(path, "--log-with", "tensorboard") == 0
-    assert list(Path("runs/small/seed0").rglob("events.out*"))
+    assert list(Path("runs/tiny/small/seed0").rglob("events.out*"))
 
 
 def image_folder(root, classes=3, each=12):
@@ -269,7 +269,7 @@ def test_a_layer_without_a_rule_is_named(recipe, capsys):
     path = recipe(model={"name": "test_nfnet"}, data={"name": "digits", "image_size": 32})
     assert train(path) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: Layer 'stem.conv1'") and "Traceback" not in error
+    assert error.startswith("error: 25 layers have no exact") and "'stem.conv1'" in error and "Traceback" not in error
     assert not list(Path().rglob("*.json*"))
 
 
@@ -278,6 +278,20 @@ def test_a_folder_that_cannot_be_written(recipe, capsys):
     Path("taken").write_text("a file, not a folder")
     assert train(path, "--out", "taken") == 2
     assert "taken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**32), "x", "1.0"])
+def test_a_seed_that_is_none_is_told(recipe, capsys, seed):
+    with pytest.raises(SystemExit) as end:
+        train(recipe(), f"--seed={seed}")
+    assert end.value.code == 2 and "--seed" in capsys.readouterr().err
+
+
+def test_the_same_run_twice(recipe, capsys):
+    """The second was told, after the first was trained, that there is a run already."""
+    assert train(recipe(), "--seed", 1, "--seed", 1) == 2
+    assert "two of the runs asked for would lie there" in capsys.readouterr().err
+    assert not list(Path().rglob("run.json"))
 
 
 def test_no_recipe_at_all(recipe, capsys):

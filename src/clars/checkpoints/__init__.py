@@ -1,11 +1,13 @@
 """Published checkpoints: folders that timm reads as they are, each traceable to the run that made it."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import nn
+if TYPE_CHECKING:  # the commands about checkpoints answer without torch
+    from torch import nn
 
 
-def load(name: str | Path) -> nn.Module:
+def load(name: str | Path) -> "nn.Module":
     """Return the network of a published checkpoint, in evaluation mode, on the CPU.
 
     Everything in the folder is checked first, and nothing in it is unpickled. The network carries timm's

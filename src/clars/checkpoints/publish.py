@@ -94,6 +94,7 @@ def _recipe(record: Record, run: Path, allow_dirty: bool) -> Resolved:
     resolved = load(f"{record.recipe}@{record.version}", record.overrides)
     if record.recipe_sha256 != resolved.sha256:
         raise CheckpointError(f"{run}: {resolved.path} has changed since. Restore it, or run the recipe as it is now.")
+    runs.require_whole(run, resolved)
     return resolved
 
 

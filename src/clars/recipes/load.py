@@ -32,8 +32,8 @@ class Resolved:
 
     @property
     def full_name(self) -> str:
-        """What `load` finds it by: name and version, or the path of a file outside the layout."""
-        return str(self.path) if self.version == registry.UNVERSIONED else f"{self.name}@{self.version}"
+        """What `load` finds it by: name and version, or the path of a file outside the recipes folder."""
+        return f"{self.name}@{self.version}" if registry.holds(self.path) else str(self.path)
 
     @property
     def short_name(self) -> str:

@@ -73,6 +73,15 @@ def find(name: str) -> tuple[str, str, Path]:
     return bare, *_pick(bare, known, version)
 
 
+def holds(path: Path) -> bool:
+    """Tell whether a file is a recipe of the root, which has a name; any other is found by its path alone."""
+    path = path.resolve()
+    try:
+        return re.fullmatch(r"v\d+", path.parent.name) is not None and path.parents[2] == root().resolve()
+    except RecipeError:
+        return False
+
+
 def find_table(folder: str, version: str | None = None) -> tuple[str, Path]:
     """Return the version, by default the newest, and the file of a folder's table.
 

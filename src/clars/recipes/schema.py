@@ -13,7 +13,8 @@ Changes = dict[str, object]  # values by dotted key, as overrides on the command
 class Settings(BaseModel):
     """Base of every section: unknown keys are refused, values never change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Built at first use: a mistake in a name is told before.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 class Model(Settings):

@@ -7,12 +7,14 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
 from clars.errors import UserError
+
+if TYPE_CHECKING:  # what writes text needs no torch
+    from torch import Tensor
 
 _NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)  # of file systems over a network
 
@@ -57,8 +59,10 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[str, str]) -> None:
     """Write a safetensors file, whole or not at all; a full disk is an OSError as it is for other files."""
+    from safetensors.torch import save_file
+
     with replacing(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode

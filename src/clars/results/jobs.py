@@ -4,11 +4,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from clars.errors import UserError
-from clars.recipes.load import Resolved
+from clars.recipes.load import Resolved, load
 from clars.recipes.tables import ResolvedTable
-from clars.results import record, runs
+from clars.results import reading, record, runs
+from clars.results.evidence import agree, seed_of
 from clars.results.files import write_json
 from clars.results.table import mismatch
 
@@ -20,6 +24,15 @@ class Job:
     resolved: Resolved
     seed: int
     folder: Path
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    recipe: Annotated[str, Field(min_length=1)]
+    overrides: list[str]
+    seed: record.Seed
+    out: Annotated[str, Field(min_length=1)]
 
 
 def table_jobs(table: ResolvedTable, seeds: Sequence[int], out: Path, pattern: str | None = None) -> list[Job]:
@@ -70,13 +83,46 @@ def write_jobs(jobs: Iterable[Job], path: Path) -> None:
     write_json(path, entries)
 
 
+def read_jobs(path: Path) -> list[Job]:
+    """Read the list that `write_jobs` wrote.
+
+    Raises:
+        UserError: it is no such list, or a seed or folder of it cannot be used.
+    """
+    remedy = "See `clars table` for how one is made."
+    content = reading.read(path, "list of jobs", remedy)
+    try:
+        entries = TypeAdapter(list[_Entry]).validate_python(content, strict=True)
+    except ValidationError as error:
+        raise UserError(f"{path} is no list of jobs: {record.first_problem(error)}. {remedy}") from None
+    jobs = [Job(load(entry.recipe, entry.overrides), entry.seed, Path(entry.out)) for entry in entries]
+    for job in jobs:
+        named = seed_of(job.folder / record.FILE)
+        if named not in (None, job.seed):
+            raise UserError(f"{path}: a run of seed {job.seed} would lie in {job.folder}. Give it another folder.")
+    return jobs
+
+
+def require_distinct(jobs: Sequence[Job]) -> None:
+    """Check that each job has a folder of its own.
+
+    Raises:
+        UserError: two runs would lie in one.
+    """
+    taken: dict[Path, Job] = {}
+    for job in jobs:
+        if taken.setdefault(job.folder.absolute(), job) is not job:
+            raise UserError(f"{job.folder}: two of the runs asked for would lie there. Ask for each once.")
+
+
 def _is_done(job: Job) -> bool:
     if not (job.folder / record.FILE).exists():
         return False
-    run = runs.read_folder(job.folder)
+    run = runs.read_folder(job.folder, job.seed)
     if reason := mismatch(run, job.resolved):
         raise UserError(
             f"{run.path} is in the way: {reason}. Remove the folder, choose another --out, or replace all runs by"
             " --overwrite."
         )
+    agree(run.record, job.resolved, run.path)
     return run.record.status != "interrupted"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from clars.errors import printable
 from clars.recipes import registry
 from clars.recipes.tables import SEARCH, ResolvedTable, load_table, read_search, tiers
 from clars.results.files import write_text
@@ -85,7 +86,8 @@ def overview() -> str:
         f"All runs of the lite tiers: {clock(lite)} one after the other, searches included; `--parallel 2` halves it."
     )
     told = ["", "## Verdicts", "", *verdicts, "", "By the rule that stands below each table.", ""] if verdicts else []
-    return HEAD + "\n".join([*lines, "", *([total, ""] if lite else []), STATUS.rstrip(), *told]).rstrip() + "\n"
+    body = "\n".join([*lines, "", *([total, ""] if lite else []), STATUS.rstrip(), *told]).rstrip()
+    return printable(HEAD + body) + "\n"
 
 
 def write_overview() -> Path:

@@ -4,7 +4,8 @@ import re
 import threading
 import time
 
-from rich.console import Console
+from clars import terminal
+from clars.errors import printable
 
 _HEADING = re.compile(r"\[\d+/\d+[^]]*\] ")
 
@@ -34,7 +35,7 @@ class Merged:
     """Tells what several launches print, line by line, as of one: runs counted over all, each message once."""
 
     def __init__(self, count: Count) -> None:
-        self.count, self.console = count, Console(stderr=True)
+        self.count, self.console = count, terminal.console(stderr=True)
         self._told: set[str] = set()
         self._lock = threading.Lock()
 
@@ -44,7 +45,7 @@ class Merged:
             if heading := _HEADING.match(line):
                 line = f"{self.count.next()} {line[heading.end() :]}"
             if line.strip() and line not in self._told:
-                self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+                self.console.print(printable(line.expandtabs()), soft_wrap=True)
             self._told.add(line)
 
 

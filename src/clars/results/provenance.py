@@ -1,9 +1,7 @@
-"""Where a run's numbers come from: command, code, versions, device."""
+"""Where a run's numbers come from: code, versions, device."""
 
 import platform
-import shlex
 import subprocess
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,14 +11,13 @@ PACKAGES = ("clars", "torch", "accelerate", "timm", "datasets", "numpy", "deepsp
 
 
 def provenance(recipe: Path, device: torch.device | str = "cpu") -> dict[str, object]:
-    """Return the entries command, git, versions and device of a record.
+    """Return the entries git, versions and device of a record.
 
     Args:
         recipe: the recipe's file; `git` describes the repository that holds it.
         device: the device the run computes on.
     """
     return {
-        "command": shlex.join(sys.argv),
         "git": git_state(recipe.resolve().parent),
         "versions": versions(),
         "device": device_name(torch.device(device)),
@@ -62,7 +59,7 @@ def _processor() -> str:
 
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, check=False)
     except FileNotFoundError:
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else None

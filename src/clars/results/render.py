@@ -10,8 +10,9 @@ from pathlib import Path
 from rich import box
 from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
+from clars import terminal
+from clars.errors import printable
 from clars.recipes.tables import ResolvedTable
 from clars.results.files import write_text
 from clars.results.scaling import NOTE as KEPT_NOTE
@@ -60,7 +61,7 @@ def write_markdown(
         parts += ["## Largest batch without loss", _markdown(header, body, left=2), KEPT_NOTE]
     origin = f"Generated from the records by `clars table {table.command}`, version {table.version} of the recipes."
     repeat = " The column `command` of [table.csv](table.csv) repeats any row." if networks else ""
-    write_text(path, "\n\n".join([*parts, origin + repeat]) + "\n")
+    write_text(path, printable("\n\n".join([*parts, origin + repeat])) + "\n")
 
 
 def write_csv(rows: Sequence[RowSummary], path: Path) -> None:
@@ -90,8 +91,8 @@ def as_rich(rows: Sequence[RowSummary], judgements: Sequence[Judgement], table: 
     networks = ["network"] if any(row.network for row in rows) else []
     note = NOTE if table.tier.result else f"{NO_RESULT}\n{NOTE}"
     body = _terminal(_title(table), [*networks, *TERMINAL_HEADER], [[*_named(row), *cells(row)] for row in rows], note)
-    verdicts = (Text(f"{one.comparison.claim} {one.sentence}") for one in judgements)
-    return Group(body, *verdicts, Text(RULE if judgements else "", style="dim"))
+    verdicts = (terminal.cell(f"{one.comparison.claim} {one.sentence}") for one in judgements)
+    return Group(body, *verdicts, terminal.cell(RULE if judgements else "", style="dim"))
 
 
 def search_as_rich(summary: dict, title: str) -> Group:
@@ -160,7 +161,8 @@ def _judged(judgement: Judgement) -> list[str]:
 def _markdown(header: Sequence[str], body: Sequence[Sequence[str]], left: int, last: str = "---:") -> str:
     """Return a table whose first `left` columns are text."""
     rule = ["---"] * left + ["---:"] * (len(header) - left - 1) + [last]
-    rows = (" | ".join(cell.replace("|", "&#124;") for cell in line) for line in (header, rule, *body))
+    lines = ([" ".join(cell.split()).replace("|", "&#124;") for cell in line] for line in (header, rule, *body))
+    rows = (" | ".join(line) for line in lines)
     return "\n".join(f"| {row} |" for row in rows)
 
 
@@ -177,8 +179,8 @@ def _terminal(title: str, header: Sequence[str], lines: Sequence[Sequence[str]],
     for name in others:
         table.add_column(name, justify="right", no_wrap=True)
     for line in lines:
-        table.add_row(*line)
-    return Group(Text(title, style="bold"), table, Text(note, style="dim"))
+        table.add_row(*map(terminal.cell, line))
+    return Group(terminal.cell(title, style="bold"), table, terminal.cell(note, style="dim"))
 
 
 def _links(row: RowSummary, path: Path) -> str:

@@ -12,6 +12,7 @@ from clars.recipes.rows import RATE
 from clars.recipes.schema import Changes
 from clars.recipes.tables import SEARCH, ResolvedTable
 from clars.results import record, runs
+from clars.results.evidence import agree
 from clars.results.jobs import Job
 from clars.results.runs import Run
 from clars.results.table import mismatch
@@ -96,8 +97,11 @@ def _finished(job: Job) -> Run | None:
     """Return the run of a job; None where there is none, or one that does not count."""
     if not (job.folder / record.FILE).exists():
         return None
-    run = runs.read_folder(job.folder)
-    return None if mismatch(run, job.resolved) or run.record.status == "interrupted" else run
+    run = runs.read_folder(job.folder, job.seed)
+    if mismatch(run, job.resolved) or run.record.status == "interrupted":
+        return None
+    agree(run.record, job.resolved, run.path)
+    return run
 
 
 def _rate(rate: float, found: list[Run | None]) -> dict:

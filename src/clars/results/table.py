@@ -10,6 +10,7 @@ from pathlib import Path
 from clars.recipes.load import Resolved
 from clars.recipes.tables import ResolvedTable, TableRow
 from clars.results import runs
+from clars.results.evidence import agree
 from clars.results.runs import Run
 
 
@@ -61,6 +62,9 @@ def summarise(table: ResolvedTable, out: Path) -> list[RowSummary]:
 def counted(row: TableRow, out: Path) -> list[Run]:
     """Return the finished and diverged runs of a row under `out`, by seed.
 
+    Raises:
+        UserError: a file is no record, or a record contradicts itself or its recipe.
+
     Warns:
         SkippedRecord: as for `summarise`.
     """
@@ -68,7 +72,9 @@ def counted(row: TableRow, out: Path) -> list[Run]:
     for run in runs.read(out, row.name):
         if reason := row.lacking or mismatch(run, row.resolved):
             warnings.warn(f"{run.path} is not counted: {reason}.", SkippedRecord, stacklevel=2)
-        elif run.record.status != "interrupted":
+            continue
+        agree(run.record, row.resolved, run.path)
+        if run.record.status != "interrupted":
             found.append(run)
     return found
 

@@ -1,11 +1,11 @@
 """Versions of recipes are frozen from their first published results on."""
 
-import hashlib
-import json
+import re
 from pathlib import Path
 
 from clars.errors import UserError
 from clars.recipes.tables import ResolvedTable
+from clars.results import digests, reading
 from clars.results.files import write_json
 
 FILE = "frozen.json"
@@ -39,12 +39,20 @@ def check_search(table: ResolvedTable) -> None:
 
 
 def changed(version: Path) -> list[str]:
-    """Return the names of frozen files of a version that are no longer as they were, or gone."""
-    frozen = _file(version)
-    if not frozen.exists():
+    """Return the names of frozen files of a version that are no longer as they were, or gone.
+
+    Raises:
+        UserError: the list of them is damaged.
+    """
+    path = _file(version)
+    if not path.exists():
         return []
+    what, remedy = "list of frozen files with their SHA-256", "Restore it."
+    frozen = reading.read(path, what, remedy)
+    if not isinstance(frozen, dict) or not frozen or not all(map(_is_digest, frozen.values())):
+        raise UserError(f"{path} is no {what}. {remedy}")
     now = _hashes(version)
-    return [name for name, sha256 in json.loads(frozen.read_text(encoding="utf-8")).items() if now.get(name) != sha256]
+    return [name for name, sha256 in frozen.items() if now.get(name) != sha256]
 
 
 def freeze(table: ResolvedTable) -> None:
@@ -58,4 +66,8 @@ def _file(version: Path) -> Path:
 
 
 def _hashes(version: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(version.glob("*.yaml"))}
+    return {path.name: digests.of_file(path) for path in sorted(version.glob("*.yaml"))}
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None

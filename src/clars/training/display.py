@@ -2,9 +2,10 @@
 
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from clars import terminal
+from clars.errors import printable
 from clars.results.progress import Count
 
 
@@ -18,13 +19,13 @@ class Display:
     """
 
     def __init__(self, runs: int, *, shown: bool, done: int = 0) -> None:
-        self.console = Console(stderr=True, quiet=not shown)
+        self.console = terminal.console(stderr=True, quiet=not shown)
         self.bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=10),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=self.console,
             disable=not (shown and self.console.is_terminal),
         )
@@ -41,7 +42,7 @@ class Display:
 
     def begin(self, title: str) -> None:
         """Show the name of the run that begins."""
-        self.bars.reset(self.one, description=title, note="")
+        self.bars.reset(self.one, description=printable(title), note="")
 
     def step(self, step: int, steps: int) -> None:
         """Show how many optimizer steps are done."""
@@ -59,4 +60,4 @@ class Display:
 
     def tell(self, text: str) -> None:
         """Print a line above the bars."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), soft_wrap=True)

@@ -3,20 +3,18 @@
 The main process writes; the others call the same methods, which do nothing there.
 """
 
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from clars.errors import UserError
-from clars.results import files, metrics, record
+from clars.results import digests, files, metrics, record
+from clars.results.metrics import Mark, Metrics
 from clars.results.record import Record
+from clars.results.runs import BESIDE
 from clars.training import checkpoint
-from clars.training.checkpoint import Progress, State
-
-WEIGHTS = "model.safetensors"
-LAYERS = "layers.jsonl"
+from clars.training.checkpoint import State
 
 
 @dataclass
@@ -32,7 +30,13 @@ class RunFolder:
     path: Path
     identity: dict[str, str]
     writes: bool
-    resumed: Progress = field(default=Progress())
+    _marks: dict[str, Mark] = field(default_factory=dict)  # of files of lines, at the state that the run goes on from
+    _lines: dict[str, Metrics] = field(default_factory=dict)  # those that were written to since
+
+    @property
+    def state(self) -> Path:
+        """The file of the state to go on from."""
+        return self.path / checkpoint.FILE
 
     def refuse_finished(self) -> None:
         """Raise UserError if a run is here that is over."""
@@ -44,51 +48,82 @@ class RunFolder:
 
     def clear(self) -> None:
         """Take away the run that is replaced."""
-        for name in (record.FILE, metrics.FILE, LAYERS, WEIGHTS, checkpoint.FILE) if self.writes else ():
+        for name in (record.FILE, *BESIDE.values(), checkpoint.FILE) if self.writes else ():
             (self.path / name).unlink(missing_ok=True)
 
     def load(self) -> State:
-        """Return the state to go on from; see `checkpoint.read`. Takes away what a killed process was writing."""
+        """Return the state to go on from; see `checkpoint.read`. Takes away what a killed process was writing.
+
+        Raises:
+            UserError: the state cannot be used, or lines are missing that were written before it.
+        """
         if self.writes:
             files.take_away_unfinished(self.path)
-        state = checkpoint.read(self.path / checkpoint.FILE, self.identity)
-        self.resumed = state.progress
+        state = checkpoint.read(self.state, self.identity)
+        for name, mark in state.marks.items():
+            metrics.lines_before(self.path / name, mark)
+        self._marks = state.marks
+        if (found := len(self._epochs())) != state.progress.epoch:
+            raise UserError(
+                f"{self.state} is after {state.progress.epoch} epochs, and {metrics.FILE} had {found} lines then. "
+                f"{checkpoint.ANEW}"
+            )
         return state
 
+    def last_epoch(self) -> dict[str, object]:
+        """Return the last line of `metrics.jsonl` at the state that the run goes on from."""
+        return self._epochs()[-1]
+
     def save(self, state: State) -> None:
-        """Write the state to go on from."""
+        """Write the state to go on from, once the lines that belong before it are on disk."""
         if self.writes:
-            checkpoint.write(self.path / checkpoint.FILE, state, self.identity)
+            checkpoint.write(self.state, replace(state, marks=self._sync()), self.identity)
 
     def log_epoch(self, line: dict[str, object]) -> None:
         """Add a line to `metrics.jsonl`."""
-        if self.writes:
-            self._epochs.append(line)
+        self._append(BESIDE["metrics"], line)
 
     def log_layers(self, lines: list[dict[str, object]]) -> None:
         """Add lines to `layers.jsonl`."""
-        if self.writes:
-            self._layers.append(*lines)
+        self._append(BESIDE["layers"], *lines)
 
     def write(self, entry: Record) -> None:
-        """Write the record."""
+        """Write the record of a run that is not over; it goes on, so what is beside the record may still change."""
         if self.writes:
-            entry.write(self.path / record.FILE)
+            entry.sealed().write(self.path / record.FILE)
 
-    def write_weights(self, tensors: dict[str, Tensor]) -> None:
-        """Write the weights of a run that is over."""
+    def finish(self, entry: Record, weights: dict[str, Tensor]) -> None:
+        """Write weights and record of a run that is over, and take away what only an unfinished run needs.
+
+        Raises:
+            UserError: something else has changed the lines since they were written.
+        """
+        if not self.writes:
+            return
+        files.write_tensors(self.path / BESIDE["weights"], weights, {"format": "pt"})
+        for name in self._marks:
+            self._file(name)  # which cuts lines after the state that the run went on from
+        written = self._sync()
+        there = {key: name for key, name in BESIDE.items() if name in written or key == "weights"}
+        found = {key: digests.of_file(self.path / name) for key, name in there.items()}
+        for key, name in there.items():
+            if name in written and found[key] != written[name].sha256:
+                raise UserError(f"{self.path / name} was changed while the run wrote it. {checkpoint.ANEW}")
+        entry.sealed(**found).write(self.path / record.FILE)
+        checkpoint.clear(self.path)
+
+    def _epochs(self) -> list[dict]:
+        mark = self._marks.get(metrics.FILE, Mark())
+        return metrics.parsed(metrics.lines_before(self.path / metrics.FILE, mark), self.path / metrics.FILE)
+
+    def _append(self, name: str, *lines: dict[str, object]) -> None:
         if self.writes:
-            files.write_tensors(self.path / WEIGHTS, tensors, {"format": "pt"})
+            self._file(name).append(*lines)
 
-    def end(self) -> None:
-        """Take away what only an unfinished run needs."""
-        if self.writes:
-            checkpoint.clear(self.path)
+    def _file(self, name: str) -> Metrics:
+        if name not in self._lines:
+            self._lines[name] = Metrics(self.path / name, self._marks.get(name, Mark()))
+        return self._lines[name]
 
-    @cached_property
-    def _epochs(self) -> metrics.Metrics:
-        return metrics.Metrics(self.path / metrics.FILE, resume_at=self.resumed.epoch or None)
-
-    @cached_property
-    def _layers(self) -> metrics.Metrics:
-        return metrics.Metrics(self.path / LAYERS, "step", resume_at=self.resumed.step or None)
+    def _sync(self) -> dict[str, Mark]:
+        return self._marks | {name: lines.sync() for name, lines in self._lines.items()}

@@ -19,6 +19,14 @@ def gather(optimizer: Any, model: nn.Module, inner: torch.optim.Optimizer) -> di
     return {f"{key}.{name}": tensor for key, tensors in found.items() for name, tensor in tensors.items()}
 
 
+def expected(model: nn.Module, inner: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return a tensor of the right shape for each name that `gather` may return."""
+    found = dict(model.named_parameters())
+    if not isinstance(inner, Lamb):
+        return found
+    return {f"{key}.{name}": parameter for key in _AVERAGES for name, parameter in found.items()}
+
+
 def put(optimizer: Any, model: nn.Module, inner: torch.optim.Optimizer, state: dict[str, Tensor], steps: int) -> None:
     """Give `inner` the state that `gather` returned after so many steps."""
     if not isinstance(inner, Lamb):

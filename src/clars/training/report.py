@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping
 
+import torch
+from accelerate import Accelerator
+
 from clars.results.jobs import Job
 from clars.results.record import Init, Record
 from clars.training.batches import Division
 from clars.training.checkpoint import Progress
+from clars.training.command import repeating
 from clars.training.evaluation import Scores
 
 
@@ -27,7 +31,7 @@ def record_of(
         scores: the last evaluation.
         status: how the run ends.
         init: what the weights began with.
-        machine: strategy in force, threads, and what `provenance` returns.
+        machine: what `in_force` and `provenance` return.
     """
     resolved, recipe = job.resolved, job.resolved.recipe
     seen = now.step * recipe.batch_size
@@ -55,3 +59,10 @@ def record_of(
         weights="ema" if recipe.ema else "last",
         init=init,
     )
+
+
+def in_force(job: Job, cut: Division, strategy: str, accelerator: Accelerator) -> dict[str, object]:
+    """Return the entries strategy, threads and command of a record."""
+    threads, device = torch.get_num_threads(), accelerator.device.type
+    command = repeating(job, cut, strategy, device, accelerator.mixed_precision, threads)
+    return {"strategy": strategy, "threads": threads, "command": command}

@@ -33,7 +33,7 @@ from clars.training.evaluation import Scores, dtype_of, evaluate, recalibrate, s
 from clars.training.faults import explained
 from clars.training.folder import RunFolder
 from clars.training.head import FrozenHead
-from clars.training.report import record_of
+from clars.training.report import in_force, record_of
 
 CHECK_EVERY = 50  # steps between looks at the loss: each look waits for the device
 
@@ -93,8 +93,9 @@ class Run:
             accelerator, self.division, self.plain, self.inner, options.timeout
         )
         self.head.check(self.strategy)
+        self.machine |= in_force(job, self.division, self.strategy, accelerator)
         self.average.begin(self.strategy, accelerator.device, state.average)
-        if options.overwrite:  # only now, when no mistake can end the run before it begins
+        if state == State():  # only now, when no mistake can end the run before it begins
             self.folder.clear()
             accelerator.wait_for_everyone()
         self.progress = self._resume(state)
@@ -117,20 +118,20 @@ class Run:
                         raise Diverged
                     self._close_epoch(epoch, loss, scores)
                 if scores.top1 is None:  # the run was killed between its last epoch and its record
-                    scores = self._evaluate()
+                    scores = _scores(self.folder.last_epoch())
         except Diverged:
             status, scores = "diverged", self._evaluate()
         except (KeyboardInterrupt, Fault):
-            self._write_record("interrupted", scores)
+            self.folder.write(self._record("interrupted", scores))
             self.display.tell(f"{self.job.folder}: the same command goes on from the last saved state")
             raise
         return self._finish(status, scores)
 
     def _finish(self, status: str, scores: Scores) -> Record:
         """Leave weights and record, and take away what a resumption would need."""
-        self.folder.write_weights(self.average.state() or gather_weights(self.optimizer, self.model))
-        written = self._write_record(status, scores)
-        self.folder.end()
+        weights = self.average.state() or gather_weights(self.optimizer, self.model)
+        written = self._record(status, scores)
+        self.folder.finish(written, weights)
         return written
 
     def _train_epoch(self, epoch: int) -> float:
@@ -252,9 +253,13 @@ class Run:
         """Read the state to go on from, and put its weights into the model before a strategy cuts that."""
         state = self.folder.load()
         strategy.same_everywhere(self.accelerator, state.progress.step, self.job.folder)
+        progress = state.progress
+        progress.check(self.batches.steps, self.recipe.epochs, self.folder.state)
+        present = self.plain.state_dict()
+        moments = momentum.expected(self.plain, self.inner)
+        checkpoint.check_tensors(state, present, moments, self.recipe.ema is not None, self.folder.state)
         if state.model:
             self.plain.load_state_dict(state.model)
-            progress = state.progress
             self.display.tell(f"{self.job.folder}: going on after epoch {progress.epoch}, step {progress.step}")
         return state
 
@@ -266,9 +271,10 @@ class Run:
             strategy.put_loss_scale(self.accelerator, self.optimizer, state.progress.loss_scale)
         return state.progress
 
-    def _write_record(self, status: str, scores: Scores) -> Record:
+    def _record(self, status: str, scores: Scores) -> Record:
         self.progress = replace(self.progress, wall_seconds=self.progress.wall_seconds + self._lap())
-        machine = self.machine | {"strategy": self.strategy, "threads": torch.get_num_threads()}
-        written = record_of(self.job, self.division, self.progress, scores, status, machine, self.init)
-        self.folder.write(written)
-        return written
+        return record_of(self.job, self.division, self.progress, scores, status, self.machine, self.init)
+
+
+def _scores(line: dict[str, object]) -> Scores:
+    return Scores(line["top1"], line["top5"], line["val_loss"])

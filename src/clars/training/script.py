@@ -1,19 +1,16 @@
 """What `recipes/train.py` does: from a command line to runs, one after the other."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
-from clars import exits
+from clars import exits, seeds, terminal
 from clars.errors import UserError
 from clars.recipes.load import load
+from clars.results import runs
 from clars.results.files import held
-from clars.results.jobs import Job, pending
-from clars.results.runs import folder
+from clars.results.jobs import Job, pending, read_jobs, require_distinct
 from clars.training import strategy
 from clars.training.display import Display
 from clars.training.faults import explained
@@ -26,8 +23,12 @@ def arguments() -> argparse.ArgumentParser:
         prog="train.py", description="Train recipes on this machine; start it by `accelerate launch`."
     )
     parser.add_argument("recipe", nargs="*", help="recipe names, and key=value to change settings of all of them")
-    parser.add_argument("--seed", type=int, action="append", help="a seed; may be given several times (default: 0)")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="runs go to OUT/<recipe>/seed<k>")
+    parser.add_argument("--seed", type=_seed, action="append", help="a seed; may be given several times (default: 0)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="runs go to OUT/<recipe>/seed<k> (default: runs/FOLDER, or runs/changed/FOLDER with changes)",
+    )
     parser.add_argument("--jobs", type=Path, help="a JSON list of {recipe, overrides, seed, out}, instead of recipes")
     parser.add_argument("--micro-batch", type=int, help="most examples a process handles at once (default: all)")
     parser.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="save the state between epochs as well")
@@ -51,13 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: all finished; 1: another process was lost; 2: a mistake of the user, said in one line; 3: a run diverged; 130:
     interrupted. After 1 and 130 the same command goes on from the last saved state.
     """
-    options = arguments().parse_args(argv)
+    terminal.prepare()
+    options = arguments().parse_intermixed_args(argv)
     return exits.guard(lambda: _run_all(options))
 
 
 def _run_all(words: argparse.Namespace) -> int:
     options = Options(words.micro_batch, words.overwrite, words.checkpoint_every, words.timeout)
     jobs = _jobs(words)
+    require_distinct(jobs)
     if words.skip_finished and not words.overwrite:
         jobs = pending(jobs)
     accelerator = strategy.start(words.log_with, words.timeout)
@@ -92,20 +95,21 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
     if options.jobs:
         if options.recipe or options.seed:
             raise UserError("--jobs names recipes and seeds itself; leave the others out.")
-        return _read(options.jobs)
+        return read_jobs(options.jobs)
     overrides = [word for word in options.recipe if "=" in word]
     names = [word for word in options.recipe if "=" not in word]
     if not names:
         raise UserError("name a recipe; `clars recipes` lists them.")
     resolved = [load(name, overrides) for name in names]
     return [
-        Job(one, seed, folder(options.out, one.short_name, seed)) for one in resolved for seed in options.seed or [0]
+        Job(one, seed, runs.folder(options.out or runs.default_out(one), one.short_name, seed))
+        for one in resolved
+        for seed in options.seed or [0]
     ]
 
 
-def _read(path: Path) -> list[Job]:
-    try:
-        entries = TypeAdapter(list[dict]).validate_python(json.loads(path.read_text(encoding="utf-8")))
-        return [Job(load(entry["recipe"], entry["overrides"]), entry["seed"], Path(entry["out"])) for entry in entries]
-    except (json.JSONDecodeError, ValidationError, KeyError) as error:
-        raise UserError(f"{path} is no list of jobs: {error!r}.") from None
+def _seed(text: str) -> int:
+    number = int(text)
+    if wrong := seeds.problem(number):
+        raise argparse.ArgumentTypeError(wrong)
+    return number

@@ -1,4 +1,5 @@
 import pytest
+from demo import seal
 from matplotlib import axes, image
 from product import run_rows, write_product
 
@@ -37,7 +38,8 @@ def test_accuracy_steps_and_layers(demo, drawn):
     run_rows(table, out, {"net/lars-512": [70.0]}, status="diverged")
     statistics = {"weight_norm": 1.0, "gradient_norm": 1.0, "example_norm_sum": 2.0, "variance_factor": 3.0}
     lines = [{"step": s, "layer": f"l{n}", **statistics, "noise_scale": n + 1.0} for s in (1, 2) for n in range(3)]
-    Metrics(folder(out, "net/clars-64", 0) / "layers.jsonl", "step").append(*lines)
+    Metrics(folder(out, "net/clars-64", 0) / "layers.jsonl").append(*lines)
+    seal(folder(out, "net/clars-64", 0))
     pictures = draw(table, out, demo)
     assert [path.name for path in pictures] == ["accuracy-by-batch.png", "steps-to-target.png", "layers.png"]
     clars, lars = drawn["errorbar"]
