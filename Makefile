@@ -5,10 +5,11 @@ INSTALLED := .venv/.installed
 TESTABLE := .venv/.testable
 SHARDABLE := .venv/.shardable
 BENCHABLE := .venv/.benchable
+OLDEST := .venv-oldest/.installed
 export OMP_NUM_THREADS ?= 1
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.venv/torch_extensions
 
-.PHONY: help install quickstart test test-all lint bench tables clean
+.PHONY: help install quickstart test test-all test-oldest test-operators lint bench tables clean
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -23,6 +24,12 @@ test: $(TESTABLE)  ## the default test suite
 
 test-all: test $(SHARDABLE)  ## these, then the long ones and those of DeepSpeed; most of an hour
 	$(BIN)/python -m pytest -n 2 -m "slow or full or deepspeed"
+
+test-operators: $(TESTABLE)  ## the tests of norms and optimizers without compiled kernels, by torch's operators
+	CLARS_CPU_KERNELS=0 $(BIN)/python -m pytest -n 2 -m "not slow and not full" tests/norms tests/optim
+
+test-oldest: $(OLDEST)  ## those, with the oldest torch and packages that are supported, in .venv-oldest
+	.venv-oldest/bin/python -m pytest -n 2 -m "not slow and not full" tests/norms tests/optim
 
 lint: $(TESTABLE)  ## check style
 	$(BIN)/ruff check .
@@ -43,7 +50,7 @@ tables: $(INSTALLED)  ## regenerate every committed table and figure from its co
 	$(BIN)/clars recipes --write
 
 clean:  ## remove the environment and all runs
-	rm -rf .venv runs
+	rm -rf .venv .venv-oldest runs
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -65,4 +72,11 @@ $(SHARDABLE): $(TESTABLE)
 
 $(BENCHABLE): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]' --constraint constraints.txt
+	@touch $@
+
+$(OLDEST): pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --upgrade pip
+	.venv-oldest/bin/python -m pip install --quiet --editable . pytest pytest-xdist hypothesis \
+		--constraint constraints-oldest.txt
 	@touch $@

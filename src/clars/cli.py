@@ -238,7 +238,7 @@ def plan(
     from clars.recipes import schema
 
     bound = None if memory is None else int(memory * 2**20)
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     network = factory.create(schema.Model(name=model), 1000, channels, pixels).to(device)
     x = torch.randn(batch, channels, pixels, pixels, device=device)
     y = torch.randint(1000, (batch,), device=device)

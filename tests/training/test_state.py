@@ -114,21 +114,20 @@ def test_a_state_of_another_content_is_refused(path, capsys, change, message):
     assert STATE.read_bytes() == before and record("parts")["status"] == "interrupted"
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        without("momentum.fc.weight"),
-        lambda tensors, texts: [tensors.pop(name) for name in list(tensors) if name.startswith("momentum.")],
-        lambda tensors, texts: tensors["momentum.fc.weight"].mul_(1.001),
-        lambda tensors, texts: tensors["model.fc.weight"].neg_(),
-        lambda tensors, texts: tensors.__setitem__("model.fc.weight", tensors["model.fc.weight"].double()),
-        lambda tensors, texts: tensors.__setitem__("momentum.conv1.weight", tensors.pop("momentum.fc.bias")),
-        progress(step=8),
-        text("marks", "{}"),
-        text("sha256", "0" * 64),
-    ],
-    ids=str,
-)
+ALTERED = {
+    "a tensor less": without("momentum.fc.weight"),
+    "no momentum": lambda tensors, texts: [tensors.pop(name) for name in list(tensors) if name.startswith("momentum.")],
+    "another momentum": lambda tensors, texts: tensors["momentum.fc.weight"].mul_(1.001),
+    "another weight": lambda tensors, texts: tensors["model.fc.weight"].neg_(),
+    "another type": lambda tensors, texts: tensors.update({"model.fc.weight": tensors["model.fc.weight"].double()}),
+    "another name": lambda tensors, texts: tensors.update({"momentum.fc.weight": tensors.pop("momentum.fc.bias")}),
+    "another step": progress(step=8),
+    "other marks": text("marks", "{}"),
+    "another digest": text("sha256", "0" * 64),
+}
+
+
+@pytest.mark.parametrize("change", ALTERED.values(), ids=ALTERED)
 def test_a_state_that_was_changed_is_refused(path, capsys, change):
     """Without its momentum, the run went on to another result, and said that it had finished."""
     rewrite(change, sealed=False)

@@ -133,7 +133,6 @@ def prepare(
         )
     if isinstance(optimizer, LayerwiseOptimizer):
         bind(stepping, prepared)
-        optimizer.grad_scaler = accelerator.scaler
     return prepared, stepping, found
 
 
