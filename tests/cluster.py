@@ -225,7 +225,8 @@ def plain(case, model, optimizer):
 def fsdp2(case, model, optimizer):
     half = case.precision == "bfloat16"
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
-    sizes = {"replicate": 2, "shard": 2} if case.strategy == "hsdp" else {"shard": distributed.get_world_size()}
+    world = distributed.get_world_size()
+    sizes = {"replicate": 2, "shard": world // 2} if case.strategy == "hsdp" else {"shard": world}
     mesh = init_device_mesh("cpu", tuple(sizes.values()), mesh_dim_names=tuple(sizes))
     children = (child for child in model.children() if isinstance(child, (nn.Conv2d, nn.Linear)))
     for module in (*list(children)[:3:2], model):

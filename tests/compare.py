@@ -1,6 +1,9 @@
 """What two trainings must have in common."""
 
+import math
+
 import pytest
+from cluster import BATCH
 
 BOUND = 1e-5
 
@@ -30,6 +33,18 @@ def assert_equal(got: dict, expected: dict, bound: float = BOUND) -> None:
                 if row[name] is not None:
                     allowed = bound * (lost if suffers.get(name) else 1.0)
                     assert rows[layer][name] == pytest.approx(row[name], rel=allowed), (step, layer, name)
+            if row["noise_scale"] is not None:
+                assert_same_spread(rows[layer], row, 2 * bound * lost, (step, layer))
+
+
+def assert_same_spread(row: dict, expected: dict, relative: float, place: tuple) -> None:
+    """Compare variance factor M and noise scale B (M - 1) / (B - M), which loses digits where M is near 1 or B."""
+    factor, noise = expected["variance_factor"], expected["noise_scale"]
+    error = factor * relative
+    assert row["variance_factor"] == pytest.approx(factor, abs=error), (*place, "variance_factor")
+    if math.isfinite(noise) and min(factor - 1, BATCH - factor) > 2 * error:
+        allowed = 2 * error / (factor - 1) + 2 * error / (BATCH - factor)
+        assert row["noise_scale"] == pytest.approx(noise, rel=allowed), (*place, "noise_scale")
 
 
 def _peaks(steps: list[dict]) -> dict[str, float]:

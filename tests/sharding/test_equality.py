@@ -62,7 +62,7 @@ def check(world, folder, cases):
 
 
 def test_replicas_and_fully_sharded(tmp_path):
-    check(2, tmp_path, cases(PLAIN, SOME))
+    check(2, tmp_path, cases(PLAIN, SOME) + cases(("hsdp",), SOME[1:3]))
 
 
 @needs_deepspeed
