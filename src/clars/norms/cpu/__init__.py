@@ -54,19 +54,18 @@ def is_switched_off() -> bool:
 def applies(x: Tensor, gy: Tensor) -> bool:
     """Tell whether the kernels can take a layer's input and output gradient, with an example at least per thread."""
     return (
-        not _off.get()
+        loaded()
         and x.is_cpu
         and x.dtype == gy.dtype == torch.float32
         and x.shape[0] >= torch.get_num_threads()
         and x.numel() > 0
         and torch.backends.mkldnn.enabled
-        and load().loaded
     )
 
 
 def loaded() -> bool:
-    """Tell whether there are compiled kernels at all."""
-    return load().loaded
+    """Tell whether there are compiled kernels, and they are not switched off."""
+    return not _off.get() and load().loaded
 
 
 @cache
