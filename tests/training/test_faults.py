@@ -103,7 +103,7 @@ def test_a_process_that_hangs(recipe, running, config):
 
 def test_an_error_on_one_process(recipe):
     path = recipe(**NO_BATCH_STATISTICS)
-    errors = disturbed("cpu2", "raise", 3, path, "--checkpoint-every", 2)
+    errors = disturbed("cpu2", "raise", 4, path, "--checkpoint-every", 2)  # step 3 waits for the state of step 2
     assert "error: data: the disk is gone." in errors
     assert record("runs/tiny")["status"] == "interrupted"
 
