@@ -56,16 +56,15 @@ def recipes(
 @app.command()
 def show(recipe: Recipe, overrides: Overrides = None) -> None:
     """Print a recipe with all its settings, the defaults and overrides included."""
-    import yaml
-
     from clars.recipes.load import load
+    from clars.recipes.writing import dump
 
     resolved = load(recipe, overrides or ())
     typer.echo(f"# {resolved.name}, {resolved.version}: {resolved.path}")
     typer.echo(f"# sha256 of the file: {resolved.sha256}")
     typer.echo(f"# overrides: {' '.join(resolved.overrides) or 'none'}")
     typer.echo(f"# peak rate: {resolved.peak_rate:g}")
-    typer.echo(yaml.safe_dump(resolved.recipe.model_dump(), sort_keys=False), nl=False)
+    typer.echo(dump(resolved.recipe.model_dump()), nl=False)
 
 
 @app.command()
