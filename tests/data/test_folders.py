@@ -117,7 +117,7 @@ def test_classes_are_matched_by_name(folder, way):
 
 @ways
 def test_folders_of_classes_that_the_test_split_lacks(folder, way):
-    """With `dog` missing from the test split, number 1 there was `eel`."""
+    """Each split is read by itself, and by itself `eel` is number 0 of the test split."""
     put(folder, "train/cat/1.png", "train/dog/2.png", "train/eel/3.png", "train/eel/4.png", "test/eel/11.png")
     assert both(recipe(folder, way))[1] == [(11, "eel")]
 
@@ -149,7 +149,7 @@ def test_files_of_a_split_must_number_classes_alike(folder, way):
     table(folder, "train-00000-of-00002.parquet", [1], [0], ["cat", "dog"])
     table(folder, "train-00001-of-00002.parquet", [2], [0], ["dog", "cat"])
     table(folder, "test.parquet", [11], [0], ["cat", "dog"])
-    with pytest.raises(DataError, match=r"train-00001-of-00002.parquet', class 0 is 'dog', and 'cat' by what the other"):
+    with pytest.raises(DataError, match=r"train-00001-of-00002.parquet', class 0 is 'dog', and 'cat' by"):
         both(recipe(folder, way))
 
 
@@ -273,7 +273,7 @@ def test_numbers_beyond_64_bits_are_no_classes(folder, kind):
     path = table(folder, "train.parquet", [1], [0], None)
     table(folder, "test.parquet", [11], [0], None)
     value = 2**64 - 1 if kind == "uint64" else 0.5
-    split = datasets.Dataset.from_parquet(str(path)).remove_columns("label").add_column("label", np.array([value], kind))
-    split.to_parquet(path)
+    pictures = datasets.Dataset.from_parquet(str(path)).remove_columns("label")
+    pictures.add_column("label", np.array([value], kind)).to_parquet(path)
     with pytest.raises(DataError, match=r"data.label_column='label'.*(numbers of classes|class numbers)"):
         both(recipe(folder))

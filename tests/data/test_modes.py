@@ -153,9 +153,7 @@ def test_every_mode_is_scaled_by_its_range(pictures, way):
 @pytest.mark.parametrize("way", WAYS, ids=["decoded", "in memory", "streamed"])
 def test_what_is_transparent_is_white(pictures, way, channels):
     """The colour that lies hidden under transparent pixels came out, whatever it was."""
-    data = pictures(HOLES).model_copy(
-        update={"channels": channels, "mean": [0.0] * channels, "std": [1.0] * channels}
-    )
+    data = pictures(HOLES).model_copy(update={"channels": channels, "mean": [0.0] * channels, "std": [1.0] * channels})
     for name, image in read(data, way).items():
         expected = np.where(RAMP == 0 if name in ONE_KEY else HOLE, 255, RAMP)
         assert (image.int() - torch.tensor(expected).int()).abs().max() == 0, name

@@ -55,7 +55,8 @@ def strictly(node: yaml.Node) -> object:
     if text.lower() in ("", "~", "null", "true", "false"):
         return {"true": True, "false": False}.get(text.lower())
     assert text.lower() not in ("yes", "no", "on", "off", "<<", "=")
-    assert not re.match(r"[-+]?(\d[\d_:]+|0b[01_]+)(\.[\d_]*)?$|\d{4}-\d\d?-\d\d?($|[Tt\s])", text), "a number or a date to some"
+    assert not re.match(r"[-+]?(\d[\d_:]+|0b[01_]+)(\.[\d_]*)?$", text), "a number to some"
+    assert not re.match(r"\d{4}-\d\d?-\d\d?($|[Tt\s])", text), "a date to some"
     return text
 
 
