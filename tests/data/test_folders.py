@@ -201,6 +201,26 @@ def test_a_split_that_is_not_whole_or_there_twice_is_refused(folder, files, mess
         both(recipe(folder))
 
 
+@ways
+@pytest.mark.parametrize("name", [b"train/cat/\xe9t\xe91.png", b"train/\xe9/1.png"])
+def test_a_name_in_another_encoding_is_told(folder, way, name):
+    """The message was that of a codec, without the name; a stream took it."""
+    put(folder, "train/cat/1.png", "test/cat/11.png")
+    try:
+        (folder / "train/cat/1.png").rename(_made(folder, name))
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
+    with pytest.raises(DataError, match=r"the name '.*\\udce9.*1.png' is not in UTF-8. Rename it") as error:
+        both(recipe(folder, way))
+    assert str(error.value).isprintable()
+
+
+def _made(folder: Path, name: bytes) -> Path:
+    path = folder / os.fsdecode(name)
+    path.parent.mkdir(exist_ok=True)
+    return path
+
+
 def test_an_archive_is_not_left_out_in_silence(folder):
     put(folder, "train/cat/1.png", "test/cat/11.png")
     shutil.make_archive(str(folder / "train/cat/more"), "zip", folder / "test")

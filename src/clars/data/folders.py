@@ -70,7 +70,7 @@ def contents(split: str, found: Sequence[Path]) -> Contents:
     """Return the files of a split, in order.
 
     Raises DataError where it is not clear which they are: some are missing, some may be there twice, there are several
-    kinds, or pictures are not in folders of classes.
+    kinds, or pictures are not in folders of classes; and where a name is no text.
     """
     here = f"the split {split!r} in {str(found[0].parent)!r}"
     folder = next((path for path in found if path.is_dir()), None)
@@ -82,6 +82,7 @@ def contents(split: str, found: Sequence[Path]) -> Contents:
     others = kinds.pop("other", [])
     described = kinds.pop("describing", []) if "pictures" in kinds else []
     kind = _only_kind(here, kinds)
+    _require_text(here, kinds[kind])
     if kind != "pictures":
         _require_whole(here, kinds[kind])
     elif not described:
@@ -110,6 +111,12 @@ def _only_kind(here: str, kinds: dict[str, list[File]]) -> str:
     if len(kinds) > 1:
         raise DataError(f"{here} holds files of several kinds: {_some(files[0].path for files in kinds.values())}.")
     return next(iter(kinds))
+
+
+def _require_text(here: str, files: list[File]) -> None:
+    for file in files:
+        if re.search("[\ud800-\udfff]", file.path):  # what Python makes of bytes that are no UTF-8
+            raise DataError(f"{here}: the name {file.path!r} is not in UTF-8. Rename it.")
 
 
 def _require_classes(here: str, folder: Path, pictures: list[File]) -> None:
