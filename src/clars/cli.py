@@ -77,16 +77,15 @@ def recipes(
 @app.command()
 def show(recipe: Recipe, overrides: Overrides = None) -> None:
     """Print a recipe with all its settings, the defaults and overrides included."""
-    import yaml
-
     from clars.recipes.load import load
+    from clars.recipes.writing import dump
 
     resolved = load(recipe, overrides or ())
     say(f"# {resolved.name}, {resolved.version}: {resolved.path}")
     say(f"# sha256 of the file: {resolved.sha256}")
     say(f"# overrides: {' '.join(resolved.overrides) or 'none'}")
     say(f"# peak rate: {resolved.peak_rate:g}")
-    say(yaml.safe_dump(resolved.recipe.model_dump(), sort_keys=False).rstrip())
+    say(dump(resolved.recipe.model_dump()).rstrip())
 
 
 @app.command()

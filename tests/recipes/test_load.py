@@ -6,6 +6,7 @@ import pytest
 from demo import SMALL, write
 
 from clars.errors import RecipeError
+from clars.recipes import registry
 from clars.recipes.load import load
 
 
@@ -65,6 +66,18 @@ def test_layer_overrides_keep_truth_values_apart_from_numbers(demo):
         ("optimizer=3", "optimizer = 3 must be a section of keys and values."),
         ("optimizer={}", "optimizer.name is missing."),
         ("data.channels=2", "data.channels = 2 must be 1 or 3."),
+        ("data.image_size=20000", "data.image_size = 20000 must be less than or equal to 4096."),
+        ("data.workers=100000", "data.workers = 100000 must be less than or equal to 256."),
+        ("data.prefetch=1000000", "data.prefetch = 1000000 must be less than or equal to 1000."),
+        ("data.shuffle_buffer=1000000000", "data.shuffle_buffer = 1000000000 must be less than or equal to 10000000."),
+        ("data.train_examples=9000000000", "data.train_examples = 9000000000 must be less than 2147483648."),
+        ("evaluation.batch_size=1000000", "evaluation.batch_size = 1000000 must be less than or equal to 65536."),
+        ("batch_size=100000000", "batch_size = 100000000 must be less than or equal to 16777216."),
+        ("schedule.base_batch=100000000", "schedule.base_batch = 100000000 must be less than or equal to 16777216."),
+        ("epochs=10000000", "epochs = 10000000 must be less than or equal to 1000000."),
+        ("layer_statistics=9000000000", "layer_statistics = 9000000000 must be less than 2147483648."),
+        ("optimizer.nesterov='yes'", "optimizer.nesterov = 'yes' must be a valid boolean."),
+        ("model.arguments={x: .inf}", "model.arguments.x = inf must be a valid boolean or a valid integer"),
         ("data.mean=[x]", "data.mean.0 = 'x' must be a valid number."),
         (
             "model.arguments.x=[1]",
@@ -117,6 +130,7 @@ def test_keys_that_are_no_text_are_refused(demo):
             "evaluation.split = 'validation' cannot",
         ),
         (["data.name=a/b", "data.in_memory=true", "data.augmentation=imagenet"], "data.in_memory = true holds images"),
+        (["data.name=a/b", "data.test_split=train"], "data.test_split = 'train' is what is trained on"),
     ],
 )
 def test_settings_that_exclude_each_other(demo, overrides, message):
@@ -151,3 +165,30 @@ def test_defaults_do_not_warn(demo):
         warnings.simplefilter("error")
         load("demo/small", ["schedule.name=constant"])
         load("demo/large", ["optimizer.trust_coefficient=1e-2", "optimizer.layers=parameter"])
+
+
+def test_a_message_is_no_longer_than_can_be_read(demo):
+    """9,000 unknown keys were 9,000 lines, after half a minute of looking for what they might have meant."""
+    write(demo / "recipes", bad=SMALL + "".join(f"key{number}: 1\n" for number in range(5000)))
+    with pytest.raises(RecipeError) as error:
+        load("demo/bad")
+    assert len(str(error.value).splitlines()) == 10
+    with pytest.raises(RecipeError) as error:
+        load("demo/small", [f"epochs={'x' * 50_000}"])
+    assert (
+        len(str(error.value)) > 50_000 and len(str(error.value)) < 50_500
+    )  # the override itself, and not its value again
+
+
+def test_the_training_split_may_be_named_where_it_is_not_tested_on(demo):
+    load("demo/small", ["data.name=a/b", "data.test_split=train", "evaluation.split=validation"])
+
+
+def test_a_name_that_a_terminal_obeys_is_not_listed_and_not_read(demo):
+    """File names with escape codes came out of `clars recipes` and `clars show` as they were."""
+    write(demo / "recipes", **{"evil\x1b[31m": SMALL})
+    assert all(name.isprintable() for name in registry.names())
+    path = next((demo / "recipes/demo/v1").glob("evil*"))
+    with pytest.raises(RecipeError, match=r"holds the character U\+001B.*Rename it") as error:
+        load(str(path))
+    assert str(error.value).isprintable()

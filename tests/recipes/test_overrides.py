@@ -20,6 +20,22 @@ def test_the_same_key_twice_is_an_error():
         read(["a.b=1", "c=1", "a.b=2"])
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optimizer.momentum=0.5", "optimizer={name: lars}"],
+        ["optimizer={name: lars}", "optimizer.momentum=0.5"],
+        ["model.arguments.width=4", "epochs=1", "model={name: resnet8}"],
+        ["a.b.c.d=1", "a.b={}"],
+    ],
+)
+def test_a_key_beside_its_section_is_an_error(overrides):
+    """The section replaced the key that was given before it, without a word."""
+    with pytest.raises(RecipeError, match=r"override .*: (.+) is part of .*, which is given as well"):
+        read(overrides)
+    assert read(["optimizer.name=lars", "optimizer_name=x", "optimizers={}"])  # beginnings of words are no sections
+
+
 def test_a_value_that_is_no_yaml_is_an_error():
     with pytest.raises(RecipeError, match=r"override 'a=\[1'.*cannot be read as YAML"):
         read(["a=[1"])
@@ -50,8 +66,26 @@ def test_what_is_written_reads_as_what_it_was():
         "f": {"*.bn*": {"adapt": False}},
         "g": "[x",
         "h": 2.0,
+        "i": "no",
+        "j": "5e-4",
+        "k": "a: \U0001f600",
+        "l": [1e22, 5e-324, "0o17"],
     }
     written = write(values)
     assert written[:4] == ["a=lars", "b=5e-05", "c=true", "d=null"]
     assert read(written) == values
     assert [type(value) for value in read(written).values()] == [type(value) for value in values.values()]
+
+
+@pytest.mark.parametrize("value", [float("inf"), [float("nan")], {"a": -float("inf")}])
+def test_what_no_override_can_say_is_not_written(value):
+    """Infinity was written as JSON writes it, which YAML reads as the text 'Infinity'."""
+    with pytest.raises(RecipeError, match=r"a\.b.*not finite"):
+        write({"a.b": value})
+
+
+def test_a_key_that_a_terminal_obeys_is_an_error():
+    """The key of a free section, such as model.arguments, came out of `clars show` as it was."""
+    with pytest.raises(RecipeError, match=r"the key holds the character U\+001B") as error:
+        read(["model.arguments.\x1b[31m=1"])
+    assert str(error.value).isprintable()

@@ -90,6 +90,7 @@ def test_listed_rows_may_change_one_recipe(repository):
         ("- {label: CLARS, recipe: net}", "- {label: CLARS, recipe: nett}", "names 'nett'.*Did you mean 'demo/net'"),
         ("optimizer.name: clars", "optimizer.nam: clars", "optimizer.nam is not a known key"),
         ("batches: [64", "batches: [0", "tiers.lite.product.batches.0 = 0 must be greater than 0"),
+        ("batches: [64", "batches: [64, 64", "product.batches: 64 stands twice"),
         ("  lite:", "  light:", "tiers.light is not a known key. Did you mean 'tiers.lite'"),
         ("clars: {label", "a/b: {label", "should match pattern"),
     ],
@@ -116,4 +117,32 @@ def test_a_broken_search_is_named(repository):
     results.mkdir(parents=True)
     (results / "search.json").write_text("{")
     with pytest.raises(RecipeError, match=r"search\.json is no record of a search: .*Restore it"):
+        load_table("demo")
+
+
+def test_a_product_without_end_is_refused(repository):
+    """A table of a few kilobytes described millions of rows, and each was made."""
+    write_product(repository, replace={"batches: [64": f"batches: [{', '.join(map(str, range(1000, 4500)))}, 64"})
+    with pytest.raises(RecipeError, match=r"product: these are \d+ rows; at most 10000 are read"):
+        load_table("demo")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"[]", b"{}", b'{"methods": []}', b'{"methods": {"net/clars-64": []}}', b"\xff", b"[" * 100_000, b"not json"),
+        *(
+            b'{"methods": {"net/clars-64": {"winner": %s, "recipe_sha256": "", "overrides": []}}}' % winner
+            for winner in (b'"4"', b"-1", b"NaN", b"1e999", b"true", b"[4]")
+        ),
+        b'{"methods": {}, "budget": {"wall_seconds": "1"}}',
+    ],
+    ids=lambda content: content[:80].decode("latin-1"),
+)
+def test_a_damaged_search_is_named(repository, content):
+    """A search.json with a list in it was a traceback, and any winner was believed."""
+    results = load_table("demo").results
+    results.mkdir(parents=True)
+    (results / "search.json").write_bytes(content)
+    with pytest.raises(RecipeError, match=r"search\.json is no record of a search"):
         load_table("demo")

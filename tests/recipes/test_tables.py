@@ -49,6 +49,18 @@ def test_an_unknown_table(demo, folder, tier, message):
         ("[2, 4]", "[2, 4, 8]", "equally many different rates, not small 2, large 3"),
         ("[2, 4]", "[2, 2]", "equally many different rates, not small 2, large 1"),
         ("[2, 4]", "[2, -4]", "search.grid.large.1 = -4 must be greater than 0"),
+        ("seeds: [0, 1, 2]", "seeds: [0, 1, 0]", "seeds: 0 stands twice; a run counts once"),
+        ("seeds: [0, 1, 2]", "seeds: [-1]", "seeds.0 = -1 must be greater than or equal to 0"),
+        ("seeds: [0, 1, 2]", "seeds: [4294967296]", "seeds.0 = 4294967296 must be less than 4294967296"),
+        ("seeds: [10, 11]", "seeds: [10, 4294967296]", "search.seeds.1 = 4294967296 must be less than 4294967296"),
+        ("seeds: [10, 11]", "seeds: [10, 10]", "search.seeds: 10 stands twice"),
+        ("recipe: small", "recipe: small, set: {a=b: 1}", "set.a=b.* should match pattern"),
+        ("recipe: small", "recipe: small, set: {a: .nan}", "a.*not finite"),
+        (
+            "recipe: small",
+            "recipe: small, set: {optimizer.momentum: 0.5, optimizer: {name: sgd}}",
+            "optimizer.momentum is part of optimizer",
+        ),
         ("seeds: [0, 1, 2]", "seeds: []", "seeds = .* should have at least 1 item"),
     ],
 )

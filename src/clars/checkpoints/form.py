@@ -9,7 +9,6 @@ from typing import TypeVar
 
 import timm
 import torch
-import yaml
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from clars.checkpoints.config import Config
 from clars.errors import CheckpointError, RecipeError
 from clars.recipes.reading import parse
 from clars.recipes.schema import Recipe
+from clars.recipes.writing import dump
 from clars.results.files import write_json, write_tensors, write_text
 from clars.results.record import Record, first_problem
 
@@ -68,7 +68,7 @@ def write(folder: Path, loaded: Config, recipe: Recipe, record: Record, weights:
     """Write all files but the card."""
     write_tensors(folder / WEIGHTS, weights, {"format": "pt"})
     write_json(folder / CONFIG, loaded.model_dump(mode="json"))
-    write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    write_text(folder / RECIPE, dump(recipe.model_dump(mode="json")))
     record.write(folder / RECORD)
 
 

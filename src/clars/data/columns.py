@@ -8,14 +8,16 @@ from clars.errors import DataError, nearest
 from clars.recipes import schema
 
 Split = datasets.Dataset | datasets.IterableDataset
+Openers = Mapping[str, Callable[[], Split]]
+"""What a data set has, by the name of the split; called, it opens that."""
 
 
-def named_split(splits: Mapping[str, Split], key: str, data: schema.Data) -> Split:
-    """Return the split that `data.key` names. Raises DataError if there is none."""
+def named_split(splits: Openers, key: str, data: schema.Data) -> Split:
+    """Open the split that `data.key` names. Raises DataError if there is none, or if it cannot be read."""
     name = getattr(data, key)
     if name not in splits:
         raise DataError(f"data.{key}={name!r}: there is only {_listed(splits)}.{nearest(name, splits)}")
-    return splits[name]
+    return splits[name]()
 
 
 def require_column(split: Split, key: str, data: schema.Data, fits: Callable[[object], bool], wanted: str) -> None:

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from clars.chance import seed_example
+from clars.data.modes import plain
 from clars.data.splits import Batch, Images
 from clars.data.transforms import Transform
 from clars.errors import DataError
@@ -53,19 +54,21 @@ def transformed(images: Images, image: Image.Image, number: int) -> Tensor:
 
 
 def decode(cell: dict | None, where: str, mode: str) -> Image.Image:
-    """Return the image of a cell {"bytes", "path"}, in PIL's `mode`.
+    """Return the image of a cell {"bytes", "path"}, in PIL's `mode`, as `modes.plain` makes it.
 
     Raises UnreadableImageError, naming the file or else `where`.
     """
     content, path = (cell["bytes"], cell["path"]) if cell else (None, None)
+    place = where if content or not path else path
     try:
         if not content and not path:
             raise ValueError("the cell is empty")
         with Image.open(io.BytesIO(content) if content else path) as image:
-            return image.convert(mode)
+            return plain(image, mode)
+    except DataError as error:
+        raise UnreadableImageError(f"{place}: {error}") from error
     # Broken files make decoders raise nearly anything.
     except Exception as error:
-        place = where if content or not path else path
         raise UnreadableImageError(
             f"{place}: the image cannot be decoded ({error}). Restore it from its source, or remove it."
         ) from error

@@ -1,23 +1,26 @@
 """Where image data sets come from: a local folder, the cache of earlier downloads, the Hub."""
 
+from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import datasets
-from datasets.exceptions import DatasetGenerationError, DatasetsError
 from datasets.packaged_modules.cache.cache import Cache
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
+from clars.data import local, resolved
+from clars.data.columns import Openers, Split
+from clars.data.reading import reading
 from clars.errors import DataError
 from clars.recipes import schema
 
-UNREADABLE = (DatasetsError, OSError, ValueError, RuntimeError)
 PROBE_SECONDS = 10
 
 
-def open_splits(data: schema.Data) -> datasets.DatasetDict | datasets.IterableDatasetDict:
-    """Return all splits of a data set: of `data.path` if given, else from the cache, else from the Hub.
+def open_splits(data: schema.Data) -> Openers:
+    """Return what opens each split of a data set: of `data.path` if given, else from the cache, else from the Hub.
 
     A data set in the cache is used as it is, without asking the Hub for a newer version. With `data.streaming`, the
     splits are streams, and the cache is left aside.
@@ -27,9 +30,9 @@ def open_splits(data: schema.Data) -> datasets.DatasetDict | datasets.IterableDa
         return _local(data)
     if not data.streaming:
         with suppress(ValueError, OSError):
-            return _cached(data).as_dataset()
+            return _openers(_cached(data).as_dataset())
     _require_hub(data)
-    return _read(data, f"data.name={data.name!r}", data.name, data.config)
+    return _resolved(data, f"data.name={data.name!r}", data.name, data.config)
 
 
 def reachable(data: schema.Data) -> tuple[bool, str]:
@@ -52,16 +55,20 @@ def _cached(data: schema.Data) -> Cache:
     return Cache(repo_id=data.name, dataset_name=name, config_name=data.config, version="auto", hash="auto")
 
 
-def _local(data: schema.Data) -> datasets.DatasetDict:
+def _local(data: schema.Data) -> Openers:
     where, folder = f"data.path={data.path!r}", Path(data.path).expanduser()
     if not folder.is_dir():
         raise DataError(f"{where} is not a folder: {_advice(data)}")
-    try:
-        configs = datasets.get_dataset_config_names(str(folder))
-    except UNREADABLE as error:
-        raise DataError(f"{where} holds no data set ({error}): {_advice(data)}") from error
-    # A copy without the data set's card knows one configuration only, by another name.
-    return _read(data, where, str(folder), data.config if len(configs) > 1 else None)
+    with reading(where, data):
+        configs = resolved.declared(folder)
+    if configs:
+        # A card may name its only configuration otherwise than the recipe does.
+        return _resolved(data, where, str(folder), data.config if len(configs) > 1 else None)
+    own = folder / (data.config or "")
+    found = local.open_splits(own if own.is_dir() else folder, data)
+    if not found:
+        raise DataError(f"{where} holds no data set: {_advice(data)}")
+    return found
 
 
 def _require_hub(data: schema.Data) -> None:
@@ -81,15 +88,19 @@ def _require_hub(data: schema.Data) -> None:
         ) from error
 
 
-def _read(
-    data: schema.Data, where: str, path: str, config: str | None
-) -> datasets.DatasetDict | datasets.IterableDatasetDict:
-    try:
-        return datasets.load_dataset(path, config, streaming=data.streaming)
-    except UNREADABLE as error:
-        # The library's own message says no more than that a file could not be read.
-        reason = error.__cause__ if isinstance(error, DatasetGenerationError) else error
-        raise DataError(f"{where}, data.config={data.config!r}: cannot be read: {reason}") from error
+def _resolved(data: schema.Data, where: str, path: str, config: str | None) -> Openers:
+    """Open what `datasets` finds in a folder with a card, or on the Hub, after a look at what it has found."""
+    with reading(where, data):
+        builder = datasets.load_dataset_builder(path, config)
+        resolved.check(builder, where, data)
+        if data.streaming:
+            return _openers(builder.as_streaming_dataset())
+        builder.download_and_prepare()
+        return _openers(builder.as_dataset())
+
+
+def _openers(splits: Mapping[str, Split]) -> Openers:
+    return {str(name): partial(splits.__getitem__, name) for name in splits}
 
 
 def _advice(data: schema.Data) -> str:

@@ -7,9 +7,11 @@ from typing import Literal, NamedTuple, TypeVar
 import datasets
 import torch
 
-from clars.data.columns import holds_classes, holds_images, named_split, require_column
+from clars.data import classes
+from clars.data.columns import Openers, holds_classes, holds_images, named_split, require_column
 from clars.data.images import decode, transformed
-from clars.data.source import UNREADABLE, open_splits
+from clars.data.reading import UNREADABLE
+from clars.data.source import open_splits
 from clars.data.splits import Batch, Images, Splits
 from clars.data.transforms import Transform, build, mode_of, statistics
 from clars.errors import DataError
@@ -30,7 +32,8 @@ class StreamedImages(Images):
     """A split whose examples come in order. Where other images are asked for by index, these are by `Cell`.
 
     The process that reads hands cells on to workers, which decode them; so one order is read, whatever the number of
-    workers and processes. `length` is the number of examples of an epoch.
+    workers and processes. `length` is the number of examples of an epoch. `numbers` has, for each class of the split,
+    the number of that class in training, or None.
     """
 
     def __init__(
@@ -40,8 +43,10 @@ class StreamedImages(Images):
         transform: Transform,
         length: int | None,
         classes: int,
+        numbers: Sequence[int | None],
     ) -> None:
-        self.stream, self.data, self.transform, self.length, self.classes = stream, data, transform, length, classes
+        self.stream, self.data, self.transform, self.length = stream, data, transform, length
+        self.classes, self.numbers = classes, numbers
 
     def __len__(self) -> int:
         return self.length
@@ -79,13 +84,15 @@ class StreamedImages(Images):
         image, label = self.data.image_column, self.data.label_column
         for position, row in enumerate(_rows(stream)):
             value = row[label]
-            if value is None or not 0 <= value < self.classes:
+            number = self.numbers[value] if value is not None and 0 <= value < len(self.numbers) else None
+            if number is None:
+                shown = classes.shown(value, stream.features[label])
                 raise DataError(
-                    f"data.label_column={label!r}: the label {value} of example {position} of split"
-                    f" {str(self.stream.split)!r} is none of the {self.classes} classes."
+                    f"data.label_column={label!r}: the label {shown} of example {position} of split"
+                    f" {str(stream.split)!r} is none of the {self.classes} classes of training."
                     " Choose a split or a column with a class for every image."
                 )
-            yield Cell(position, row[image], value)
+            yield Cell(position, row[image], number)
 
 
 def load(data: schema.Data, evaluation: Literal["test", "validation"]) -> Splits:
@@ -101,12 +108,13 @@ def load(data: schema.Data, evaluation: Literal["test", "validation"]) -> Splits
         )
     splits = open_splits(data)
     train, test = (_checked(splits, key, data) for key in ("train_split", "test_split"))
-    feature = train.features[data.label_column]
-    if not isinstance(feature, datasets.ClassLabel):
+    names, test_names = (classes.names_of(split.features[data.label_column]) for split in (train, test))
+    if names is None:
         raise DataError(
             f"data.label_column={data.label_column!r}: its classes have no names in the data set, and a stream cannot"
             " be searched for them. Set data.streaming=false."
         )
+    numbers = classes.numbers_in(names, test_names, data)
     known = (train.info.splits or {}).get(data.train_split)
     length = data.train_examples or (known and known.num_examples)
     if not length:
@@ -116,17 +124,17 @@ def load(data: schema.Data, evaluation: Literal["test", "validation"]) -> Splits
         )
     if known and known.num_examples and length > known.num_examples:
         raise DataError(f"data.train_examples={length}: split {data.train_split!r} has {known.num_examples}.")
-    classes = feature.num_classes
+    count = len(names)
     return Splits(
-        StreamedImages(train, data, build(data, training=True), length, classes),
-        StreamedImages(test, data, build(data, training=False), None, classes),
-        classes,
-        tuple(feature.names),
+        StreamedImages(train, data, build(data, training=True), length, count, range(count)),
+        StreamedImages(test, data, build(data, training=False), None, count, numbers),
+        count,
+        names,
         *statistics(data),
     )
 
 
-def _checked(splits: datasets.IterableDatasetDict, key: str, data: schema.Data) -> datasets.IterableDataset:
+def _checked(splits: Openers, key: str, data: schema.Data) -> datasets.IterableDataset:
     split = named_split(splits, key, data)
     require_column(split, "image_column", data, holds_images, "images")
     require_column(split, "label_column", data, holds_classes, "class numbers")

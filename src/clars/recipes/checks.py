@@ -2,12 +2,17 @@
 
 from collections.abc import Iterator
 
-from clars.recipes.schema import Recipe
+from clars.recipes.schema import Data, Recipe
 
 _LAYERWISE_ONLY = ("trust_coefficient", "layers", "overrides")
 _CLARS_ONLY = ("estimator", "fraction")
 EMBEDDED = ("digits", "glyphs")  # data sets that this package brings
 _HUB_ONLY = ("config", "image_column", "label_column", "train_split", "test_split", "in_memory", "streaming")
+
+
+def embedded(data: Data) -> bool:
+    """Say whether the data are those that this package brings, which have splits of their own."""
+    return data.name in EMBEDDED and data.path is None
 
 
 def impossible(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -29,6 +34,8 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, str]]:
         values = getattr(data, key)
         if values is not None and len(values) != data.channels:
             yield f"data.{key}", f"= {values} must have a value for each of data.channels = {data.channels}"
+    if data.train_split == data.test_split and not embedded(data) and recipe.evaluation.split == "test":
+        yield "data.test_split", f"= {data.test_split!r} is what is trained on; name another, or evaluate on validation"
     if data.in_memory and data.streaming:
         yield "data.in_memory", "= true is the opposite of data.streaming = true"
     if data.streaming and recipe.evaluation.split == "validation":
@@ -61,14 +68,13 @@ def ignored(recipe: Recipe) -> Iterator[tuple[str, str]]:
                 yield f"optimizer.{key}", f"optimizer.name = {optimizer.name!r}"
     elif optimizer.fraction is not None and optimizer.estimator == "exact":
         yield "optimizer.fraction", "optimizer.estimator = 'exact'"
-    embedded = data.name in EMBEDDED and data.path is None
-    for key in _HUB_ONLY if embedded else ():
+    for key in _HUB_ONLY if embedded(data) else ():
         if key in data.model_fields_set:
             yield f"data.{key}", f"data.name = {data.name!r}"
     if "prefetch" in data.model_fields_set and not data.workers:
         yield "data.prefetch", "data.workers = 0"
     if "shuffle_buffer" in data.model_fields_set and not data.streaming:
         yield "data.shuffle_buffer", "data.streaming = false"
-    counted = data.name == "glyphs" if embedded else data.streaming
+    counted = data.name == "glyphs" if embedded(data) else data.streaming
     if data.train_examples is not None and not counted:
         yield "data.train_examples", f"data.name = {data.name!r}"

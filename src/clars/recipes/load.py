@@ -13,7 +13,7 @@ from clars.errors import RecipeError
 from clars.recipes import checks, registry
 from clars.recipes.messages import explain
 from clars.recipes.overrides import apply, read
-from clars.recipes.reading import parse
+from clars.recipes.reading import LARGEST, parse
 from clars.recipes.schema import Recipe, Settings
 
 S = TypeVar("S", bound=Settings)
@@ -81,13 +81,14 @@ def load(name: str, overrides: Sequence[str] = ()) -> Resolved:
     return Resolved(bare, version, path, sha256, tuple(overrides), recipe)
 
 
-def read_file(path: Path) -> tuple[dict, str]:
-    """Return the mapping that a YAML file holds and the SHA-256 of its bytes."""
+def read_file(path: Path, *, aliases: bool = False) -> tuple[dict, str]:
+    """Return the mapping that a YAML file holds, perhaps with `aliases`, and the SHA-256 of its bytes."""
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror}.") from None
-    data = parse(content, str(path))
+    data = parse(content, str(path), aliases=aliases)
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: holds no keys and values; see another recipe for the form.")
     return data, hashlib.sha256(content).hexdigest()

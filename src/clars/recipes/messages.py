@@ -7,10 +7,13 @@ from typing import get_args
 from pydantic import BaseModel, ValidationError
 
 from clars.errors import nearest
+from clars.recipes.reading import QUOTED, quoted
+
+MOST = 10  # mistakes in one message
 
 
 def explain(error: ValidationError, schema: type[BaseModel], data: object, where: Callable[[str], str]) -> str:
-    """Return one message, a line for each mistake.
+    """Return one message, a line for each of the first mistakes.
 
     Args:
         error: what pydantic found in `data`.
@@ -21,16 +24,18 @@ def explain(error: ValidationError, schema: type[BaseModel], data: object, where
     problems: dict[str, list[str]] = {}
     for detail in error.errors():
         key, value = _locate(detail["loc"], data)
+        if len(problems) == MOST and key not in problems:
+            break
         if detail["type"] == "missing":
             key, problem = _dotted(detail["loc"]), "is missing."
         elif detail["type"] == "extra_forbidden":
             problem = f"is not a known key.{suggestion(key, schema)}"
         else:
-            problem = f"= {value!r} must be {_allowed(detail)}"
+            problem = f"= {quoted(value)} must be {_allowed(detail)}"
         # A union complains once for each of its members, always about the same value.
         same = problems.setdefault(key, [])
         same.append(problem if not same else f"or {_allowed(detail)}")
-    lines = (f"{where(key)}: {key or 'the whole'} {' '.join(texts)}" for key, texts in problems.items())
+    lines = (f"{where(key)}: {_visible(key) or 'the whole'} {' '.join(texts)}" for key, texts in problems.items())
     return "\n".join(line if line.endswith(("?", ".")) else f"{line}." for line in lines)
 
 
@@ -60,6 +65,10 @@ def _sections(annotation: object) -> Iterator[type[BaseModel]]:
         yield annotation
     for argument in get_args(annotation):
         yield from _sections(argument)
+
+
+def _visible(key: str) -> str:
+    return key if key.isprintable() and len(key) <= QUOTED else quoted(key)
 
 
 def _last(key: str) -> str:

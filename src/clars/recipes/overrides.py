@@ -5,29 +5,44 @@ import json
 from collections.abc import Mapping, Sequence
 
 from clars.errors import RecipeError
-from clars.recipes.reading import parse
+from clars.recipes.reading import parse, steering
 
 
 def read(overrides: Sequence[str]) -> dict[str, object]:
     """Return the value of each dotted key, in the order given.
 
     Raises:
-        RecipeError: an override without `=` or key, a value that is not YAML, or the same key twice.
+        RecipeError: an override without `=` or key, a value that is not YAML, the same key twice, or a key beside
+            its section, of which one would undo the other.
     """
     values: dict[str, object] = {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not all(key.split(".")):
             raise RecipeError(f"override {override!r}: write key=value, such as optimizer.momentum=0.8.")
+        if sign := steering(key, ""):
+            raise RecipeError(f"override {override!r}: the key holds {sign}, which belongs in no text.")
         if key in values:
             raise RecipeError(f"override {override!r}: {key} is given twice; keep one.")
+        if other := next((other for other in values if _within(key, other) or _within(other, key)), None):
+            raise RecipeError(
+                f"override {override!r}: {max(key, other, key=len)} is part of {min(key, other, key=len)}, which is"
+                " given as well and would be replaced as a whole; give the section with all its keys, or single keys."
+            )
         values[key] = parse(value, f"override {override!r}")
     return values
 
 
 def write(values: Mapping[str, object]) -> list[str]:
-    """Return the overrides that `read` turns into `values`; texts stand without quotes where they can."""
-    return [f"{key}={_written(value)}" for key, value in values.items()]
+    """Return the overrides that `read` turns into `values`; texts stand without quotes where they can.
+
+    Raises:
+        RecipeError: a value holds a number that is not finite, which no setting takes.
+    """
+    try:
+        return [f"{key}={_written(value)}" for key, value in values.items()]
+    except ValueError:
+        raise RecipeError(f"{values}: no setting takes a number that is not finite.") from None
 
 
 def apply(data: dict, values: dict[str, object]) -> dict:
@@ -51,9 +66,13 @@ def apply(data: dict, values: dict[str, object]) -> dict:
     return data
 
 
+def _within(key: str, section: str) -> bool:
+    return key.startswith(f"{section}.")
+
+
 def _written(value: object) -> str:
     try:
         plain = isinstance(value, str) and parse(value, "a value") == value
     except RecipeError:
         plain = False
-    return value if plain else json.dumps(value)  # YAML reads JSON
+    return value if plain else json.dumps(value, ensure_ascii=False, allow_nan=False)  # YAML reads JSON

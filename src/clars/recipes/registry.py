@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from clars.errors import RecipeError, nearest
+from clars.recipes.reading import steering
 
 TABLE = "table"
 UNVERSIONED = "unversioned"
@@ -43,15 +44,16 @@ def versions(name: str) -> dict[str, Path]:
 
 
 def names() -> list[str]:
-    """Return every recipe as `folder/name`, in alphabetical order."""
+    """Return every recipe as `folder/name`, in alphabetical order, but for names that a terminal would obey."""
     folders = {path.parents[1].name for path in root().glob(_LAYOUT)}
     found = {f"{folder}/{stem}" for folder in folders for files in _contents(folder).values() for stem in files}
-    return sorted(name for name in found if not name.endswith(f"/{TABLE}"))
+    return sorted(name for name in found if not name.endswith(f"/{TABLE}") and name.isprintable())
 
 
 def folders() -> list[str]:
     """Return the folders that have a table, in alphabetical order."""
-    return sorted({path.parents[1].name for path in root().glob(f"*/v*/{TABLE}.yaml")})
+    found = {path.parents[1].name for path in root().glob(f"*/v*/{TABLE}.yaml")}
+    return sorted(name for name in found if name.isprintable())
 
 
 def find(name: str) -> tuple[str, str, Path]:
@@ -111,6 +113,8 @@ def _near(name: str) -> str:
 def _find_file(path: Path) -> tuple[str, str, Path]:
     if not path.is_file():
         raise RecipeError(f"{str(path)!r} is not a file. Give a .yaml file, or a name that `clars recipes` lists.")
+    if sign := steering(str(path), ""):
+        raise RecipeError(f"{str(path)!r}: the name holds {sign}, which belongs in no text. Rename it.")
     version = path.resolve().parent.name
     if not re.fullmatch(r"v\d+", version):
         return path.stem, UNVERSIONED, path

@@ -2,12 +2,18 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Key = Annotated[str, Field(pattern=r"^[^.=\s]+(\.[^.=\s]+)*$")]
+# The upper ends lie beyond every use that is known; what lies beyond them is a slip, and would take the machine.
+Pixels = Annotated[int, Field(gt=0, le=4096)]
+Batch = Annotated[int, Field(gt=0, le=2**24)]
+Examples = Annotated[int, Field(gt=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy takes
 Figure = Literal["curves", "accuracy-by-batch", "steps-to-target", "layers"]
-Changes = dict[str, object]  # values by dotted key, as overrides on the command line
+Changes = dict[Key, object]  # values by dotted key, as overrides on the command line
 
 
 class Settings(BaseModel):
@@ -40,18 +46,18 @@ class Data(Settings):
     label_column: str = "label"
     train_split: str = "train"
     test_split: str = "test"
-    image_size: PositiveInt
+    image_size: Pixels
     channels: Literal[1, 3] = 3
     mean: list[float] | None = None
     std: list[PositiveFloat] | None = None
     augmentation: Literal["none", "crop", "imagenet"] = "none"
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    train_examples: PositiveInt | None = None
+    train_examples: Examples | None = None
     in_memory: bool = False
     streaming: bool = False
-    shuffle_buffer: PositiveInt = 10_000
-    workers: NonNegativeInt = 0
-    prefetch: PositiveInt = 2
+    shuffle_buffer: Annotated[int, Field(gt=0, le=10_000_000)] = 10_000
+    workers: Annotated[int, Field(ge=0, le=256)] = 0
+    prefetch: Annotated[int, Field(gt=0, le=1000)] = 2
 
 
 class Optimizer(Settings):
@@ -81,7 +87,7 @@ class Schedule(Settings):
 
     name: Literal["polynomial", "cosine", "constant"] = "polynomial"
     base_rate: PositiveFloat
-    base_batch: PositiveInt
+    base_batch: Batch
     power: PositiveFloat = 2.0
     warmup_epochs: NonNegativeFloat = 0.0
     frozen_head_epochs: NonNegativeFloat = 0.0
@@ -96,7 +102,7 @@ class Evaluation(Settings):
 
     split: Literal["test", "validation"] = "test"
     batch_norm: Literal["running", "recalibrated"] = "running"
-    batch_size: PositiveInt = 512
+    batch_size: Annotated[int, Field(gt=0, le=2**16)] = 512
 
 
 class Average(Settings):
@@ -121,12 +127,12 @@ class Recipe(Settings):
     optimizer: Optimizer
     schedule: Schedule
     evaluation: Evaluation = Evaluation()
-    batch_size: PositiveInt
-    epochs: PositiveInt
+    batch_size: Batch
+    epochs: Annotated[int, Field(gt=0, le=1_000_000)]
     label_smoothing: Fraction = 0.0
     ema: Average | None = None
     init: str | None = None
-    layer_statistics: Annotated[NonNegativeInt, Field(description="write layers.jsonl every N steps; 0: never")] = 0
+    layer_statistics: Annotated[int, Field(ge=0, lt=2**31, description="write layers.jsonl each N steps; 0: never")] = 0
 
 
 class Row(Settings):
@@ -146,7 +152,7 @@ class Method(Settings):
 
     label: str
     set: Changes = {}
-    at: dict[PositiveInt, Changes] = {}
+    at: dict[Batch, Changes] = {}
     rate_of: str | None = None
 
 
@@ -159,8 +165,8 @@ class Product(Settings):
 
     recipes: Annotated[list[str], Field(min_length=1)]
     methods: Annotated[dict[Name, Method], Field(min_length=1)]
-    batches: Annotated[list[PositiveInt], Field(min_length=1)]
-    batches_of: dict[str, list[PositiveInt]] = {}
+    batches: Annotated[list[Batch], Field(min_length=1)]
+    batches_of: dict[str, list[Batch]] = {}
     tuned: list[str] = []
 
 
@@ -171,7 +177,7 @@ class Search(Settings):
     """
 
     grid: dict[str, list[PositiveFloat]]
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=1000)]
     set: Changes = {}
 
 
@@ -184,7 +190,7 @@ class Tier(Settings):
     rows: list[Row] = []
     product: Product | None = None
     set: Changes = {}
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=1000)]
     search: Search | None = None
     result: bool = True
 
@@ -202,7 +208,7 @@ class Comparison(Settings):
     first: str
     second: str
     claim: str
-    batches: list[PositiveInt] | None = None
+    batches: list[Batch] | None = None
 
 
 class Head(Settings):

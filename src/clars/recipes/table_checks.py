@@ -1,9 +1,11 @@
 """What the schema of a table cannot say: names that must fit together, and a search that is the same for all."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from clars.errors import nearest
 from clars.recipes.schema import Head, Product, Search, Tier
+
+MOST_ROWS = 10_000
 
 
 def wrong_head(head: Head, tiers: Iterable[Tier]) -> Iterator[str]:
@@ -21,9 +23,11 @@ def wrong_tier(tier: Tier) -> Iterator[str]:
         if twice := sorted({value for value in values if values.count(value) > 1}):
             remedy = " Give rows of one recipe names of their own." if key == "name" else ""
             yield f"rows: the {key} {', '.join(twice)} stands twice.{remedy}"
+    yield from _repeated("seeds", tier.seeds)
     if tier.product:
         yield from _product(tier.product)
     if tier.search:
+        yield from _repeated("search.seeds", tier.search.seeds)
         yield from _search(tier, tier.search)
 
 
@@ -34,6 +38,13 @@ def row_names(tier: Tier) -> list[str]:
 
 def _product(product: Product) -> Iterator[str]:
     methods = product.methods
+    rows = len(product.recipes) * len(methods) * len(product.batches)
+    if rows > MOST_ROWS:
+        yield f"product: these are {rows} rows; at most {MOST_ROWS} are read."
+    yield from _repeated("product.recipes", product.recipes)
+    yield from _repeated("product.batches", product.batches)
+    for name, own in product.batches_of.items():
+        yield from _repeated(f"product.batches_of.{name}", own)
     yield from _unknown("product.batches_of", product.batches_of, product.recipes)
     yield from _unknown("product.tuned", product.tuned, methods)
     batches = {batch for own in (product.batches, *product.batches_of.values()) for batch in own}
@@ -56,6 +67,12 @@ def _search(tier: Tier, search: Search) -> Iterator[str]:
         unsearched = [name for name in tier.product.tuned if _searched(tier.product, name) not in search.grid]
         if unsearched:
             yield f"product.tuned: {', '.join(unsearched)} has no rates in search.grid."
+
+
+def _repeated(key: str, values: Sequence[object]) -> Iterator[str]:
+    if len(set(values)) < len(values):
+        twice = sorted({value for value in values if values.count(value) > 1})
+        yield f"{key}: {', '.join(map(str, twice))} stands twice; a run counts once."
 
 
 def _searched(product: Product, name: str) -> str:

@@ -5,16 +5,35 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from pydantic import NonNegativeFloat, PositiveFloat
+
 from clars.errors import RecipeError
 from clars.recipes import registry
 from clars.recipes.load import Resolved, load, read_file, validate
 from clars.recipes.overrides import write
 from clars.recipes.rows import RATE, Plan, Source, plans
-from clars.recipes.schema import Changes, Head, SingleTable, Table, Tier
+from clars.recipes.schema import Changes, Head, Settings, SingleTable, Table, Tier
 from clars.recipes.table_checks import wrong_head, wrong_tier
 
 TIERS = ("lite", "full")
 SEARCH = "search.json"
+
+
+class _Searched(Settings, extra="ignore"):
+    """What search.json must say of a method, whatever else it says."""
+
+    recipe_sha256: str
+    overrides: list[str] | None = None
+    winner: PositiveFloat | None
+
+
+class _Budget(Settings, extra="ignore"):
+    wall_seconds: NonNegativeFloat
+
+
+class _SearchRecord(Settings, extra="ignore"):
+    methods: dict[str, _Searched]
+    budget: _Budget | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +109,7 @@ class ResolvedTable:
         found = winners.get(plan.source.key, {})
         if found.get("winner") is None:
             lacking = "its base rate was not searched yet"
-        elif (found["recipe_sha256"], found["overrides"]) != (resolved.sha256, list(resolved.overrides)):
+        elif (found["recipe_sha256"], found.get("overrides")) != (resolved.sha256, list(resolved.overrides)):
             lacking = f"{self.results / SEARCH} has searched its base rate with other settings"
         rate = {} if lacking else {RATE: found["winner"]}
         return TableRow(plan, self.load(plan.recipe, plan.changes | rate), lacking)
@@ -125,7 +144,7 @@ def tiers(folder: str) -> list[str]:
 def _read(folder: str) -> tuple[str, str, Path, str, dict[str, tuple[Head, Tier]]]:
     folder, _, version = folder.partition("@")
     version, path = registry.find_table(folder, version)
-    data, sha256 = read_file(path)
+    data, sha256 = read_file(path, aliases=True)
     if "tiers" not in data:
         single = validate(SingleTable, data, lambda key: str(path))
         return folder, version, path, sha256, {TIERS[0]: (single, single)}
@@ -144,8 +163,9 @@ def read_search(path: Path) -> dict:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"methods": {}}
-        return found | {"methods": dict(found["methods"])}
-    except (ValueError, KeyError, TypeError) as error:
+        validate(_SearchRecord, found, lambda key: path.name)
+        return found
+    except (ValueError, RecursionError) as error:
         raise RecipeError(
-            f"{path} is no record of a search: {error!r}. Restore it, or repeat `clars tune ... --publish`."
+            f"{path} is no record of a search: {error} Restore it, or repeat `clars tune ... --publish`."
         ) from None
