@@ -48,5 +48,5 @@ if __name__ == "__main__":
     print(f"loss {nn.functional.cross_entropy(network(images), labels):.3f} before")
     loader = DataLoader(TensorDataset(images, labels), batch_size=64, shuffle=True)
     options = {"accumulate_grad_batches": 2, "gradient_clip_val": 1.0, "precision": "bf16-mixed"}
-    train(Classifier(network), loader, max_epochs=4, enable_checkpointing=False, **options)
+    train(Classifier(network), loader, max_epochs=10, enable_checkpointing=False, **options)
     print(f"loss {nn.functional.cross_entropy(network.eval()(images), labels):.3f} after")

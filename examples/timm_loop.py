@@ -45,6 +45,6 @@ if __name__ == "__main__":
     model = timm.create_model("resnet8", in_chans=1, num_classes=10)
     print(f"loss {cross_entropy(model(images), labels):.3f} before")
     batches = list(zip(images.split(64), labels.split(64)))
-    average, _ = train(model, batches, epochs=4, mixup=Mixup(mixup_alpha=0.2, num_classes=10))
+    average, _ = train(model, batches, epochs=8, mixup=Mixup(mixup_alpha=0.2, num_classes=10))
     print(f"loss {cross_entropy(model.eval()(images), labels):.3f} after")
     print(f"loss {cross_entropy(average.eval()(images), labels):.3f} with the averaged weights")

@@ -493,6 +493,16 @@ def test_state_dict_round_trip():
     assert all(torch.equal(a, b) for a, b in zip(train(later, second, batches[3:]), straight))
 
 
+def test_a_state_is_loaded_twice():
+    """Torch adds to the defaults at the first time, and accelerate loads one when it takes the optimizer over."""
+    optimizer = clars.CLARS(network(), lr=5.0)
+    state = copy.deepcopy(optimizer.state_dict())
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.param_groups[0]["lr"] = 1.0
+    optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["lr"] == 5.0
+
+
 def test_state_of_other_layers_is_refused():
     state = clars.LARS(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), lr=1.0).state_dict()
     with pytest.raises(ValueError, match="other layers"):

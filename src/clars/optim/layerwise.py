@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from clars.errors import UnsupportedLayerError, UserError
 from clars.layers import Layer, LayerUnit, layers, uncompiled
 from clars.norms.product import wide
-from clars.optim.options import by_layer, check, groups, layers_of, merged
+from clars.optim.options import OPTIONS, by_layer, check, groups, layers_of, merged
 from clars.optim.scaling import unscaled_by
 from clars.optim.stats import LayerStats
 from clars.optim.update import Momentum, update
@@ -383,11 +383,11 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
             )
         for group in state_dict["param_groups"]:
             place = f"state of layer {_names(group)[0]!r}"
-            if lacking := [name for name in self.defaults if name not in group]:
+            if lacking := [name for name in OPTIONS if name not in group]:  # torch has more among the defaults
                 raise UserError(
                     f"{place}: lacks the option {lacking[0]!r}. The state was changed, or is of another version."
                 )
-            check({name: group[name] for name in self.defaults}, place)
+            check({name: group[name] for name in OPTIONS}, place)
         super().load_state_dict(state_dict)
 
 
