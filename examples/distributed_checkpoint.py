@@ -1,10 +1,7 @@
 """CLARS's state through torch.distributed.checkpoint: saved by one number of processes, loaded by another.
 
-    torchrun --nproc-per-node 2 examples/distributed_checkpoint.py
+By itself this runs in one process; by `torchrun --nproc-per-node 2` in two, which cut the layers (FSDP2). To mind:
 
-Without torchrun it runs in one process, on the whole model.
-
-To mind:
 - The helpers name the momentum by the model's parameters, so they need the model and the optimizer of it.
 - Asked of an optimizer that has taken no step, they take one with zero gradients at rate zero, which moves nothing.
 - Options come back too: a rate that differs between saving and loading is that of the state.
@@ -14,9 +11,9 @@ import os
 import tempfile
 
 import torch
-import torch.distributed.checkpoint as dcp
 from sklearn.datasets import load_digits
 from torch import distributed, nn
+from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy
@@ -38,12 +35,12 @@ def train(model, optimizer, batches):
 
 def save(model, optimizer, folder):
     weights, state = get_state_dict(model, optimizer)
-    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder)
+    checkpoint.save({"model": weights, "optimizer": state}, checkpoint_id=folder)
 
 
 def load(model, optimizer, folder):
     weights, state = get_state_dict(model, optimizer)  # the tensors that are filled
-    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=folder)
+    checkpoint.load({"model": weights, "optimizer": state}, checkpoint_id=folder)
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
 
 
@@ -51,18 +48,18 @@ if __name__ == "__main__":
     if "RANK" in os.environ:
         distributed.init_process_group("gloo")
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
-    digits, labels = load_digits(return_X_y=True)
-    images, labels = torch.tensor(digits[rank:1024:world]).float() / 16, torch.tensor(labels[rank:1024:world])
-    batches = list(zip(images.split(64 // world), labels.split(64 // world))) * 4
-    models = [network(), network()]  # which start at different weights
-    optimizers = [clars.CLARS(model, lr=8.0) for model in models]
-    before = cross_entropy(models[0](images), labels).item()
+    own = slice(rank, 512, world)
+    images, labels = (torch.tensor(each[own]) for each in load_digits(return_X_y=True))
+    batches = list(zip((images.float() / 16).split(64 // world), labels.split(64 // world)))
+    pairs = [(model, clars.CLARS(model, lr=8.0)) for model in (network(), network())]  # of different weights
     folder = os.path.join(tempfile.gettempdir(), "clars-checkpoint-" + os.environ.get("TORCHELASTIC_RUN_ID", "alone"))
-    train(models[0], optimizers[0], batches[:32])
-    save(models[0], optimizers[0], folder)
-    load(models[1], optimizers[1], folder)
-    for model, optimizer in zip(models, optimizers):
-        train(model, optimizer, batches[32:])
-        print(f"process {rank}: loss {before:.3f} before, {cross_entropy(model(images), labels):.6f} after")
+    train(*pairs[0], batches * 4)
+    save(*pairs[0], folder)
+    load(*pairs[1], folder)
+    for model, optimizer in pairs:
+        before = cross_entropy(model(images.float() / 16), labels)
+        train(model, optimizer, batches * 4)
+        after = cross_entropy(model(images.float() / 16), labels)
+        print(f"process {rank}: loss {before:.6f} where it was saved, {after:.6f} after more steps")
     if distributed.is_initialized():
         distributed.destroy_process_group()

@@ -3,11 +3,13 @@
 To mind:
 - The Trainer's own learning_rate and weight_decay are not used: the optimizer has its own.
 - A second None has the Trainer make its schedule, which falls linearly to zero unless lr_scheduler_type says otherwise.
-- The Trainer clips to max_grad_norm=1.0 unless told otherwise (0 is none). Clipping shortens the step of CLARS and leaves
-  the layers' rates as they are.
+- The Trainer clips to max_grad_norm=1.0 unless told otherwise (0 is none). Clipping shortens the step of CLARS and
+  leaves the layers' rates as they are.
 - gradient_accumulation_steps divides the loss of models that do so themselves, such as ViT, and of those that take no
   further arguments. ResNet takes them and ignores them, so its loss is added up undivided. CLARS divides by norms that
   grow with the loss, so it hardly notices; loss_is_scaled_for_ga=False in a Trainer of one's own puts it right.
+- Before a run is resumed, the weights are best loaded by from_pretrained(checkpoint): ViT saves them under other names
+  than the Trainer looks for, and starts anew with no more than a warning, under any optimizer.
 """
 
 import tempfile

@@ -122,11 +122,15 @@ def test_it_equals_the_definition(name, tmp_path):
 
 @MODELS
 def test_a_checkpoint_goes_on_to_the_same_numbers(name, tmp_path):
-    """Shuffled, as by default: the Trainer finds the place in its order again."""
-    straight, resumed, batches = new(name), new(name), by_hand.batches(STEPS // 2, SIZE)
+    """Shuffled, as by default: the Trainer finds the place in its order again.
+
+    The weights come by from_pretrained: ViT saves them under other names than those that a resuming Trainer looks for.
+    """
+    straight, batches, saved = new(name), by_hand.batches(STEPS // 2, SIZE), tmp_path / "checkpoint-2"
     options = {"train_sampling_strategy": "random", "gradient_accumulation_steps": 2}
     fit(straight, batches, tmp_path, save_strategy="steps", save_steps=2, **options)
-    fit(resumed, batches, tmp_path, resume=str(tmp_path / "checkpoint-2"), **options)
+    resumed = type(straight).from_pretrained(saved)
+    fit(resumed, batches, tmp_path, resume=str(saved), **options)
     by_hand.assert_same(resumed, straight)
 
 
