@@ -1,7 +1,6 @@
 """CLARS's state through torch.distributed.checkpoint: saved by one number of processes, loaded by another.
 
 By itself this runs in one process; by `torchrun --nproc-per-node 2` in two, which cut the layers (FSDP2). To mind:
-
 - The helpers name the momentum by the model's parameters, so they need the model and the optimizer of it.
 - Asked of an optimizer that has taken no step, they take one with zero gradients at rate zero, which moves nothing.
 - Options come back too: a rate that differs between saving and loading is that of the state.
@@ -27,10 +26,13 @@ def network():
 
 
 def train(model, optimizer, batches):
+    losses = []
     for images, labels in batches:
         optimizer.zero_grad()
-        cross_entropy(model(images), labels).backward()
+        losses.append(cross_entropy(model(images), labels))
+        losses[-1].backward()
         optimizer.step()
+    return losses
 
 
 def save(model, optimizer, folder):
@@ -45,21 +47,18 @@ def load(model, optimizer, folder):
 
 
 if __name__ == "__main__":
-    if "RANK" in os.environ:
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
         distributed.init_process_group("gloo")
-    rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
-    own = slice(rank, 512, world)
-    images, labels = (torch.tensor(each[own]) for each in load_digits(return_X_y=True))
-    batches = list(zip((images.float() / 16).split(64 // world), labels.split(64 // world)))
+    images, labels = (torch.tensor(each[rank:512:world]).split(64 // world) for each in load_digits(return_X_y=True))
+    batches = [(image.float() / 16, label) for image, label in zip(images, labels)]
     pairs = [(model, clars.CLARS(model, lr=8.0)) for model in (network(), network())]  # of different weights
     folder = os.path.join(tempfile.gettempdir(), "clars-checkpoint-" + os.environ.get("TORCHELASTIC_RUN_ID", "alone"))
     train(*pairs[0], batches * 4)
     save(*pairs[0], folder)
     load(*pairs[1], folder)
-    for model, optimizer in pairs:
-        before = cross_entropy(model(images.float() / 16), labels)
-        train(model, optimizer, batches * 4)
-        after = cross_entropy(model(images.float() / 16), labels)
-        print(f"process {rank}: loss {before:.6f} where it was saved, {after:.6f} after more steps")
-    if distributed.is_initialized():
+    for pair in pairs:
+        first, *_, last = train(*pair, batches * 4)
+        print(f"process {rank}: loss {first:.6f} where it was saved, {last:.6f} after more steps")
+    if world > 1:
         distributed.destroy_process_group()

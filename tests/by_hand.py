@@ -1,4 +1,4 @@
-"""Trainings written out, which those by other people's loops must equal: by clars's optimizer, and by the definition."""
+"""Trainings written out, which other people's loops must equal: by clars's optimizer, and by the definition."""
 
 import importlib.util
 import runpy
