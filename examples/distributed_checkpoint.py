@@ -1,13 +1,11 @@
 """CLARS's state through torch.distributed.checkpoint: saved by one number of processes, loaded by another.
 
 By itself this runs in one process; by `torchrun --nproc-per-node 2` in two, which cut the layers (FSDP2). To mind:
-- The helpers name the momentum by the model's parameters, so they need the model and the optimizer of it.
-- Asked of an optimizer that has taken no step, they take one with zero gradients at rate zero, which moves nothing.
+- Of an optimizer that has taken no step, the helpers take one with zero gradients at rate zero, which moves nothing.
 - Options come back too: a rate that differs between saving and loading is that of the state.
 """
 
 import os
-import tempfile
 
 import torch
 from sklearn.datasets import load_digits
@@ -15,7 +13,6 @@ from torch import distributed, nn
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
-from torch.nn.functional import cross_entropy
 
 import clars
 
@@ -26,13 +23,12 @@ def network():
 
 
 def train(model, optimizer, batches):
-    losses = []
     for images, labels in batches:
         optimizer.zero_grad()
-        losses.append(cross_entropy(model(images), labels))
-        losses[-1].backward()
+        loss = nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
         optimizer.step()
-    return losses
+    return loss.item()
 
 
 def save(model, optimizer, folder):
@@ -52,13 +48,12 @@ if __name__ == "__main__":
         distributed.init_process_group("gloo")
     images, labels = (torch.tensor(each[rank:512:world]).split(64 // world) for each in load_digits(return_X_y=True))
     batches = [(image.float() / 16, label) for image, label in zip(images, labels)]
-    pairs = [(model, clars.CLARS(model, lr=8.0)) for model in (network(), network())]  # of different weights
-    folder = os.path.join(tempfile.gettempdir(), "clars-checkpoint-" + os.environ.get("TORCHELASTIC_RUN_ID", "alone"))
-    train(*pairs[0], batches * 4)
+    pairs = [(model, clars.CLARS(model, lr=8.0)) for model in (network(), network())]
+    folder = "runs/checkpoint-" + os.environ.get("TORCHELASTIC_RUN_ID", "alone")
+    before = train(*pairs[0], batches)
     save(*pairs[0], folder)
     load(*pairs[1], folder)
     for pair in pairs:
-        first, *_, last = train(*pair, batches * 4)
-        print(f"process {rank}: loss {first:.6f} where it was saved, {last:.6f} after more steps")
+        print(f"process {rank}: loss {before:.6f} when it was saved, {train(*pair, batches * 4):.6f} at last")
     if world > 1:
         distributed.destroy_process_group()

@@ -30,7 +30,8 @@ import clars
 
 def vit():
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    return ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=2, num_channels=1, num_labels=10))
+    shapes = {"image_size": 8, "patch_size": 2, "num_channels": 1, "num_labels": 10}
+    return ViTForImageClassification(ViTConfig(**sizes, **shapes, initializer_range=0.1))
 
 
 def resnet():
@@ -50,9 +51,9 @@ def train(model, dataset, folder, *, lr=8.0, resume=None, make_trainer=Trainer, 
 if __name__ == "__main__":
     every = list(zip(*load_digits(return_X_y=True)))[:512]
     dataset = [{"pixel_values": torch.tensor(x).float().view(1, 8, 8) / 16, "labels": y} for x, y in every]
-    for model, lr in ((vit(), 64.0), (resnet(), 8.0)):
+    for model, lr in ((vit(), 32.0), (resnet(), 8.0)):
         with tempfile.TemporaryDirectory() as folder:
-            options = {"num_train_epochs": 5, "per_device_train_batch_size": 64, "save_strategy": "no"}
+            options = {"num_train_epochs": 8, "per_device_train_batch_size": 64, "save_strategy": "no"}
             trainer = train(model, dataset, folder, lr=lr, **options, logging_steps=10, max_grad_norm=0.0)
         losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
         print(f"{type(model).__name__}: loss {losses[0]:.3f} at first, {losses[-1]:.3f} at last")

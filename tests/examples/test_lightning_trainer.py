@@ -8,6 +8,8 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 pytest.importorskip("lightning")
+from lightning.pytorch.callbacks import StochasticWeightAveraging  # noqa: E402
+
 lightning_trainer = by_hand.example("lightning_trainer")
 
 
@@ -49,6 +51,38 @@ def test_clipping_by_value():
     fit(model, batches, gradient_clip_val=0.01, gradient_clip_algorithm="value")
     by_hand.train(expected, batches * 2, clip=lambda own: torch.nn.utils.clip_grad_value_(own, 0.01))
     by_hand.assert_same(model, expected)
+
+
+class Skipping(lightning_trainer.Classifier):
+    """Leaves every third batch out."""
+
+    def training_step(self, batch, index):
+        return None if index % 3 == 2 else super().training_step(batch, index)
+
+
+def test_batches_that_are_skipped():
+    model, batches = by_hand.network(), by_hand.batches()
+    expected = copy.deepcopy(model)
+    lightning_trainer.train(Skipping(model), loader(batches), max_epochs=2, enable_checkpointing=False)
+    by_hand.train(expected, [batch for index, batch in enumerate(batches) if index % 3 != 2] * 2)
+    by_hand.assert_same(model, expected)
+
+
+def test_averaged_weights(monkeypatch):
+    """The callback runs a last epoch in which the optimizer is called, and gradients are not."""
+    seen, batches = [], by_hand.batches()
+    model, expected = by_hand.network(), by_hand.network()
+    monkeypatch.setattr(lightning_trainer.Classifier, "on_train_epoch_end", lambda self: seen.append(weights(model)))
+    swa = StochasticWeightAveraging(8.0, swa_epoch_start=2, annealing_epochs=1)
+    fit(model, batches, max_epochs=3, callbacks=[swa])
+    by_hand.train(expected, batches * 3)
+    torch.testing.assert_close(seen[2], weights(expected), rtol=0, atol=0)
+    averaged = torch.stack(seen[:2]).mean(0)  # what the two epochs of averaging began with
+    torch.testing.assert_close(weights(model), averaged, rtol=1e-6, atol=1e-7)
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
 def test_a_checkpoint_goes_on_to_the_same_numbers(tmp_path):

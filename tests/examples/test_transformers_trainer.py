@@ -137,4 +137,4 @@ def test_a_checkpoint_goes_on_to_the_same_numbers(name, tmp_path):
 def test_the_script(capsys):
     by_hand.run_as_script("transformers_trainer")
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if "at first" in line]
-    assert [float(line[2]) > float(line[5]) for line in lines] == [True, True]
+    assert [float(line[5]) < 0.8 * float(line[2]) for line in lines] == [True, True]

@@ -493,6 +493,20 @@ def test_state_dict_round_trip():
     assert all(torch.equal(a, b) for a, b in zip(train(later, second, batches[3:]), straight))
 
 
+def test_a_closure_that_leaves_no_gradient_leaves_the_step_out():
+    """Lightning calls step() with one where a training step returns None."""
+    model, x = network(), images()
+    optimizer = clars.CLARS(model, lr=5.0)
+    train(model, optimizer, [x])
+    optimizer.zero_grad()
+    before = copy.deepcopy(model.state_dict())
+    assert optimizer.step(lambda: None) is None
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert optimizer.layer_stats() == {}
+    with pytest.raises(ValueError, match="without gradients"):
+        optimizer.step()
+
+
 def test_a_state_is_loaded_twice():
     """Torch adds to the defaults at the first time, and accelerate loads one when it takes the optimizer over."""
     optimizer = clars.CLARS(network(), lr=5.0)

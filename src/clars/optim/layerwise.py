@@ -146,8 +146,10 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
     def step(self, closure=None):
         """Take one step; return the closure's loss if one is given.
 
+        A closure that leaves no gradient has left the step out: Lightning's do, of a batch that is to be skipped.
+
         Raises:
-            ValueError: no gradient has arrived since the last step; the model's parameters were replaced, or sharded
+            ValueError: no gradient is there, and no closure was given; the model's parameters were replaced, or sharded
                 in a way that is not understood; a gradient is sparse.
         """
         loss = None
@@ -159,6 +161,9 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
             return loss
         self._check_parameters()
         if all(parameter.grad is None for parameter in self.layout.parameters.values()):
+            if closure is not None:
+                self.skip()
+                return loss
             raise UserError("step() without gradients: call loss.backward() first.")
         shards = [shard for shard in self.layout.shards if shard.owner.grad is not None]
         if (factor := unscaled_by()) is not None:
