@@ -62,11 +62,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 $(TESTABLE): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --editable '.[dev,examples]' --constraint constraints.txt
 	@touch $@
 
 $(SHARDABLE): $(TESTABLE)
-	$(BIN)/python -m pip install --quiet --editable '.[dev,deepspeed]' --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --editable '.[dev,examples,deepspeed]' --constraint constraints.txt
 	$(BIN)/python -c 'from deepspeed.comm.torch import build_shm_op; build_shm_op()'  # once, not within a test's time
 	@touch $@
 

@@ -492,6 +492,30 @@ def test_state_dict_round_trip():
     assert all(torch.equal(a, b) for a, b in zip(train(later, second, batches[3:]), straight))
 
 
+def test_a_closure_that_leaves_no_gradient_leaves_the_step_out():
+    """Lightning calls step() with one where a training step returns None."""
+    model, x = network(), images()
+    optimizer = clars.CLARS(model, lr=5.0)
+    train(model, optimizer, [x])
+    optimizer.zero_grad()
+    before = copy.deepcopy(model.state_dict())
+    assert optimizer.step(lambda: None) is None
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert optimizer.layer_stats() == {}
+    with pytest.raises(ValueError, match="without gradients"):
+        optimizer.step()
+
+
+def test_a_state_is_loaded_twice():
+    """Torch adds to the defaults at the first time, and accelerate loads one when it takes the optimizer over."""
+    optimizer = clars.CLARS(network(), lr=5.0)
+    state = copy.deepcopy(optimizer.state_dict())
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.param_groups[0]["lr"] = 1.0
+    optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["lr"] == 5.0
+
+
 def test_state_of_other_layers_is_refused():
     state = clars.LARS(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), lr=1.0).state_dict()
     with pytest.raises(ValueError, match="other layers"):

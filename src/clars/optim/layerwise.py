@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from clars.errors import UnsupportedLayerError, UserError
 from clars.layers import Layer, LayerUnit, layers, uncompiled
 from clars.norms.product import wide
-from clars.optim.options import by_layer, check, groups, layers_of, merged
+from clars.optim.options import OPTIONS, by_layer, check, groups, layers_of, merged
 from clars.optim.scaling import unscaled_by
 from clars.optim.stats import LayerStats
 from clars.optim.update import Momentum, update
@@ -146,8 +146,10 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
     def step(self, closure=None):
         """Take one step; return the closure's loss if one is given.
 
+        A closure that leaves no gradient has left the step out: Lightning's do, of a batch that is to be skipped.
+
         Raises:
-            ValueError: no gradient has arrived since the last step; the model's parameters were replaced, or sharded
+            ValueError: no gradient is there, and no closure was given; the model's parameters were replaced, or sharded
                 in a way that is not understood; a gradient is sparse.
         """
         loss = None
@@ -159,6 +161,9 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
             return loss
         self._check_parameters()
         if all(parameter.grad is None for parameter in self.layout.parameters.values()):
+            if closure is not None:
+                self.skip()
+                return loss
             raise UserError("step() without gradients: call loss.backward() first.")
         shards = [shard for shard in self.layout.shards if shard.owner.grad is not None]
         if (factor := unscaled_by()) is not None:
@@ -383,11 +388,11 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
             )
         for group in state_dict["param_groups"]:
             place = f"state of layer {_names(group)[0]!r}"
-            if lacking := [name for name in self.defaults if name not in group]:
+            if lacking := [name for name in OPTIONS if name not in group]:  # torch has more among the defaults
                 raise UserError(
                     f"{place}: lacks the option {lacking[0]!r}. The state was changed, or is of another version."
                 )
-            check({name: group[name] for name in self.defaults}, place)
+            check({name: group[name] for name in OPTIONS}, place)
         super().load_state_dict(state_dict)
 
 

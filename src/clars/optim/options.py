@@ -13,6 +13,7 @@ BOUNDS = {
     "trust_coefficient": (0.0, float("inf")),
 }
 SWITCHES = ("nesterov", "adapt")
+OPTIONS = (*BOUNDS, *SWITCHES)
 VECTORS = "@1d"  # the pattern of layers that hold nothing but vectors: normalisations, scales
 
 
@@ -28,8 +29,8 @@ def check(options: Mapping[str, Any], place: str) -> None:
             if not number or not low <= value < high:
                 raise ValueError(f"{place}: {name}={value!r} must be a number in [{low:g}, {high:g}).")
         else:
-            known = [*BOUNDS, *SWITCHES]
-            raise ValueError(f"{place}: option {name!r} is not known.{nearest(name, known)} Known: {', '.join(known)}.")
+            near = nearest(name, OPTIONS)
+            raise ValueError(f"{place}: option {name!r} is not known.{near} Known: {', '.join(OPTIONS)}.")
 
 
 def groups(
