@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+QUOTED = 120  # characters of a value that a message repeats
+
 
 class UserError(ValueError):
     """A mistake in what the user asked for. Command lines print its message and exit with 2, without a traceback."""
@@ -41,3 +43,26 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean ...?" with the known names closest to `name`, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""
+
+
+def printable(text: str) -> str:
+    """Return `text` with all that a terminal would obey instead of showing as backslash escapes; line breaks stay.
+
+    Text of a file that somebody else wrote may hold colours, cursor movements, or signs that turn the direction of
+    writing. What `str.isprintable` calls printable stays as it is.
+    """
+    return "".join(
+        sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode("ascii") for sign in text
+    )
+
+
+def shortened(text: str, most: int) -> str:
+    """Return `text`, or its beginning and end where it has more than `most` characters."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most * 3 // 4]} [{len(text) - most:,} more characters] {text[-(most // 4) :]}"
+
+
+def quoted(value: object) -> str:
+    """Return `repr(value)` as a message may hold it: printable, and not longer than a line or two."""
+    return printable(shortened(repr(value), QUOTED))

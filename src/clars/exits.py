@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from clars.errors import Fault, UserError
+from clars.errors import Fault, UserError, printable, shortened
 
 FINISHED = 0
 FAULT = 1
@@ -19,7 +19,7 @@ USER_ERROR = 2
 DIVERGED = 3
 INTERRUPTED = 130
 FILE = "CLARS_EXIT_FILE"
-
+LONGEST = 8_000  # characters of a message; a value that it repeats may be as long as the file it stood in
 
 STOP = (signal.SIGINT, signal.SIGTERM)  # of a terminal, and of job schedulers
 
@@ -34,15 +34,19 @@ def guard(function: Callable[[], int | None]) -> int:
         try:
             return function() or FINISHED
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            _tell(f"error: {error}")
             return FAULT if isinstance(error, Fault) else USER_ERROR
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
-            print(f"error: {place}{error.strerror or error}.", file=sys.stderr)
+            _tell(f"error: {place}{error.strerror or error}.")
             return USER_ERROR
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return INTERRUPTED
+
+
+def _tell(message: str) -> None:
+    print(printable(shortened(message, LONGEST)), file=sys.stderr)
 
 
 @contextmanager
