@@ -3,7 +3,7 @@ import signal
 import pytest
 
 from clars import exits
-from clars.errors import DataError
+from clars.errors import DataError, printable, quoted
 
 
 def fail(error):
@@ -31,6 +31,32 @@ def test_the_code_of_the_function(value, code):
 def test_mistakes_are_one_message(capsys, error, message):
     assert exits.guard(lambda: fail(error)) == 2
     assert capsys.readouterr().err == message
+
+
+HOSTILE = "\x1b]0;owned\x07 \x9b31m \r \t \x7f \u202e \u2028 \ud800 \x00"
+SHOWN = r"\x1b]0;owned\x07 \x9b31m \r \t \x7f \u202e \u2028 \ud800 \x00"
+
+
+@pytest.mark.parametrize("error", [DataError(f"{HOSTILE}\nremedy"), OSError(2, "remedy", f"{HOSTILE}\n")])
+def test_a_message_gives_the_terminal_no_orders(capsys, error):
+    """Escape codes that stood in a file that somebody else wrote reached the terminal as they were."""
+    assert exits.guard(lambda: fail(error)) == 2
+    shown = capsys.readouterr().err
+    assert SHOWN in shown and "\n" in shown.strip() and shown.replace("\n", "").isprintable()
+
+
+def test_a_message_is_not_as_long_as_the_file_that_it_quotes(capsys):
+    """A message that repeated a value of 8 MB filled the terminal with it; where it stood and what to do was gone."""
+    exits.guard(lambda: fail(DataError(f"x.json: {'y' * 8_000_000} is no number. Correct it.")))
+    shown = capsys.readouterr().err
+    assert len(shown) < 10_000
+    assert shown.startswith("error: x.json: yyy") and shown.endswith("yyy is no number. Correct it.\n")
+
+
+def test_what_is_shown_of_a_value():
+    assert printable("größer → 10 °\nsecond") == "größer → 10 °\nsecond"
+    assert quoted("a\x1b[1m") == r"'a\x1b[1m'" and quoted(["\u202e"]) == r"['\u202e']"
+    assert len(quoted("x" * 10**6)) < 200 and quoted(10**3) == "1000"
 
 
 def test_a_bug_keeps_its_traceback():

@@ -56,6 +56,8 @@ class Fault(UserError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean ...?" with the known names closest to `name`, or an empty string."""
+    if len(name) > QUOTED:  # no slip of the pen, and slow to compare
+        return ""
     matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""
 

@@ -5,13 +5,15 @@ revision with ETag, redirection of large ones and byte ranges. Tokens decide who
 """
 
 import base64
+import gzip
 import hashlib
 import json
 import re
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from urllib.parse import unquote, urlsplit
 
+REPO = "someone/small"  # that tests publish to
 SMALL = 600  # bytes up to which a file goes into the commit itself
 PART = 10_000  # bytes of a part of an upload
 
@@ -23,15 +25,21 @@ class Hub:
         tokens: what each may do, of "read" and "write".
         private: repositories that want a token for reading.
         requests: (method, path, range) of all that were made.
+        tokens_seen: (path, authorization) of the same.
         left: by SHA-256 of a large file, how many bytes of it are sent before connections break.
+        faults: by SHA-256 of a file, or by its name where it is a small one, the function that answers instead; see
+            below.
+        sent: how many bytes such functions have sent.
+        closing: is set when the server closes, so that nothing waits on.
         refuse_parts: how many parts of uploads fail.
     """
 
     def __init__(self):
         self.repositories, self.objects, self.parts = {}, {}, {}
         self.tokens = {"writer": ("read", "write"), "reader": ("read",)}
-        self.private, self.requests = set(), []
+        self.private, self.requests, self.tokens_seen = set(), [], []
         self.left, self.refuse_parts = {}, 0
+        self.faults, self.sent, self.closing = {}, 0, Event()
         handler = type("Bound", (Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.address = f"http://127.0.0.1:{self.server.server_port}"
@@ -39,6 +47,7 @@ class Hub:
         Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self):
+        self.closing.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -76,6 +85,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
+        self.hub.tokens_seen.append((path, self.headers.get("Authorization")))
         length = int(self.headers.get("Content-Length", 0))
         chunked = "chunked" in self.headers.get("Transfer-Encoding", "")
         self.body = self._chunks() if chunked else self.rfile.read(length)
@@ -217,8 +227,8 @@ class Handler(BaseHTTPRequestHandler):
         content = files[name]
         tag = hashlib.sha256(content).hexdigest()
         headers = {"X-Repo-Commit": commit, "ETag": f'"{tag}"', "Accept-Ranges": "bytes"}
-        if len(content) <= SMALL:
-            return self.content(content, headers)
+        if len(content) <= SMALL or name in self.hub.faults:
+            return self.content(content, headers, name)
         self.hub.objects.setdefault(tag, content)
         linked = {"X-Linked-Etag": f'"{tag}"', "X-Linked-Size": len(content)}
         self.send(302, b"", {**headers, **linked, "Location": f"{self.hub.elsewhere}/store/{tag}"})
@@ -226,7 +236,16 @@ class Handler(BaseHTTPRequestHandler):
     def store(self, oid):
         self.content(self.hub.objects[oid], {"ETag": f'"{oid}"', "Accept-Ranges": "bytes"}, oid)
 
+    def plain(self, repo, name):
+        """A mirror of the newest commit, as any web server has files."""
+        content = self.revision(repo, "main").get(name)
+        if content is None:
+            raise Refused(404)
+        self.content(content, {}, name)
+
     def content(self, content, headers, oid=None):
+        if fault := self.hub.faults.get(oid):
+            return fault(self, content)
         status, part = 200, content
         if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             first, last = int(asked[1]), int(asked[2] or len(content) - 1)
@@ -238,22 +257,123 @@ class Handler(BaseHTTPRequestHandler):
         if oid in self.hub.left:
             self.hub.left[oid] -= sent
         self.send(status, part[:sent], {**headers, "Content-Length": len(part)})
-        self.close_connection = sent < len(part)
+        if sent < len(part):
+            self.close_connection = True
+            self.hub.closing.wait(0.1)  # what is on its way arrives before the end does
 
 
-REPO = r"([\w.-]+/[\w.-]+)"
+BOMB = gzip.compress(bytes(20_000_000), 1)
+
+
+# What answers instead of a file; `start` is the byte that was asked for.
+def start(handler):
+    asked = re.match(r"bytes=(\d+)", handler.headers.get("Range", ""))
+    return int(asked[1]) if asked else 0
+
+
+def begin(handler, status, **headers):
+    """Send a head that promises no length: the body ends with the connection."""
+    handler.close_connection = True
+    handler.send_response(status)
+    for key, value in {"Connection": "close", **headers}.items():
+        handler.send_header(key.replace("_", "-"), str(value))
+    handler.end_headers()
+
+
+def slowly(handler, content, pause):
+    """Send bytes one by one until the reader is gone, or all are sent."""
+    try:
+        for number in range(len(content)):
+            handler.wfile.write(content[number : number + 1])
+            handler.hub.sent += 1
+            if handler.hub.closing.wait(pause):
+                return
+    except OSError:  # the reader has closed
+        handler.close_connection = True
+
+
+def endless(handler, content, most=300_000_000):
+    """Send what was asked for and then zeros, as a part of the file if a part was asked for."""
+    first = start(handler)
+    begin(handler, 206 if first else 200, Content_Range=f"bytes {first}-{len(content) - 1}/{len(content)}")
+    block = content[first:]
+    try:
+        while handler.hub.sent < most and not handler.hub.closing.is_set():
+            handler.wfile.write(block)
+            handler.hub.sent += len(block)
+            block = bytes(100_000)
+    except OSError:
+        pass
+
+
+def another_part(handler, content):
+    first = start(handler) + 1
+    part = content[first:]
+    headers = {"Content-Range": f"bytes {first}-{len(content) - 1}/{len(content)}", "Content-Length": len(part)}
+    handler.send(206, part, headers)
+
+
+def part_of_another(handler, content):
+    first = start(handler)
+    handler.send(206, content[first:], {"Content-Range": f"bytes {first}-{len(content)}/{len(content) + 1}"})
+
+
+def whole(handler, content):
+    """Answer as a server that knows no parts."""
+    handler.send(200, content)
+
+
+def compressed(handler, content):
+    handler.send(200, BOMB, {"Content-Encoding": "gzip"})
+
+
+def silent(handler, content):
+    handler.hub.closing.wait(20)
+    handler.close_connection = True
+
+
+def silent_after_half(handler, content):
+    begin(handler, 200)
+    handler.wfile.write(content[: len(content) // 2])
+    silent(handler, content)
+
+
+def slow(handler, content):
+    begin(handler, 200)
+    slowly(handler, content, 0.02)
+
+
+def slow_head(handler, content):
+    slowly(handler, b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 1000, 0.02)
+
+
+def around(handler, content):
+    handler.send(302, b"", {"Location": handler.path + "?x"})
+
+
+def to_a_file(handler, content):
+    handler.send(302, b"", {"Location": "file:///etc/passwd"})
+
+
+def status(number):
+    body = b"" if number == 204 else b"<html>\x1b[31mtrouble</html>"
+    return lambda handler, content: handler.send(number, body)
+
+
+ANY = r"([\w.-]+/[\w.-]+)"
 ROUTES = [
     (r"/api/repos/create", "POST", Handler.create),
     (r"/api/validate-yaml", "POST", Handler.validate),
-    (rf"/api/models/{REPO}/preupload/([^/]+)", "POST", Handler.preupload),
-    (rf"/{REPO}\.git/info/lfs/objects/batch", "POST", Handler.batch),
+    (rf"/api/models/{ANY}/preupload/([^/]+)", "POST", Handler.preupload),
+    (rf"/{ANY}\.git/info/lfs/objects/batch", "POST", Handler.batch),
     (r"/upload/(\w+)(?:/(\d+))?", "PUT", Handler.upload),
     (r"/upload/(\w+)", "POST", Handler.complete),
     (r"/verify", "POST", Handler.verify),
-    (rf"/api/models/{REPO}/commit/([^/]+)", "POST", Handler.commit),
-    (rf"/api/models/{REPO}/tree/([^/]+)/?", "GET", Handler.tree),
-    (rf"/api/models/{REPO}/revision/([^/]+)", "GET", Handler.info),
-    (rf"/api/models/{REPO}", "GET", Handler.info),
-    (rf"/{REPO}/resolve/([^/]+)/(.+)", "GET HEAD", Handler.resolve),
+    (rf"/api/models/{ANY}/commit/([^/]+)", "POST", Handler.commit),
+    (rf"/api/models/{ANY}/tree/([^/]+)/?", "GET", Handler.tree),
+    (rf"/api/models/{ANY}/revision/([^/]+)", "GET", Handler.info),
+    (rf"/api/models/{ANY}", "GET", Handler.info),
+    (rf"/{ANY}/resolve/([^/]+)/(.+)", "GET HEAD", Handler.resolve),
     (r"/store/(\w+)", "GET HEAD", Handler.store),
+    (rf"/plain/{ANY}/(.+)", "GET HEAD", Handler.plain),
 ]

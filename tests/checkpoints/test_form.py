@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,6 @@ from tiny import change, files, tensors_of
 
 import clars
 from clars.checkpoints import form, manifest, pull
-from clars.checkpoints.verify import verify
 from clars.errors import CheckpointError, UserError
 
 
@@ -73,59 +74,95 @@ def resnet8(**arguments):
     return recipe(model={"name": "resnet8", "arguments": arguments})
 
 
+def text(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def instead(name, make):
+    """Put something else in the place of a file."""
+
+    def replace(folder):
+        (folder / name).unlink()
+        make(folder / name)
+
+    return replace
+
+
+def record(**changes):
+    def replace(folder):
+        whole = json.loads((folder / form.RECORD).read_text())
+        change(folder / form.RECORD, final=whole["final"] | changes.pop("final", {}), **changes)
+
+    return replace
+
+
 HOSTILE = {
     "pickle of torch": (pickled, "is a pickle"),
     "pickle": (plain_pickle, "is a pickle"),
     "other types": (halved, "is F16 of shape"),
     "linked weights": (link(form.WEIGHTS), "is no ordinary file"),
     "linked configuration": (link(form.CONFIG), "is no ordinary file"),
+    "a folder for weights": (instead(form.WEIGHTS, Path.mkdir), "is no ordinary file"),
+    "a folder for a record": (instead(form.RECORD, Path.mkdir), "is no ordinary file"),
+    "a pipe for weights": (instead(form.WEIGHTS, os.mkfifo), "is no ordinary file"),
+    "a pipe for a card": (instead(form.CARD, os.mkfifo), "is no ordinary file"),
     "no card": (lambda folder: (folder / form.CARD).unlink(), "README.md is missing"),
-    "huge card": (lambda folder: (folder / form.CARD).write_bytes(bytes(form.LIMIT + 1)), "at most 8000000 are read"),
+    "huge card": (text(form.CARD, bytes(form.LIMIT + 1)), "at most 8000000 are read"),
     "another network": (config(architecture="resnet20"), "architecture is 'resnet20'"),
     "other arguments": (config(model_args={"in_chans": 1, "width": 5}), "model_args is"),
+    "arguments of another type": (config(model_args={"in_chans": True, "width": 4}), "model_args is"),
     "a file to load": (prepared(file="/etc/passwd"), "pretrained_cfg.file: Extra inputs"),
     "an address to load": (prepared(url="http://evil"), "pretrained_cfg.url: Extra inputs"),
     "another repository": (prepared(hf_hub_id="evil/x"), "pretrained_cfg.hf_hub_id: Extra inputs"),
     "a loader of its own": (prepared(custom_load=True), "custom_load"),
-    "infinite mean": (prepared(mean=[float("inf")]), "mean"),
-    "no json": (lambda folder: (folder / form.CONFIG).write_text("{"), "config.json cannot be read"),
-    "deep json": (lambda folder: (folder / form.CONFIG).write_text("[" * 10**5), "config.json cannot be read"),
-    "deep yaml": (lambda folder: (folder / form.RECIPE).write_text("[" * 10**4), "recipe.yaml cannot be read"),
-    "yaml that calls": (lambda folder: (folder / form.RECIPE).write_text("!!python/name:os.mkdir"), "recipe.yaml"),
-    "another recipe": (lambda folder: change(folder / form.RECORD, settings=None), "settings"),
+    "infinite mean": (prepared(mean=[float("inf")]), "Infinity is no number of JSON"),
+    "impossible mean": (prepared(mean=[9.0]), r"mean is \(9.0,\); of pixels from 0 to 1 it is 1 numbers from 0 to 1"),
+    "impossible std": (prepared(std=[1e-9]), "std is .*1 numbers from 0.001 to 1"),
+    "a mean too many": (prepared(mean=[0.5, 0.5]), "mean is .*1 numbers"),
+    "another classifier": (prepared(classifier="conv1"), "classifier is 'conv1'; by the architecture it is 'fc'"),
+    "another first layer": (prepared(first_conv=None), "first_conv is None; by the architecture it is 'conv1'"),
+    "another size": (prepared(fixed_input_size=True), "fixed_input_size is True"),
+    "other features": (config(num_features=17), "num_features is 17; by the architecture it is 16"),
+    "a label twice": (config(label_names=list("0123456788")), "different label_names is 9"),
+    "a label too few": (config(label_names=list("012345678")), "label_names is 9"),
+    "classes without end": (config(num_classes=2**63), "has more than 64 bits"),
+    "many classes": (config(num_classes=2**62, label_names=None), "num_classes: Input should be less than"),
+    "digits without end": (text(form.CONFIG, b'{"num_classes": ' + b"9" * 10_000 + b"}"), "has more than 64 bits"),
+    "text for a number": (config(num_classes="10"), "num_classes: Input should be a valid integer"),
+    "no json": (text(form.CONFIG, b"{"), "config.json cannot be read"),
+    "nothing": (text(form.CONFIG, b""), "config.json cannot be read"),
+    "deep json": (text(form.CONFIG, b"[" * 10**5), "nested too deeply"),
+    "values without end": (text(form.RECORD, b"[" + b"0," * 10**5 + b"0]"), "has more than 60000 values"),
+    "no utf-8": (text(form.RECORD, b'{"recipe": "\xff"}'), "no text in UTF-8"),
+    "half a character": (text(form.RECORD, rb'{"recipe": "\ud800"}'), "no text in UTF-8"),
+    "a byte order mark": (text(form.CONFIG, b"\xef\xbb\xbf{}"), "BOM"),
+    "a key twice": (text(form.CONFIG, b'{"num_classes": 10, "num_classes": 11}'), "'num_classes' stands twice"),
+    "a number too large": (text(form.RECORD, b'{"wall_seconds": 1e999}'), "is too large"),
+    "deep yaml": (text(form.RECIPE, b"[" * 10**4), "recipe.yaml"),
+    "yaml that calls": (text(form.RECIPE, b"!!python/name:os.mkdir"), "recipe.yaml"),
+    "another recipe": (record(settings=None), "settings"),
+    "no accuracy": (record(final={"top1": None}), "final has top-1 None %"),
+    "impossible accuracy": (record(final={"top1": 250.0}), "final.top1: Input should be less than or equal to 100"),
+    "a run that went on": (record(status="interrupted"), "a run that interrupted"),
     "a checkpoint to load": (resnet8(checkpoint_path="evil.pth"), "checkpoint_path is no part of an architecture"),
     "weights to load": (resnet8(pretrained=True), "pretrained is no part of an architecture"),
-    "a network without end": (resnet8(width=10**9), "width is above 16384"),
+    "a network without end": (resnet8(width=10**9), "'width' is 1000000000, above 16384"),
     "unknown network": (recipe(model={"name": "nonsense"}), "architecture"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("spoil, message", HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_folder(published, spoil, message):
+    shutil.copytree(published, "elsewhere/small")
+    spoil(Path("elsewhere/small"))
     spoil(published)
     before = files(".")
     with pytest.raises(CheckpointError, match=message):
-        clars.load(published)
-    with pytest.raises(CheckpointError, match=r"is not what was published|is missing|is no ordinary file"):
-        clars.load("small")
+        clars.load("./elsewhere/small")
+    for name in ("small", published):
+        with pytest.raises(CheckpointError, match=r"is not what was published|is missing|is no ordinary file|are read"):
+            clars.load(name)
     assert files(".") == before and not os.path.exists("unpickled")
-
-
-def test_verify(published):
-    first, second, third = verify("small")
-    assert first == "files: 5 with the SHA-256 of the manifest"
-    assert second == "weights: 56 tensors with the names, shapes and types of resnet8"
-    assert third.startswith("top-1: ")
-    assert len(list(verify(str(published), data=False))) == 2
-
-
-def test_weights_that_do_not_do_what_the_record_says(published):
-    """The files agree with each other; only the measurement tells."""
-    tensors = tensors_of(published)
-    save_file(tensors | {"fc.weight": -tensors["fc.weight"]}, published / form.WEIGHTS)
-    (manifest.root() / manifest.FILE).unlink()
-    with pytest.raises(CheckpointError, match="% top-1, and reaches "):
-        list(verify(str(published)))
 
 
 @pytest.mark.parametrize("name", ["smal", "../small", "/", "nowhere/at/all", "", "."])

@@ -51,8 +51,8 @@ def test_the_folder_and_its_entry(run, published):
     assert entry.recipe_sha256 == record.recipe_sha256 == load("tiny/small").sha256
     assert (entry.top1.value, entry.top1.n, entry.top1.half_width) == (record.final.top1, 1, None)
     assert entry.top1.tolerance == pytest.approx(100 / 360)
-    assert entry.files["config.json"] == manifest.describe(published / "config.json")
-    manifest.check_files(published, entry)
+    assert entry.files["config.json"] == manifest.describe((published / "config.json").read_bytes())
+    assert form.read(published, entry).files["config.json"] == (published / "config.json").read_bytes()
     config = json.loads((published / "config.json").read_text())
     assert (config["architecture"], config["num_classes"]) == ("resnet8", 10)
     assert config["model_args"] == {"in_chans": 1, "width": 4} and config["label_names"] == list("0123456789")
@@ -126,7 +126,7 @@ SPOILED = {
     "other weights": (spoil, "% top-1, and reaches "),
     "other network": (narrow, "tensor 'fc.bias' is F32 of shape (9,)"),
     "recipe changed": (lambda run: write_recipe(Path.cwd(), epochs=2), "small.yaml has changed since"),
-    "no record": (lambda run: (run / "run.json").unlink(), "run.json cannot be read"),
+    "no record": (lambda run: (run / "run.json").unlink(), "run.json is missing"),
     "no version": (lambda run: change(run / "run.json", version="unversioned"), "a file outside recipes/FOLDER/vN"),
     "no weights": (lambda run: (run / "model.safetensors").unlink(), "model.safetensors is gone"),
     "weights since": (lambda run: spoil(run, digest=True), "model.safetensors has changed since the run ended"),

@@ -6,6 +6,8 @@ from pathlib import Path
 import yaml
 from safetensors.torch import load
 
+from clars.checkpoints import manifest
+
 RECIPE = {
     "description": "a small network, one epoch",
     "model": {"name": "resnet8", "arguments": {"width": 4}},
@@ -33,6 +35,14 @@ def change(path, **changes):
     """Change keys of a JSON file; a record is then without digests, as older ones are."""
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | ({"digests": None} if "digests" in content else {}) | changes))
+
+
+def readdress(address):
+    """Let the manifest say that the checkpoint `small` lies elsewhere."""
+    path = manifest.root() / manifest.FILE
+    content = json.loads(path.read_text())
+    content["checkpoints"]["small"]["address"] = address
+    path.write_text(json.dumps(content))
 
 
 def tensors_of(folder):

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 pytest.importorskip("lightning")
-from lightning.pytorch.callbacks import StochasticWeightAveraging  # noqa: E402
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 lightning_trainer = by_hand.example("lightning_trainer")
 

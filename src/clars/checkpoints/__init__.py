@@ -19,6 +19,6 @@ def load(name: str | Path) -> "nn.Module":
     Raises:
         CheckpointError: there is no such checkpoint, it cannot be reached, or it is not what it says.
     """
-    from clars.checkpoints import form, pull  # these take long to import
+    from clars.checkpoints import pull  # which takes long to import
 
-    return form.read(pull.find(name)).network()
+    return pull.read(name).network()

@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from clars.checkpoints.manifest import Entry
 from clars.data import Splits
+from clars.errors import printable
 from clars.recipes.schema import Recipe
 from clars.results.record import Record
 
@@ -35,7 +36,7 @@ def write(name: str, entry: Entry, record: Record, recipe: Recipe, splits: Split
     data = recipe.data
     shape = f"{data.channels} x {data.image_size} x {data.image_size}"
     source = f"hf-hub:{repo}" if repo else f"local-dir:checkpoints/{name}"
-    return f"""---
+    return printable(f"""---
 {_front_matter(name, entry, record, recipe).strip()}
 ---
 
@@ -63,7 +64,7 @@ clars run {_command(entry)}
 ```
 
 repeats the run. Nothing but this accuracy was measured: not robustness, not calibration, not other data.
-"""
+""")
 
 
 def _front_matter(name: str, entry: Entry, record: Record, recipe: Recipe) -> str:

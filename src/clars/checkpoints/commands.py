@@ -5,11 +5,17 @@ from typing import Annotated
 
 import typer
 
+from clars.errors import printable
+
 app = typer.Typer(
     help="Published checkpoints: list, pull, verify, publish.", no_args_is_help=True, rich_markup_mode=None
 )
 
 Name = Annotated[str, typer.Argument(help="a name that `clars checkpoints list` shows")]
+
+
+def _say(line: object) -> None:
+    typer.echo(printable(str(line)))
 
 
 # Imports of a command's own stand in the command, as in clars.cli.
@@ -23,7 +29,7 @@ def listed() -> None:
         where = "here" if pulled else entry.address
         seeds = f", mean {top1.mean:.2f} % over {top1.n} seeds" if top1.half_width is not None else ""
         what = f"{entry.architecture} on {top1.data} ({top1.split} split)"
-        typer.echo(f"{name:32} {top1.value:6.2f} %  {what}, {entry.recipe}@{entry.version}{seeds}; {where}")
+        _say(f"{name:32} {top1.value:6.2f} %  {what}, {entry.recipe}@{entry.version}{seeds}; {where}")
 
 
 @app.command()
@@ -33,7 +39,7 @@ def pull(
     """Get a checkpoint onto this machine, its files compared with the manifest, and print its folder."""
     from clars.checkpoints import pull
 
-    typer.echo(pull.pull(name, to))
+    _say(pull.pull(name, to))
 
 
 @app.command()
@@ -45,7 +51,7 @@ def verify(
     from clars.checkpoints.verify import verify
 
     for line in verify(name, data=not no_data):
-        typer.echo(line)
+        _say(line)
 
 
 @app.command()
@@ -60,4 +66,4 @@ def publish(
     """Publish a run: measure it again, write its card, and add it to the manifest."""
     from clars.checkpoints.publish import Options, publish
 
-    publish(run, name, Options(repo, allow_dirty, replace, dry_run, typer.echo))
+    publish(run, name, Options(repo, allow_dirty, replace, dry_run, _say))

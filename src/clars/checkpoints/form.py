@@ -1,110 +1,137 @@
-"""The folder of a checkpoint: what is in it, and how it is read without trusting it."""
+"""What a checkpoint is: five files that agree with each other, read without trusting any of them."""
 
+import hashlib
 import json
-import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
-import timm
-import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from clars import models
-from clars.checkpoints import config, header
+from clars.checkpoints import architecture, config, folder, header, manifest, reading, weights
 from clars.checkpoints.config import Config
-from clars.errors import CheckpointError, RecipeError
+from clars.checkpoints.folder import CARD, CONFIG, FILES, LIMIT, RECIPE, RECORD, WEIGHTS
+from clars.checkpoints.manifest import Entry
+from clars.errors import CheckpointError
 from clars.recipes.reading import parse
 from clars.recipes.schema import Recipe
 from clars.recipes.writing import dump
 from clars.results.files import write_json, write_tensors, write_text
 from clars.results.record import Record, first_problem
 
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-CARD = "README.md"
-RECORD = "run.json"
-RECIPE = "recipe.yaml"
-FILES = (WEIGHTS, CONFIG, CARD, RECORD, RECIPE)
-LIMIT = 8_000_000  # bytes of a file that is no weights
-
-M = TypeVar("M", bound=BaseModel)
+__all__ = ["CARD", "CONFIG", "FILES", "LIMIT", "RECIPE", "RECORD", "WEIGHTS", "Checkpoint", "read", "write"]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder whose files agree with each other; made by `read`, which checks that."""
+    """What a folder held whose files agree with each other, as it was read at once; made by `read`, which checks that.
+
+    Attributes:
+        path: of the folder.
+        files: their content, by name.
+        entry: of the manifest, with which the files were compared; None for a folder that is none of its names.
+    """
 
     path: Path
     config: Config
     recipe: Recipe
     record: Record
+    files: Mapping[str, bytes] = field(repr=False)
+    entry: Entry | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weights.
+
+        Raises:
+            CheckpointError: their file was changed while it was read.
+        """
+        return weights.load(self.files[WEIGHTS], self.path / WEIGHTS)
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of the file of weights that `tensors` come from."""
+        return hashlib.sha256(self.files[WEIGHTS]).hexdigest()
 
     def network(self) -> nn.Module:
-        """Return the network with its weights, in evaluation mode, as timm makes it from the folder."""
-        return timm.create_model(f"local-dir:{self.path}", pretrained=True).eval()
+        """Return the network with these weights, in evaluation mode, described to timm as if it had read the folder."""
+        data = self.recipe.data
+        network = models.create(self.recipe.model, self.config.num_classes, data.channels, data.image_size)
+        network.load_state_dict(self.tensors())
+        network.pretrained_cfg = network.default_cfg = self.config.for_timm()
+        return network.eval()
 
 
-def read(folder: Path) -> Checkpoint:
-    """Read a checkpoint's folder and check all of it that can be checked without data.
+def read(path: Path, entry: Entry | None = None) -> Checkpoint:
+    """Read a checkpoint's folder, each file once, and check all of it that can be checked without data.
+
+    Args:
+        path: of the folder.
+        entry: what the files must be, by the manifest.
 
     Raises:
-        CheckpointError: a file is missing, too large, no ordinary file, or disagrees with the others.
+        CheckpointError: a file is missing, too large, no ordinary file, not that of the entry, or disagrees with the
+            others.
     """
-    for name in FILES:
-        _require_file(folder / name)
-    loaded = _parsed(Config, folder / CONFIG)
-    recipe, record = _parsed(Recipe, folder / RECIPE), _parsed(Record, folder / RECORD)
-    if _settings(record, folder) != recipe:
-        raise CheckpointError(f"{folder / RECIPE} is not the recipe that {RECORD} says was run.")
-    config.check(loaded, recipe)
-    header.check(folder / WEIGHTS, architecture(recipe, loaded.num_classes).state_dict())
-    return Checkpoint(folder, loaded, recipe, record)
+    files = {name: _content(path / name, entry) for name in FILES if name != WEIGHTS}
+    loaded = reading.read(Config, files[CONFIG], path / CONFIG)
+    record = reading.read(Record, files[RECORD], path / RECORD)
+    with folder.opened(path / WEIGHTS) as (file, size):
+        if entry:  # nothing is made of bytes that are not those that were published
+            files[WEIGHTS] = file.read(entry.files[WEIGHTS].bytes + 1)
+            manifest.check(entry, WEIGHTS, files[WEIGHTS], path)
+            file.seek(0)
+        stored = header.read(file, size, path / WEIGHTS)
+        recipe = _recipe(files[RECIPE], record, path)
+        config.check(loaded, recipe)
+        network = architecture.build(recipe, loaded.num_classes, stored)
+        config.check_network(loaded, network)
+        header.check(stored, network.state_dict(), path / WEIGHTS)
+        if not entry:
+            file.seek(0)
+            files[WEIGHTS] = file.read(size)
+    if entry:
+        manifest.check_record(entry, record, recipe, path)
+    return Checkpoint(path, loaded, recipe, record, files, entry)
 
 
-def write(folder: Path, loaded: Config, recipe: Recipe, record: Record, weights: Mapping[str, Tensor]) -> None:
+def write(path: Path, loaded: Config, recipe: Recipe, record: Record, tensors: Mapping[str, Tensor]) -> None:
     """Write all files but the card."""
-    write_tensors(folder / WEIGHTS, weights, {"format": "pt"})
-    write_json(folder / CONFIG, loaded.model_dump(mode="json"))
-    write_text(folder / RECIPE, dump(recipe.model_dump(mode="json")))
-    record.write(folder / RECORD)
+    write_tensors(path / WEIGHTS, tensors, {"format": "pt"})
+    write_json(path / CONFIG, loaded.model_dump(mode="json"))
+    write_text(path / RECIPE, dump(recipe.model_dump(mode="json")))
+    record.write(path / RECORD)
 
 
-def architecture(recipe: Recipe, num_classes: int) -> nn.Module:
-    """Return the network of a recipe without memory for its weights."""
+def require_result(record: Record, where: Path) -> None:
+    """Raise CheckpointError unless a record is of a run that finished and says how good it was."""
+    if record.status != "finished":
+        raise CheckpointError(f"{where} is of a run that {record.status}, not of one that finished.")
+    if record.final.top1 is None or not 0 <= record.final.top1 <= 100 or record.final.loss is None:
+        raise CheckpointError(
+            f"{where}: final has top-1 {record.final.top1} % and loss {record.final.loss}; a finished run has both. "
+            "Run it again."
+        )
+
+
+def _content(path: Path, entry: Entry | None) -> bytes:
+    found = folder.content(path)
+    if entry:
+        manifest.check(entry, path.name, found, path.parent)
+    return found
+
+
+def _recipe(content: bytes, record: Record, path: Path) -> Recipe:
+    """Return the recipe, which is also that of the record."""
+    require_result(record, path / RECORD)
     try:
-        with torch.device("meta"):
-            return models.create(recipe.model, num_classes, recipe.data.channels, recipe.data.image_size)
-    except RecipeError as error:
-        raise CheckpointError(f"The architecture of the recipe cannot be built: {error}") from None
-
-
-def _require_file(path: Path) -> None:
-    try:
-        found = path.lstat()
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; a checkpoint has the files {', '.join(FILES)}.") from None
-    if not stat.S_ISREG(found.st_mode):
-        raise CheckpointError(f"{path} is no ordinary file. A checkpoint has no links.")
-    if path.name != WEIGHTS and found.st_size > LIMIT:
-        raise CheckpointError(f"{path} has {found.st_size} bytes; at most {LIMIT} are read.")
-
-
-def _parsed(schema: type[M], path: Path) -> M:
-    try:
-        content = path.read_text(encoding="utf-8")
-        data = parse(content, str(path)) if path.suffix == ".yaml" else json.loads(content)
-        return schema.model_validate(data)
+        recipe = Recipe.model_validate(parse(content.decode("utf-8"), str(path / RECIPE)))
+        run = Recipe.model_validate(record.settings)
+        same = json.dumps(run.model_dump(), sort_keys=True) == json.dumps(recipe.model_dump(), sort_keys=True)
     except ValidationError as error:
-        raise CheckpointError(f"{path} cannot be used: {first_problem(error)}.") from None
+        raise CheckpointError(f"{path}: {RECIPE}, or the settings in {RECORD}: {first_problem(error)}.") from None
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-
-
-def _settings(record: Record, folder: Path) -> Recipe:
-    try:
-        return Recipe.model_validate(record.settings)
-    except ValidationError as error:
-        raise CheckpointError(f"{folder / RECORD}: settings: {first_problem(error)}.") from None
+        raise CheckpointError(f"{path / RECIPE} cannot be read: {error}") from None
+    if not same:  # type by type: as values, true equals 1
+        raise CheckpointError(f"{path / RECIPE} is not the recipe that {RECORD} says was run.")
+    return recipe

@@ -1,23 +1,19 @@
-"""The Hub: uploading a checkpoint, and its errors in words."""
+"""The Hub: where a file lies there, uploading a checkpoint, and what goes wrong in words."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote
 
-from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import build_hf_headers, validate_repo_id
 
-from clars.errors import CheckpointError
+from clars.checkpoints.http import Refused, reason
+from clars.errors import CheckpointError, quoted
 
-LOGIN = "Log in (`hf auth login`) with a token that may do this, or set HF_TOKEN."
+ADDRESS = r"hf://(?:(model|dataset|space)s/)?([\w.-]+/[\w.-]+)(?:@([^/]+))?/(.+)"
 
 
 def endpoint() -> str:
@@ -30,9 +26,9 @@ def check_repo(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise CheckpointError(f"--repo {repo[:120]!r}: {error}") from None
+        raise CheckpointError(f"--repo {quoted(repo)}: {error}") from None
     if repo.count("/") != 1:
-        raise CheckpointError(f"--repo {repo!r}: give ORG/NAME.")
+        raise CheckpointError(f"--repo {quoted(repo)}: give ORG/NAME.")
 
 
 def upload(folder: Path, repo: str, message: str) -> str:
@@ -53,9 +49,25 @@ def upload(folder: Path, repo: str, message: str) -> str:
     return f"hf://{repo}@{commit.oid}"
 
 
+def locate(address: str) -> tuple[str, dict[str, str]]:
+    """Return where a file `hf://ORG/NAME[@REVISION]/PATH` lies over HTTP, and the headers that say who asks.
+
+    Raises:
+        Refused: it is no such address, or HF_HUB_OFFLINE is set.
+    """
+    if constants.HF_HUB_OFFLINE:
+        raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
+    parts = re.fullmatch(ADDRESS, address)
+    if not parts:
+        raise Refused("the address of a folder on the Hub is hf://ORG/NAME@REVISION. Correct it.")
+    kind, repo, revision, file = parts.groups()
+    url = hf_hub_url(repo, file, repo_type=kind, revision=unquote(revision) if revision else None)
+    return url, build_hf_headers(library_name="clars")
+
+
 @contextmanager
 def explained(what: str, remedy: str) -> Iterator[None]:
-    """Turn what the Hub's client and fsspec raise into one message.
+    """Turn what the Hub's client, a server and fsspec raise into one message.
 
     Args:
         what: was to be reached.
@@ -71,24 +83,16 @@ def explained(what: str, remedy: str) -> Iterator[None]:
 
 def _reason(error: Exception, remedy: str) -> str:
     causes = _causes(error)
-    status = next((cause.response.status_code for cause in causes if isinstance(cause, HfHubHTTPError)), None)
-
-    def caused(kind: type[Exception]) -> bool:
-        return any(isinstance(cause, kind) for cause in causes)
-
-    if caused(OfflineModeIsEnabled):
+    if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
         return (
             "not on this machine, and HF_HUB_OFFLINE is set. Unset it, or pull the checkpoint where there is network."
         )
-    if caused(RevisionNotFoundError):
-        return "there is no such revision. Correct the address."
-    if caused(GatedRepoError) or status == 403:
-        return f"access is refused (403). {LOGIN}"
-    if status == 401:
-        return f"not there, or not for this user (401). {LOGIN}"
-    if caused(RepositoryNotFoundError):
-        return f"there is no such repository for this user. Correct the name. {LOGIN}"
-    if caused(FileNotFoundError) or status == 404:
+    if isinstance(error, Refused):
+        return str(error)
+    refused = next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None)
+    if refused and (why := reason(refused.response.status_code, refused.response.headers.get("X-Error-Code"))):
+        return why
+    if any(isinstance(cause, FileNotFoundError) for cause in causes):
         return f"not found ({_first_line(error)}). Correct the address."
     return f"{_first_line(error) or type(error).__name__}. {remedy}"
 

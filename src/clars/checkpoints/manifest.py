@@ -6,14 +6,15 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
-from clars.checkpoints.form import FILES
-from clars.errors import CheckpointError, nearest
+from clars.checkpoints import folder, reading
+from clars.checkpoints.folder import FILES, LIMIT, WEIGHTS
+from clars.errors import CheckpointError, nearest, quoted
 from clars.recipes import registry
-from clars.recipes.schema import Settings
+from clars.recipes.schema import Recipe, Settings
 from clars.results.files import write_json
-from clars.results.record import first_problem
+from clars.results.record import Record
 
 FILE = "manifest.json"
 VARIABLE = "CLARS_CHECKPOINTS"
@@ -28,7 +29,7 @@ def check_name(name: str) -> str:
     """Return a name that can be that of a checkpoint, or raise CheckpointError."""
     if len(name) > 96 or not re.fullmatch(NAME, name):
         raise CheckpointError(
-            f"{name[:120]!r} cannot be the name of a checkpoint: take small letters and digits, with single . _ or - "
+            f"{quoted(name)} cannot be the name of a checkpoint: take small letters and digits, with single . _ or - "
             "between them, such as digits-resnet8-clars."
         )
     return name
@@ -63,6 +64,12 @@ class Accuracy(Settings):
     mean: Percent
     half_width: Annotated[float, Field(ge=0)] | None
 
+    @model_validator(mode="after")
+    def _of_one_or_several(self) -> "Accuracy":
+        if (self.n > 1) != (self.half_width is not None):
+            raise ValueError("there is a half_width where n is above 1, and only there")
+        return self
+
 
 class Entry(Settings):
     """One checkpoint. `address` is the folder to pull the files from; without one they lie beside the manifest."""
@@ -84,6 +91,8 @@ class Entry(Settings):
     def _whole(self) -> "Entry":
         if set(self.files) != set(FILES):
             raise ValueError(f"files must be {', '.join(FILES)}")
+        if large := [name for name, file in self.files.items() if name != WEIGHTS and file.bytes > LIMIT]:
+            raise ValueError(f"{large[0]} has more than the {LIMIT} bytes that are read")
         return self
 
 
@@ -100,19 +109,16 @@ def root() -> Path:
     return Path(chosen).resolve() if chosen else registry.root().parent / "checkpoints"
 
 
-def load(folder: Path | None = None) -> Manifest:
+def load(place: Path | None = None) -> Manifest:
     """Read the manifest of a folder, by default of `root()`; an empty one where there is none.
 
     Raises:
         CheckpointError: it cannot be used.
     """
-    path = (folder or root()) / FILE
+    path = (place or root()) / FILE
     if not path.exists():
         return Manifest()
-    try:
-        return Manifest.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise CheckpointError(f"{path} cannot be used: {first_problem(error)}.") from None
+    return reading.read(Manifest, folder.content(path, links=True), path)
 
 
 def find(name: str) -> Entry:
@@ -125,7 +131,7 @@ def find(name: str) -> Entry:
     if name not in known:
         near = nearest(name, known)
         listed = f"There are: {', '.join(sorted(known))}." if known else "None is published there."
-        raise CheckpointError(f"{name!r} is no checkpoint of {root() / FILE}.{near} {listed}")
+        raise CheckpointError(f"{quoted(name)} is no checkpoint of {root() / FILE}.{near} {listed}")
     return known[name]
 
 
@@ -137,24 +143,49 @@ def add(name: str, entry: Entry) -> Path:
     return root() / FILE
 
 
-def describe(path: Path) -> File:
-    """Return size and SHA-256 of a file."""
-    with path.open("rb") as file:
-        return File(sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=path.stat().st_size)
+def facts(record: Record, recipe: Recipe) -> dict[str, object]:
+    """Return what an entry repeats of a record and its recipe, by the names of both.
+
+    Those of the accuracy stand under `top1`.
+    """
+    return {
+        "architecture": recipe.model.name.partition(".")[0],
+        **{key: getattr(record, key) for key in ("recipe", "version", "recipe_sha256", "overrides", "seed", "weights")},
+        **{key: getattr(record.git, key) for key in ("commit", "dirty")},
+        "top1": {"data": recipe.data.name, "split": recipe.evaluation.split, "value": record.final.top1},
+    }
 
 
-def check_files(folder: Path, entry: Entry) -> None:
-    """Check that a folder holds an entry's files.
+def check_record(entry: Entry, record: Record, recipe: Recipe, place: Path) -> None:
+    """Check that an entry says what the record of its checkpoint says.
 
     Raises:
-        CheckpointError: one is missing, or has another content.
+        CheckpointError: it says something else.
     """
-    for name, wanted in entry.files.items():
-        path = folder / name
-        if not path.is_file() or path.is_symlink():
-            raise CheckpointError(f"{path} is missing, or is no ordinary file.")
-        if (found := describe(path)) != wanted:
+    said, wanted = entry.model_dump(), facts(record, recipe)
+    pairs = {key: (said[key], value) for key, value in wanted.items() if key != "top1"}
+    pairs |= {f"top1.{key}": (said["top1"][key], value) for key, value in wanted["top1"].items()}
+    for key, (found, value) in pairs.items():
+        if found != value:
             raise CheckpointError(
-                f"{path} is not what was published: it has {found.bytes} bytes and SHA-256 {found.sha256}, in the "
-                f"manifest stand {wanted.bytes} and {wanted.sha256}."
+                f"{place}: {key} is {quoted(found)} in the manifest, and {quoted(value)} by the record of the run."
             )
+
+
+def describe(content: bytes) -> File:
+    """Return size and SHA-256 of what a file holds."""
+    return File(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+
+
+def check(entry: Entry, name: str, content: bytes, place: Path) -> None:
+    """Check that what was read of a file is what was published.
+
+    Raises:
+        CheckpointError: it has another content.
+    """
+    wanted, found = entry.files[name], hashlib.sha256(content).hexdigest()
+    if found != wanted.sha256 or len(content) != wanted.bytes:
+        raise CheckpointError(
+            f"{place / name} is not what was published: its SHA-256 is {found}, or it has more bytes; in the manifest "
+            f"stand {wanted.sha256} and {wanted.bytes} bytes."
+        )

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from clars import models
-from clars.checkpoints import card, config, form, header, hub, manifest
+from clars.checkpoints import card, config, folder, form, hub, manifest, reading, weights
 from clars.checkpoints.manifest import Accuracy, Entry
 from clars.checkpoints.measure import measure, require, splits, tolerance
 from clars.errors import CheckpointError
@@ -49,7 +47,7 @@ def publish(run: Path, name: str | None = None, options: Options = Options()) ->
         CheckpointError: the run is none to be published, or its weights do not reach the recorded accuracy.
         DataError: the data of the recipe are not in reach.
     """
-    record = Record.read(run / records.FILE)
+    record = _record(run / records.FILE)
     resolved = _recipe(record, run, options.allow_dirty)
     name = manifest.check_name(name or _default_name(resolved))
     target = manifest.root() / name
@@ -57,8 +55,8 @@ def publish(run: Path, name: str | None = None, options: Options = Options()) ->
         raise CheckpointError(f"{name} is published already. Choose another --name, or --replace it.")
     if options.repo:
         hub.check_repo(options.repo)
-    with tempfile.TemporaryDirectory() as folder:
-        staged = Path(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        staged = Path(temporary)
         entry = _stage(run, record, resolved, name, staged, options.repo)
         size = entry.files[form.WEIGHTS].bytes
         if size > IN_GIT and not options.repo:
@@ -78,10 +76,16 @@ def publish(run: Path, name: str | None = None, options: Options = Options()) ->
         return entry
 
 
+def _record(path: Path) -> Record:
+    """Return the record of a run that has a result, or refuse the run."""
+    reading.value(folder.content(path), path)  # before another reader waits for a pipe, or takes the last of two keys
+    record = Record.read(path)
+    form.require_result(record, path)
+    return record
+
+
 def _recipe(record: Record, run: Path, allow_dirty: bool) -> Resolved:
     """Return the recipe of a run, or refuse the run."""
-    if record.status != "finished":
-        raise CheckpointError(f"{run} is a run that {record.status}, not one that finished.")
     if record.version == registry.UNVERSIONED:
         raise CheckpointError(
             f"{run} is of {record.recipe}, a file outside recipes/FOLDER/vN. Move the recipe there and run it again."
@@ -98,46 +102,33 @@ def _recipe(record: Record, run: Path, allow_dirty: bool) -> Resolved:
     return resolved
 
 
-def _stage(run: Path, record: Record, resolved: Resolved, name: str, folder: Path, repo: str | None) -> Entry:
-    """Write all files into `folder`, after measuring what they hold."""
+def _stage(run: Path, record: Record, resolved: Resolved, name: str, staged: Path, repo: str | None) -> Entry:
+    """Write all files into `staged`, after measuring what they hold."""
     recipe, on = resolved.recipe, splits(resolved.recipe)
     network = models.create(recipe.model, on.num_classes, recipe.data.channels, recipe.data.image_size)
-    header.check(run / form.WEIGHTS, network.state_dict())
-    weights = load_file(run / form.WEIGHTS)
-    network.load_state_dict(weights)
+    tensors = weights.read(run / form.WEIGHTS, network.state_dict())
+    network.load_state_dict(tensors)
     require(measure(recipe, network, on).top1, record.final.top1, tolerance(on), str(run))
     whole = record.model_copy(update={"settings": recipe.model_dump(mode="json")})
-    form.write(folder, config.describe(recipe, network, on), recipe, whole, weights)
+    form.write(staged, config.describe(recipe, network, on), recipe, whole, tensors)
     entry = _entry(run, whole, resolved, tolerance(on))
-    (folder / form.CARD).write_text(card.write(name, entry, whole, recipe, on, repo), encoding="utf-8")
-    form.read(folder)
-    return entry.model_copy(update={"files": {file: manifest.describe(folder / file) for file in form.FILES}})
+    (staged / form.CARD).write_text(card.write(name, entry, whole, recipe, on, repo), encoding="utf-8")
+    found = form.read(staged)
+    return entry.model_copy(update={"files": {file: manifest.describe(found.files[file]) for file in form.FILES}})
 
 
 def _entry(run: Path, record: Record, resolved: Resolved, within: float) -> Entry:
     values = seeds(run, record, resolved)
-    return Entry.model_construct(  # checked when the manifest is written, with its files
-        architecture=config.architecture(resolved.recipe),
-        recipe=record.recipe,
-        version=record.version,
-        recipe_sha256=record.recipe_sha256,
-        overrides=record.overrides,
-        seed=record.seed,
-        commit=record.git.commit,
-        dirty=record.git.dirty,
-        weights=record.weights,
-        top1=Accuracy(
-            data=resolved.recipe.data.name,
-            split=resolved.recipe.evaluation.split,
-            value=record.final.top1,
-            tolerance=within,
-            n=len(values),
-            mean=sum(values.values()) / len(values),
-            half_width=interval(list(values.values())),
-        ),
-        files={},
-        address=None,
+    facts = manifest.facts(record, resolved.recipe)
+    top1 = Accuracy(
+        **facts.pop("top1"),
+        tolerance=within,
+        n=len(values),
+        mean=sum(values.values()) / len(values),
+        half_width=interval(list(values.values())),
     )
+    # It is checked when the manifest is written, with its files.
+    return Entry.model_construct(**facts, top1=top1, files={}, address=None)
 
 
 def seeds(run: Path, record: Record, resolved: Resolved) -> dict[int, float]:

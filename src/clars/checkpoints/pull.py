@@ -4,33 +4,32 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
-import fsspec
 from filelock import FileLock
 
 from clars import cache
-from clars.checkpoints import form, manifest
-from clars.checkpoints.hub import explained
-from clars.checkpoints.manifest import Entry, File
-from clars.errors import CheckpointError
-
-CHUNK = 2**20
+from clars.checkpoints import download, form, manifest
+from clars.checkpoints.form import Checkpoint
+from clars.checkpoints.manifest import Entry
+from clars.errors import CheckpointError, RecipeError, quoted
 
 
-def find(name: str | Path) -> Path:
-    """Return the folder of a checkpoint: `name` itself where it is a folder, else that of the name, pulled if need be.
+def read(name: str | Path) -> Checkpoint:
+    """Return a checkpoint: of the folder `name` where it is a path, else of that name, pulled if need be.
+
+    A folder that is that of a name, by whatever path, has to have its files.
 
     Raises:
         CheckpointError: as `pull`.
     """
     if isinstance(name, Path) or os.sep in name or name.startswith("."):
         if not Path(name).is_dir():
-            raise CheckpointError(f"{str(name)!r} is no folder. `clars checkpoints list` shows the names.")
-        return Path(name)
-    return pull(name)
+            raise CheckpointError(f"{quoted(str(name))} is no folder. `clars checkpoints list` shows the names.")
+        return form.read(Path(name), _entry(Path(name)))
+    return _read(name, manifest.find(name))
 
 
 def pull(name: str, to: Path | None = None) -> Path:
@@ -49,10 +48,8 @@ def pull(name: str, to: Path | None = None) -> Path:
     entry = manifest.find(name)
     if to is not None and to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise CheckpointError(f"--to {to} is there already. Choose a new folder.")
-    folder = _cached(name, entry) if entry.address else manifest.root() / name
-    manifest.check_files(folder, entry)
-    form.read(folder)
-    return _copy(folder, to) if to else folder
+    found = _read(name, entry)
+    return _copy(found, to) if to else found.path
 
 
 def place(name: str, entry: Entry) -> Path:
@@ -60,66 +57,48 @@ def place(name: str, entry: Entry) -> Path:
     return cache.folder("checkpoints") / f"{name}-{entry.files[form.WEIGHTS].sha256[:16]}"
 
 
-def _cached(name: str, entry: Entry) -> Path:
+def _read(name: str, entry: Entry) -> Checkpoint:
+    return _cached(name, entry) if entry.address else form.read(manifest.root() / name, entry)
+
+
+def _entry(folder: Path) -> Entry | None:
+    """Return what the manifest says of a folder, whichever of its names the path takes: links, `..`, another case."""
+    known = {}
+    with suppress(RecipeError):  # there is no repository here
+        known = manifest.load().checkpoints
+    for name, entry in known.items():
+        for candidate in (manifest.root() / name, place(name, entry)):
+            if candidate.exists() and candidate.samefile(folder):
+                return entry
+    return None
+
+
+def _cached(name: str, entry: Entry) -> Checkpoint:
     folder = place(name, entry)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if folder.exists():
             try:
-                manifest.check_files(folder, entry)
-                return folder
+                return form.read(folder, entry)
             except CheckpointError as error:
                 warnings.warn(f"{error} It is pulled again.", stacklevel=4)
                 shutil.rmtree(folder)
         staging = folder.with_name(f".{folder.name}.partial")
         staging.mkdir(exist_ok=True)
-        _download(entry, staging)
-        form.read(staging)
+        download.download(entry, staging)
+        found = form.read(staging, entry)
         staging.rename(folder)
-    return folder
+        return replace(found, path=folder)
 
 
-def _download(entry: Entry, staging: Path) -> None:
-    with explained(entry.address, "The same command goes on where it stopped."):
-        store, folder = fsspec.core.url_to_fs(entry.address, skip_instance_cache=True)
-        for name, wanted in entry.files.items():
-            if not (staging / name).exists():
-                source = f"{folder.rstrip('/')}/{name}"
-                _fetch(
-                    lambda source=source: store.open(source, "rb"), staging / name, wanted, f"{entry.address}/{name}"
-                )
-
-
-def _fetch(opened: Callable[[], BinaryIO], target: Path, wanted: File, where: str) -> None:
-    """Read a file from where an earlier attempt has come to, at most one byte more than it may have."""
-    part = target.with_name(f"{target.name}.part")
-    have = part.stat().st_size if part.exists() else 0
-    if have < wanted.bytes:
-        with opened() as remote, part.open("ab") as local:
-            if have:
-                remote.seek(have)
-            while have <= wanted.bytes and (chunk := remote.read(min(CHUNK, wanted.bytes + 1 - have))):
-                local.write(chunk)
-                have += len(chunk)
-    if have < wanted.bytes:
-        raise CheckpointError(f"{where} ended after {have} of {wanted.bytes} bytes. The same command goes on.")
-    found = manifest.describe(part)
-    if found != wanted:
-        part.unlink()
-        raise CheckpointError(
-            f"{where} is not what was published: SHA-256 {found.sha256} instead of {wanted.sha256}, or more than "
-            f"{wanted.bytes} bytes. Nothing of it is kept."
-        )
-    os.replace(part, target)
-
-
-def _copy(folder: Path, to: Path) -> Path:
+def _copy(found: Checkpoint, to: Path) -> Path:
+    """Write the files as they were read and checked."""
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to.parent, prefix=".") as beside:
         new = Path(beside, "new")
         new.mkdir()
-        for name in form.FILES:
-            shutil.copyfile(folder / name, new / name)
+        for name, content in found.files.items():
+            (new / name).write_bytes(content)
         if to.exists():
             to.rmdir()
         new.rename(to)

@@ -1,11 +1,23 @@
 """From the model section of a recipe to a network."""
 
+import inspect
+
 import timm
 import torch
+from timm.models import build_model_with_cfg
 from torch import nn
 
-from clars.errors import RecipeError, nearest
+from clars.errors import RecipeError, nearest, quoted
 from clars.recipes import schema
+
+LARGEST = 16_384  # of a number among the arguments, so that no file can ask for a network without end
+LONGEST = 200  # characters of a text among them
+MOST = 50  # arguments
+FROM_THE_DATA = {"num_classes", "in_chans", "img_size"}
+# What timm's own functions take: weights to fetch, files to read, the output of inner layers.
+OF_TIMM = {"pruned", "features_only", "out_indices", "feature_cls"}.union(
+    *(inspect.signature(function).parameters for function in (timm.create_model, build_model_with_cfg))
+)
 
 
 def create(model: schema.Model, num_classes: int, channels: int, image_size: int) -> nn.Module:
@@ -14,16 +26,7 @@ def create(model: schema.Model, num_classes: int, channels: int, image_size: int
     Raises RecipeError for an unknown name or tag, for arguments that the model does not take and for images that it
     cannot take.
     """
-    if not timm.is_model(model.name):
-        raise RecipeError(
-            f"model.name={model.name!r} is no timm model.{nearest(model.name, timm.list_models())}"
-            " `timm.list_models()` lists the names."
-        )
-    if clash := sorted({"num_classes", "in_chans", "img_size"} & set(model.arguments)):
-        raise RecipeError(
-            f"model.arguments: {', '.join(clash)} cannot be set here; the classes, channels and image size"
-            " follow from the data section. Remove it."
-        )
+    check(model)
     settings = arguments(model, channels, image_size)
     try:
         network = timm.create_model(model.name, num_classes=num_classes, **settings)
@@ -32,11 +35,44 @@ def create(model: schema.Model, num_classes: int, channels: int, image_size: int
         return network.train()
     # Constructors reject what they are given in as many ways as there are authors.
     except Exception as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in model.arguments.items()) or "no arguments"
+        given = ", ".join(f"{key}={quoted(value)}" for key, value in model.arguments.items()) or "no arguments"
         raise RecipeError(
-            f"model.name={model.name!r} cannot be built with model.arguments {given}"
+            f"model.name={quoted(model.name)} cannot be built with model.arguments {given}"
             f" for {channels} channels of {image_size}x{image_size} pixels: {error}"
         ) from error
+
+
+def check(model: schema.Model) -> None:
+    """Check what can be said of a model before it is built.
+
+    Raises RecipeError for an unknown name, for arguments that are none of an architecture, and for sizes out of bounds.
+    """
+    if not timm.is_model(model.name):
+        raise RecipeError(
+            f"model.name={quoted(model.name)} is no timm model.{nearest(model.name, timm.list_models())}"
+            " `timm.list_models()` lists the names."
+        )
+    if clash := sorted(FROM_THE_DATA & model.arguments.keys()):
+        raise RecipeError(
+            f"model.arguments: {', '.join(clash)} cannot be set here; the classes, channels and image size"
+            " follow from the data section. Remove it."
+        )
+    if refused := sorted(OF_TIMM & model.arguments.keys()):
+        raise RecipeError(
+            f"model.arguments: {', '.join(refused)} is no part of an architecture. Remove it; a recipe's init names the"
+            " weights to begin with."
+        )
+    if len(model.arguments) > MOST:
+        raise RecipeError(f"model.arguments has {len(model.arguments)} keys; at most {MOST} are read.")
+    for key, value in model.arguments.items():
+        if isinstance(value, str) and len(value) > LONGEST:
+            raise RecipeError(
+                f"model.arguments: {quoted(key)} has {len(value)} characters; at most {LONGEST} are read."
+            )
+        if isinstance(value, (int, float)) and not abs(value) <= LARGEST:
+            raise RecipeError(
+                f"model.arguments: {quoted(key)} is {quoted(value)}, above {LARGEST}. Choose a smaller one."
+            )
 
 
 def arguments(model: schema.Model, channels: int, image_size: int) -> dict[str, bool | int | float | str]:

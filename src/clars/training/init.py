@@ -1,9 +1,8 @@
 """Beginning with the weights of a published checkpoint instead of at random."""
 
-from safetensors.torch import load_file
 from torch import nn
 
-from clars.checkpoints import config, form, manifest, pull
+from clars.checkpoints import config, pull
 from clars.data import Splits
 from clars.errors import CheckpointError
 from clars.recipes.load import Resolved
@@ -21,13 +20,13 @@ def begin(resolved: Resolved, model: nn.Module, splits: Splits) -> Init | None:
     name = resolved.recipe.init
     if name is None:
         return None
-    found = form.read(pull.find(name))
+    found = pull.read(name)
     if found.config.architecture != config.architecture(resolved.recipe):
         raise CheckpointError(
             f"init={name!r} is a {found.config.architecture}, the recipe trains {resolved.recipe.model.name}. Set "
             f"model.name={found.config.architecture}, or choose another checkpoint."
         )
-    weights = load_file(found.path / form.WEIGHTS)
+    weights = found.tensors()
     fresh = {} if _same_classes(found.config, splits) else _classifier(model)
     present = model.state_dict()
     for key, value in present.items():
@@ -38,8 +37,7 @@ def begin(resolved: Resolved, model: nn.Module, splits: Splits) -> Init | None:
                 "model.arguments, data.channels and data.image_size."
             )
     model.load_state_dict({key: fresh.get(key, weights.get(key)) for key in present})
-    digest = manifest.describe(found.path / form.WEIGHTS).sha256
-    return Init(checkpoint=name, sha256=digest, head="new" if fresh else "kept")
+    return Init(checkpoint=name, sha256=found.sha256(), head="new" if fresh else "kept")
 
 
 def _same_classes(there: config.Config, splits: Splits) -> bool:

@@ -1,0 +1,39 @@
+"""The tensors of a safetensors file, after its header was checked."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from clars.checkpoints import folder, header
+from clars.errors import CheckpointError
+
+
+def read(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a file that holds exactly those of a state dict, by name, shape and type.
+
+    Raises:
+        CheckpointError: it is no safetensors file, or of another architecture.
+    """
+    with folder.opened(path) as (file, size):
+        header.check(header.read(file, size, path), expected, path)
+        file.seek(0)
+        return load(file.read(size), path)
+
+
+def load(content: bytes, path: Path) -> dict[str, Tensor]:
+    """Return the tensors that the bytes of a file hold.
+
+    Args:
+        content: the bytes.
+        path: what to call the file in an error.
+
+    Raises:
+        CheckpointError: it was changed after its header was checked.
+    """
+    try:
+        return safetensors.torch.load(content)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} was changed while it was read: {error}.") from None
