@@ -72,11 +72,14 @@ def compiled(y):
 
 
 def definition(layer, x, gy):
-    """Gradients of input and parameters, and the parameters' squared norms by example, in float64."""
-    twin, x = copy.deepcopy(layer).double(), x.double().requires_grad_()
+    """Gradients of input and parameters, and the parameters' squared norms by example, in float64.
+
+    Of contiguous tensors: older torch crashes in group normalisation of channels that lie together in float64.
+    """
+    twin, x, gy = copy.deepcopy(layer).double(), x.double().contiguous().requires_grad_(), gy.double().contiguous()
     y = twin(x)
     parameters = dict(twin.named_parameters())
-    whole = torch.autograd.grad(y, [x, *parameters.values()], gy.double(), retain_graph=True)
+    whole = torch.autograd.grad(y, [x, *parameters.values()], gy, retain_graph=True)
     squares = {name: [] for name in parameters}
     for i in range(len(x)):
         alone = torch.zeros_like(y)
