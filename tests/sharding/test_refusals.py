@@ -1,5 +1,6 @@
 """What is not understood is refused by name, with the remedy; each case in two processes, all in one launch."""
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
 
 import clars
 from clars.sharding import support
@@ -53,6 +55,63 @@ def tensor_parallel():
         network(), init_device_mesh("cpu", (2,)), {"0": ColwiseParallel(), "2": RowwiseParallel()}
     )
     clars.bind(clars.LARS(model, lr=1.0), model)
+
+
+def in_halves(plan):
+    model = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 3))
+    return parallelize_module(model, init_device_mesh("cpu", (2,)), plan)
+
+
+def tensor_parallel_without_bind():
+    model = in_halves({"0": ColwiseParallel(), "2": RowwiseParallel()})
+    step(model, clars.CLARS(model, lr=1.0))
+
+
+def tensor_parallel_in_part():
+    model = in_halves({"2": RowwiseParallel()})
+    optimizer = clars.LARS(model, lr=1.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+
+
+def never_wrapped():
+    """Each process steps by its own gradient, and the sums would be averaged."""
+    model = network()
+    optimizer = clars.CLARS(model, lr=1.0)
+    squared_loss(model, torch.full((4, 3), 1.0 + distributed.get_rank())).backward()
+    optimizer.step()
+
+
+def groups_of_one_each():
+    model = network()
+    groups = [distributed.new_group([rank]) for rank in range(2)]
+    optimizer = clars.CLARS(model, lr=1.0)
+    squared_loss(model, torch.full((4, 3), 1.0 + distributed.get_rank())).backward()
+    clars.bind(optimizer, model, group=groups[distributed.get_rank()])
+    optimizer.step()
+    raise clars.UserError(f"stepped, ratio {optimizer.layer_stats()['0'].ratio > 0}")
+
+
+def averages_left_out_later():
+    """As post-local SGD does: the second step is taken by each process alone."""
+    model = network()
+    optimizer = clars.CLARS(model, lr=1.0)
+    wrapped = DistributedDataParallel(model)
+    x = torch.full((4, 3), 1.0 + distributed.get_rank())
+    for averaged in (True, False):
+        optimizer.zero_grad()
+        with contextlib.nullcontext() if averaged else wrapped.no_sync():
+            squared_loss(wrapped, x).backward()
+        optimizer.step()
+
+
+def other_factor_later():
+    model = fully_shard(network())
+    optimizer = clars.CLARS(model, lr=1.0)
+    step(model, optimizer)
+    model.set_gradient_divide_factor(1.0)
+    optimizer.step()
 
 
 def other_factor():
@@ -209,7 +268,13 @@ EXPECTED = {
     flat_parameters_before: r"FSDP version 1.*Use fully_shard",
     views_of_flat_parameters: "'0.weight' has 15 elements; 30 should be found in .* 2 processes .*, and 15 were",
     tensor_parallel: r"fully_shard was not applied to it|no part of what fully_shard cut",
+    tensor_parallel_without_bind: r"'0': computes with .* distributed tensors|'0', '2': computes with",
+    tensor_parallel_in_part: "fully_shard was not applied to it|tensor parallelism",
+    never_wrapped: "'0' has the norm .* in one of 2 processes and .* in another.*DistributedDataParallel",
+    groups_of_one_each: "stepped, ratio True",
+    averages_left_out_later: "has the norm .* in one of 2 processes",
     other_factor: "set_gradient_divide_factor",
+    other_factor_later: "set_gradient_divide_factor",
     outside_of_fully_shard: "'2.bias' is no part of what fully_shard cut",
     no_layerwise_optimizer: "Adam takes the steps",
     used_late_by_replicas: "'second' has a gradient but no per-example norms",

@@ -14,9 +14,15 @@ from clars.norms.inputs import tensors_in
 from clars.norms.known import known
 from clars.norms.part import Part
 from clars.norms.tap import Call, spread, tapped
+from clars.sharding.fsdp import is_distributed
 
 if TYPE_CHECKING:
     from clars.norms.tracker import ExampleNorms
+
+DISTRIBUTED = (
+    "computes with parameters that are distributed tensors (tensor parallelism), so that a process sees a "
+    "part of each example's gradient. Use fully_shard alone."
+)
 
 
 class Interception(TorchFunctionMode):
@@ -107,6 +113,8 @@ class Interception(TorchFunctionMode):
             return func(*args, **kwargs)
 
     def _measure(self, used: Tensor, func, args, kwargs):
+        if is_distributed(used):  # in the midst of its layer's forward, where fully_shard has put its parts together
+            raise UnsupportedLayerError({self.part(used).account.layer: DISTRIBUTED})
         first = args[0] if args else kwargs.get("input")
         if func in RULES and self.part(first) is None:
             if self.compiling:
