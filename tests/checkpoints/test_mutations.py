@@ -142,7 +142,7 @@ CHECKS = {"config": check_configurations, "record": check_records, "header": che
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
 def test_no_mutation_is_taken_for_something_else(copied, check):
     """Some made the library, JSON or the terminal do what no message told."""
-    kinds, accepted = check(copied, *FEW)
+    kinds, _ = check(copied, *FEW)
     assert sum(kinds.values()) > 0.8 * FEW[0] and len(kinds) > 1
 
 
