@@ -14,14 +14,14 @@ def folder(name: str) -> Path:
     A relative XDG_CACHE_HOME is left aside, as the XDG Base Directory Specification demands.
 
     Raises:
-        UserError: there is no home folder, and CLARS_CACHE is not set.
+        UserError: there is no home folder, and CLARS_CACHE names none that does without.
     """
-    if chosen := os.environ.get(VARIABLE):
-        return Path(chosen).expanduser() / name
     shared = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(shared):
-        return Path(shared, "clars", name)
     try:
+        if chosen := os.environ.get(VARIABLE):
+            return Path(chosen).expanduser() / name
+        if os.path.isabs(shared):
+            return Path(shared, "clars", name)
         return Path.home() / ".cache" / "clars" / name
     except RuntimeError:  # no HOME, and a user that the system does not know
         raise UserError(f"There is no home folder to keep {name} in. Set {VARIABLE} to a folder.") from None

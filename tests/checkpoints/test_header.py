@@ -33,7 +33,7 @@ def metadata(value):
 def test_a_sound_file(tmp_path):
     save_file(TENSORS, tmp_path / "x", {"format": "pt"})
     assert read(tmp_path / "x") == {"a": ("F32", (2, 3)), "b": ("I64", ()), "c": ("F32", (0, 4))}
-    found = weights.read(tmp_path / "x", TENSORS)
+    found = weights.load(weights.content(tmp_path / "x", TENSORS), tmp_path / "x")
     assert found.keys() == TENSORS.keys() and all(torch.equal(found[name], TENSORS[name]) for name in TENSORS)
 
 
@@ -109,7 +109,7 @@ def test_a_zip_of_torch(tmp_path):
 def test_types_that_no_network_of_ours_has(tmp_path, dtype, size):
     path = file(tmp_path / "x", {"a": {"dtype": dtype, "shape": [2], "data_offsets": [0, size]}}, bytes(size))
     with pytest.raises(CheckpointError, match=f"'a' is {dtype} of shape"):
-        weights.read(path, {"a": torch.zeros(2)})
+        weights.content(path, {"a": torch.zeros(2)})
 
 
 @pytest.mark.parametrize("changed, message", [
@@ -125,4 +125,4 @@ def test_another_architecture(tmp_path, changed, message):
     tensors = {name: value for name, value in (TENSORS | changed).items() if value is not None}
     save_file(tensors, tmp_path / "x")
     with pytest.raises(CheckpointError, match=message):
-        weights.read(tmp_path / "x", TENSORS)
+        weights.content(tmp_path / "x", TENSORS)

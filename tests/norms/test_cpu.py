@@ -287,4 +287,4 @@ def test_of_two_processes_one_compiles(tmp_path):
     said = [process.communicate(timeout=300) for process in pair]
     assert [json.loads(out.splitlines()[-1])[0] for out, _ in said] == [True, True]
     assert sum("compiling" in errors for _, errors in said) == 1
-    assert sorted(path.suffix for path in (tmp_path / "kernels").iterdir()) == [".lock", ".so"]
+    assert sorted(path.suffix for path in (tmp_path / "kernels").iterdir()) == [".lock", ".sha256", ".so"]

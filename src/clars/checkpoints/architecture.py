@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
+    register_module_forward_pre_hook,
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
@@ -18,6 +20,8 @@ from clars.checkpoints.header import Stored
 from clars.errors import CheckpointError, RecipeError
 from clars.recipes.schema import Recipe
 
+SECONDS = 2.5  # of this thread's time, and for each tensor of the file
+EACH = 0.01
 ROOM = 256 * 2**20  # bytes of buffers that are not saved, such as the masks of windowed attention
 
 
@@ -27,8 +31,8 @@ def build(recipe: Recipe, num_classes: int, stored: Mapping[str, Stored]) -> nn.
     Args:
         recipe: says which.
         num_classes: of its last layer.
-        stored: the tensors of the file of its weights. Building ends where the network comes to more than these, so
-            that no recipe of a hundred bytes asks for hours.
+        stored: the tensors of the file of its weights. Building ends where the network comes to more than these, or
+            takes too long for as many, so that no recipe of a hundred bytes asks for hours.
 
     Raises:
         CheckpointError: it cannot be built, or is larger than the file.
@@ -41,12 +45,13 @@ def build(recipe: Recipe, num_classes: int, stored: Mapping[str, Stored]) -> nn.
 
 
 class _Bounds:
-    """How much more may be registered in modules by this thread."""
+    """How much more may be registered in modules by this thread, and until when."""
 
     def __init__(self, stored: Mapping[str, Stored]) -> None:
         self.thread = threading.get_ident()
         # Some buffers are not saved, and some layers take the place of others while a network is built.
         self.tensors, self.modules = len(stored) + 800, 20 * len(stored) + 1_000
+        self.end = time.thread_time() + SECONDS + EACH * len(stored)
         self.bytes = ROOM + 16 * sum(math.prod(tensor.shape) for tensor in stored.values())
 
     @contextmanager
@@ -56,6 +61,7 @@ class _Bounds:
             register_module_parameter_registration_hook(self._tensor),
             register_module_buffer_registration_hook(self._tensor),
             register_module_module_registration_hook(self._module),
+            register_module_forward_pre_hook(self._forward),
         ]
         try:
             yield
@@ -70,9 +76,14 @@ class _Bounds:
     def _module(self, module: nn.Module, name: str, inner: nn.Module | None) -> None:
         self._take(modules=1)
 
+    def _forward(self, module: nn.Module, inputs: object) -> None:
+        self._take()
+
     def _take(self, tensors: int = 0, size: int = 0, modules: int = 0) -> None:
         if threading.get_ident() != self.thread:  # the hooks see all threads
             return
         self.tensors, self.bytes, self.modules = self.tensors - tensors, self.bytes - size, self.modules - modules
         if min(self.tensors, self.bytes, self.modules) < 0:
             raise ValueError("the network is larger than the file of its weights")
+        if time.thread_time() > self.end:
+            raise ValueError("it takes longer to build than a network of the file's tensors may")

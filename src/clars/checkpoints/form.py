@@ -18,7 +18,7 @@ from clars.errors import CheckpointError
 from clars.recipes.reading import parse
 from clars.recipes.schema import Recipe
 from clars.recipes.writing import dump
-from clars.results.files import write_json, write_tensors, write_text
+from clars.results.files import write_json, write_text
 from clars.results.record import Record, first_problem
 
 __all__ = ["CARD", "CONFIG", "FILES", "LIMIT", "RECIPE", "RECORD", "WEIGHTS", "Checkpoint", "read", "write"]
@@ -56,7 +56,8 @@ class Checkpoint:
     def network(self) -> nn.Module:
         """Return the network with these weights, in evaluation mode, described to timm as if it had read the folder."""
         data = self.recipe.data
-        network = models.create(self.recipe.model, self.config.num_classes, data.channels, data.image_size)
+        # Tried on an image it was when the folder was read, without memory: an image may be large, and its maps larger.
+        network = models.create(self.recipe.model, self.config.num_classes, data.channels, data.image_size, trial=False)
         network.load_state_dict(self.tensors())
         network.pretrained_cfg = network.default_cfg = self.config.for_timm()
         return network.eval()
@@ -90,14 +91,15 @@ def read(path: Path, entry: Entry | None = None) -> Checkpoint:
         if not entry:
             file.seek(0)
             files[WEIGHTS] = file.read(size)
+    _require_of_the_run(files[WEIGHTS], record, path)
     if entry:
         manifest.check_record(entry, record, recipe, path)
     return Checkpoint(path, loaded, recipe, record, files, entry)
 
 
-def write(path: Path, loaded: Config, recipe: Recipe, record: Record, tensors: Mapping[str, Tensor]) -> None:
-    """Write all files but the card."""
-    write_tensors(path / WEIGHTS, tensors, {"format": "pt"})
+def write(path: Path, loaded: Config, recipe: Recipe, record: Record, content: bytes) -> None:
+    """Write all files but the card; `content` is the run's file of weights, of which the record has a digest."""
+    (path / WEIGHTS).write_bytes(content)
     write_json(path / CONFIG, loaded.model_dump(mode="json"))
     write_text(path / RECIPE, dump(recipe.model_dump(mode="json")))
     record.write(path / RECORD)
@@ -111,6 +113,15 @@ def require_result(record: Record, where: Path) -> None:
         raise CheckpointError(
             f"{where}: final has top-1 {record.final.top1} % and loss {record.final.loss}; a finished run has both. "
             "Run it again."
+        )
+
+
+def _require_of_the_run(content: bytes, record: Record, path: Path) -> None:
+    """Check that weights are those whose digest the record has, if it has one."""
+    stated = record.digests and record.digests.weights
+    if stated and hashlib.sha256(content).hexdigest() != stated:
+        raise CheckpointError(
+            f"{path / WEIGHTS} is not what the run saved: by {RECORD} beside it, its SHA-256 is {stated}."
         )
 
 

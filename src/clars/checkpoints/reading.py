@@ -8,7 +8,7 @@ from typing import NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from clars.errors import CheckpointError, quoted, shortened
+from clars.errors import CheckpointError, printable, quoted
 from clars.results.record import first_problem
 
 VALUES = 60_000  # in one text, about: tens of thousands of classes, or a thousand checkpoints
@@ -63,7 +63,7 @@ def read(schema: type[M], content: bytes, path: Path) -> M:
     try:
         return schema.model_validate_json(json.dumps(value(content, path)), strict=True)
     except ValidationError as error:
-        raise CheckpointError(f"{path} cannot be used: {shortened(first_problem(error), 500)}.") from None
+        raise CheckpointError(f"{path} cannot be used: {printable(first_problem(error))}.") from None
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -11,8 +11,8 @@ from clars.checkpoints import folder, header
 from clars.errors import CheckpointError
 
 
-def read(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a file that holds exactly those of a state dict, by name, shape and type.
+def content(path: Path, expected: Mapping[str, Tensor]) -> bytes:
+    """Return the bytes of a file that holds exactly the tensors of a state dict, by name, shape and type.
 
     Raises:
         CheckpointError: it is no safetensors file, or of another architecture.
@@ -20,7 +20,7 @@ def read(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     with folder.opened(path) as (file, size):
         header.check(header.read(file, size, path), expected, path)
         file.seek(0)
-        return load(file.read(size), path)
+        return file.read(size)
 
 
 def load(content: bytes, path: Path) -> dict[str, Tensor]:

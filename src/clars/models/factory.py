@@ -1,16 +1,18 @@
 """From the model section of a recipe to a network."""
 
 import inspect
+import re
 
 import timm
 import torch
 from timm.models import build_model_with_cfg
 from torch import nn
 
-from clars.errors import RecipeError, nearest, quoted
+from clars.errors import RecipeError, nearest, printable, quoted, shortened
 from clars.recipes import schema
 
 LARGEST = 16_384  # of a number among the arguments, so that no file can ask for a network without end
+LARGEST_FACTOR = 100  # of one by which others are multiplied
 LONGEST = 200  # characters of a text among them
 MOST = 50  # arguments
 FROM_THE_DATA = {"num_classes", "in_chans", "img_size"}
@@ -20,8 +22,10 @@ OF_TIMM = {"pruned", "features_only", "out_indices", "feature_cls"}.union(
 )
 
 
-def create(model: schema.Model, num_classes: int, channels: int, image_size: int) -> nn.Module:
+def create(model: schema.Model, num_classes: int, channels: int, image_size: int, *, trial: bool = True) -> nn.Module:
     """Build a timm model for [n, channels, image_size, image_size] images and [n, num_classes] logits.
+
+    `trial` is whether to show it an image, as many a model finds out only then that it cannot take this size.
 
     Raises RecipeError for an unknown name or tag, for arguments that the model does not take and for images that it
     cannot take.
@@ -30,15 +34,16 @@ def create(model: schema.Model, num_classes: int, channels: int, image_size: int
     settings = arguments(model, channels, image_size)
     try:
         network = timm.create_model(model.name, num_classes=num_classes, **settings)
-        with torch.no_grad():  # many a model finds out only here that it cannot take this image size
-            network.eval()(torch.zeros(1, channels, image_size, image_size))
+        if trial:
+            with torch.no_grad():
+                network.eval()(torch.zeros(1, channels, image_size, image_size))
         return network.train()
     # Constructors reject what they are given in as many ways as there are authors.
     except Exception as error:
         given = ", ".join(f"{key}={quoted(value)}" for key, value in model.arguments.items()) or "no arguments"
         raise RecipeError(
             f"model.name={quoted(model.name)} cannot be built with model.arguments {given}"
-            f" for {channels} channels of {image_size}x{image_size} pixels: {error}"
+            f" for {channels} channels of {image_size}x{image_size} pixels: {_told(error)}"
         ) from error
 
 
@@ -69,9 +74,10 @@ def check(model: schema.Model) -> None:
             raise RecipeError(
                 f"model.arguments: {quoted(key)} has {len(value)} characters; at most {LONGEST} are read."
             )
-        if isinstance(value, (int, float)) and not abs(value) <= LARGEST:
+        largest = LARGEST_FACTOR if re.search("multiplier|factor|ratio", key) else LARGEST
+        if isinstance(value, (int, float)) and not abs(value) <= largest:
             raise RecipeError(
-                f"model.arguments: {quoted(key)} is {quoted(value)}, above {LARGEST}. Choose a smaller one."
+                f"model.arguments: {quoted(key)} is {quoted(value)}, above {largest}. Choose a smaller one."
             )
 
 
@@ -81,10 +87,15 @@ def arguments(model: schema.Model, channels: int, image_size: int) -> dict[str, 
     return {"in_chans": channels, **size, **model.arguments}
 
 
+def _told(error: Exception) -> str:
+    """Return what others say of arguments that may come from anywhere."""
+    return printable(shortened(str(error), 500))
+
+
 def _fixes_input_size(name: str) -> bool:
     """Say whether the constructor must know the image size, as most vision transformers must."""
     try:
         config = timm.get_pretrained_cfg(name)
     except RuntimeError as error:
-        raise RecipeError(f"model.name={name!r}: {error}. Leave out what follows the dot.") from error
+        raise RecipeError(f"model.name={quoted(name)}: {_told(error)}. Leave out what follows the dot.") from error
     return config is not None and config.fixed_input_size

@@ -3,10 +3,9 @@
 import hashlib
 import os
 import platform
-import shutil
-import subprocess
 import sys
 import tempfile
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,8 @@ import torch
 from filelock import FileLock
 
 from clars.cache import folder
+from clars.errors import printable
+from clars.norms.cpu import compiler, kept
 
 SWITCH = "CLARS_CPU_KERNELS"  # "0": do without them
 SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
@@ -38,16 +39,12 @@ def load() -> State:
         return State(False, f"not made for {platform.system()} or for this build of torch")
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return State(False, "this build of torch is without oneDNN")
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    library = folder("kernels") / f"{_fingerprint()}.so"
     try:
-        if not library.exists():
-            if compiler is None:
-                return State(False, "no C++ compiler: install g++, or name one by CXX")
-            _compile_once(compiler, library)
+        library = folder("kernels") / f"{_fingerprint()}.so"
+        _make_once(library)
         torch.ops.load_library(library)
-    except (OSError, NotImplementedError, subprocess.SubprocessError) as error:  # the second: no locks here
-        return State(False, f"could not be compiled or loaded: {_reason(error)}")
+    except Exception as error:  # of a disk, a compiler, the loader or a lock, of which some file systems have none
+        return State(False, f"could not be compiled or loaded: {printable(_first_line(error))}")
     return State(True, str(library))
 
 
@@ -64,15 +61,31 @@ def _instructions() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def _compile_once(compiler: str, library: Path) -> None:
-    """Compile, or wait for another process of this machine that does."""
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(library.with_name(f".{library.stem}.lock")):
-        if not library.exists():
-            _compile(compiler, library)
+def _make_once(library: Path) -> None:
+    """Compile unless the library is there as it was made, or wait for another process of this machine that does.
+
+    Raises:
+        OSError: it cannot be made, or others could put another in its place.
+    """
+    if kept.is_sound(library):
+        kept.require_private(library.parent)
+        return
+    commands = compiler.command()
+    kept.require_private(library.parent)
+    with FileLock(library.with_name(f".{library.stem}.lock"), timeout=compiler.LONGEST):
+        if kept.is_sound(library):
+            return
+        if os.path.lexists(library):
+            warnings.warn(
+                f"{library} is not what this user compiled: damaged, changed or of another origin. It is made again.",
+                stacklevel=2,
+            )
+        _compile(commands, library)
+        if not kept.is_sound(library):
+            raise OSError(f"{library} is not on the disk as it was compiled")
 
 
-def _compile(compiler: str, library: Path) -> None:
+def _compile(command: list[str], library: Path) -> None:
     """Compile to a temporary folder and put the result in place whole."""
     print("clars: compiling its kernels for this processor, once; about half a minute", file=sys.stderr, flush=True)
     root = Path(torch.__file__).parent
@@ -81,23 +94,18 @@ def _compile(compiler: str, library: Path) -> None:
     options = ["-std=c++20", "-O3", "-march=native", "-fPIC", "-fopenmp", abi, *includes]
     with tempfile.TemporaryDirectory(dir=library.parent) as temporary:
         objects = [str(Path(temporary, path.stem + ".o")) for path in SOURCES]
-        compiling = [
-            subprocess.Popen(
-                [compiler, *options, _contraction(path), "-c", str(path), "-o", target],
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for path, target in zip(SOURCES, objects)
-        ]
-        for process in compiling:
-            _, errors = process.communicate()
-            if process.returncode:
-                raise subprocess.CalledProcessError(process.returncode, compiler, stderr=errors)
+        compiler.run(
+            [
+                [*command, *options, _contraction(path), "-c", str(path), "-o", target]
+                for path, target in zip(SOURCES, objects)
+            ],
+            Path(temporary),
+        )
         # Without -fopenmp: the OpenMP calls must find torch's own runtime, through libtorch_cpu, not a second one.
         made = Path(temporary, library.name)
-        linking = [compiler, "-shared", *objects, f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10", "-o", str(made)]
-        subprocess.run(linking, check=True, capture_output=True, text=True)
-        os.replace(made, library)
+        linking = [*command, "-shared", *objects, f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10", "-o", str(made)]
+        compiler.run([linking], Path(temporary))
+        kept.keep(made, library)
 
 
 def _contraction(source: Path) -> str:
@@ -105,6 +113,5 @@ def _contraction(source: Path) -> str:
     return f"-ffp-contract={'off' if source.stem == 'optimizer' else 'fast'}"
 
 
-def _reason(error: Exception) -> str:
-    lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-    return next((line for line in lines if "error" in line), lines[0] if lines else type(error).__name__)
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

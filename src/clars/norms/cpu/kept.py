@@ -6,6 +6,8 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+from clars.cache import VARIABLE
+
 READABLE = 0o755  # by all, and writable by its owner alone, whatever the umask
 
 
@@ -17,7 +19,10 @@ def require_private(folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True, mode=READABLE)
     if not _is_ours(folder.stat()):
-        raise OSError(f"{folder} belongs to another user or can be written by others, who could put any code there")
+        raise OSError(
+            f"{folder} belongs to another user or can be written by others, who could put any code there: "
+            f"set {VARIABLE} to a folder of your own, or take that right away (chmod go-w)"
+        )
 
 
 def is_sound(library: Path) -> bool:
