@@ -73,7 +73,7 @@ class Interception(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling() != self.compiling:
             return func(*args, **kwargs)
         values = (*args, *kwargs.values()) if kwargs else args
         again = None if self.compiling else self._again(func, values, kwargs)
