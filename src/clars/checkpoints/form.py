@@ -79,7 +79,7 @@ def read(path: Path, entry: Entry | None = None) -> Checkpoint:
     record = reading.read(Record, files[RECORD], path / RECORD)
     with folder.opened(path / WEIGHTS) as (file, size):
         if entry:  # nothing is made of bytes that are not those that were published
-            files[WEIGHTS] = file.read(entry.files[WEIGHTS].bytes + 1)
+            files[WEIGHTS] = file.read(min(size, entry.files[WEIGHTS].bytes) + 1)
             manifest.check(entry, WEIGHTS, files[WEIGHTS], path)
             file.seek(0)
         stored = header.read(file, size, path / WEIGHTS)
