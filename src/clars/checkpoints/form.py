@@ -14,7 +14,7 @@ from clars.checkpoints import architecture, config, folder, header, manifest, re
 from clars.checkpoints.config import Config
 from clars.checkpoints.folder import CARD, CONFIG, FILES, LIMIT, RECIPE, RECORD, WEIGHTS
 from clars.checkpoints.manifest import Entry
-from clars.errors import CheckpointError
+from clars.errors import CheckpointError, printable
 from clars.recipes.reading import parse
 from clars.recipes.schema import Recipe
 from clars.recipes.writing import dump
@@ -79,7 +79,7 @@ def read(path: Path, entry: Entry | None = None) -> Checkpoint:
     record = reading.read(Record, files[RECORD], path / RECORD)
     with folder.opened(path / WEIGHTS) as (file, size):
         if entry:  # nothing is made of bytes that are not those that were published
-            files[WEIGHTS] = file.read(entry.files[WEIGHTS].bytes + 1)
+            files[WEIGHTS] = file.read(min(size, entry.files[WEIGHTS].bytes) + 1)
             manifest.check(entry, WEIGHTS, files[WEIGHTS], path)
             file.seek(0)
         stored = header.read(file, size, path / WEIGHTS)
@@ -140,9 +140,11 @@ def _recipe(content: bytes, record: Record, path: Path) -> Recipe:
         run = Recipe.model_validate(record.settings)
         same = json.dumps(run.model_dump(), sort_keys=True) == json.dumps(recipe.model_dump(), sort_keys=True)
     except ValidationError as error:
-        raise CheckpointError(f"{path}: {RECIPE}, or the settings in {RECORD}: {first_problem(error)}.") from None
+        raise CheckpointError(
+            f"{path}: {RECIPE}, or the settings in {RECORD}: {printable(first_problem(error))}."
+        ) from None
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path / RECIPE} cannot be read: {error}") from None
+        raise CheckpointError(f"{path / RECIPE} cannot be read: {printable(str(error))}") from None
     if not same:  # type by type: as values, true equals 1
         raise CheckpointError(f"{path / RECIPE} is not the recipe that {RECORD} says was run.")
     return recipe

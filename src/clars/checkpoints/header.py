@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from clars.checkpoints import reading
-from clars.errors import CheckpointError, quoted, shortened
+from clars.errors import CheckpointError, printable, quoted, shortened
 
 TENSORS = 3_500  # in one file; of timm's networks, ResNet-RS-420 has most: 3,108
 LIMIT = 1_000_000  # bytes of header, and for each tensor
@@ -51,7 +51,7 @@ def read(file: BinaryIO, size: int, path: Path) -> dict[str, Stored]:
         stored = _by_the_library(file)
         _agree(reading.parse(content), stored)
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} has a damaged header: {shortened(str(error), 500)}.") from None
+        raise CheckpointError(f"{path} has a damaged header: {printable(shortened(str(error), 500))}.") from None
     if len(stored) > TENSORS or length > EACH * (len(stored) + 1):
         raise CheckpointError(
             f"{path} has a header of {length} bytes for {len(stored)} tensors; at most {TENSORS} tensors, with {EACH} "
@@ -79,8 +79,8 @@ def check(stored: Mapping[str, Stored], expected: Mapping[str, Tensor], path: Pa
         found, wanted = stored[name], Stored(NAMES.get(str(tensor.dtype), str(tensor.dtype)), tuple(tensor.shape))
         if found != wanted:
             raise CheckpointError(
-                f"{path}: tensor {name!r} is {found.dtype} of shape {found.shape}, the architecture has {wanted.dtype} "
-                f"of shape {wanted.shape}."
+                f"{path}: tensor {quoted(name)} is {found.dtype} of shape {found.shape}, the architecture has "
+                f"{wanted.dtype} of shape {wanted.shape}."
             )
 
 

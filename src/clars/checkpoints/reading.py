@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -61,9 +62,25 @@ def read(schema: type[M], content: bytes, path: Path) -> M:
         CheckpointError: the content is no JSON, or none of the schema; the message names the file and the key.
     """
     try:
-        return schema.model_validate_json(json.dumps(value(content, path)), strict=True)
+        said = value(content, path)
+        found = schema.model_validate_json(json.dumps(said), strict=True)
     except ValidationError as error:
         raise CheckpointError(f"{path} cannot be used: {printable(first_problem(error))}.") from None
+    if wrong := next(_of_other_types(said, found.model_dump(mode="json")), None):
+        raise CheckpointError(f"{path} cannot be used: {wrong}.")
+    return found
+
+
+def _of_other_types(said: object, found: object, key: str = "") -> Iterator[str]:
+    """Tell of values that a schema took for equal ones of its own: `true` for 1, 0 for `false`, 1.0 for 1."""
+    if isinstance(said, dict) and isinstance(found, dict):
+        for name in said.keys() & found.keys():
+            yield from _of_other_types(said[name], found[name], f"{key}.{name}" if key else name)
+    elif isinstance(said, list) and isinstance(found, list):
+        for number, (one, other) in enumerate(zip(said, found)):
+            yield from _of_other_types(one, other, f"{key}.{number}")
+    elif type(said) is not type(found) and (type(said), type(found)) != (int, float):
+        yield f"{quoted(key)} is {quoted(said)}, which would be read as {quoted(found)}"
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from clars.checkpoints import folder, header
-from clars.errors import CheckpointError
+from clars.errors import CheckpointError, printable
 
 
 def content(path: Path, expected: Mapping[str, Tensor]) -> bytes:
@@ -36,4 +36,4 @@ def load(content: bytes, path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(content)
     except SafetensorError as error:
-        raise CheckpointError(f"{path} was changed while it was read: {error}.") from None
+        raise CheckpointError(f"{path} was changed while it was read: {printable(str(error))}.") from None
