@@ -9,7 +9,7 @@ OLDEST := .venv-oldest/.installed
 export OMP_NUM_THREADS ?= 1
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.venv/torch_extensions
 
-.PHONY: help install quickstart test test-all test-oldest test-operators lint bench tables clean
+.PHONY: help install quickstart test test-all test-zero test-oldest test-operators lint bench tables clean
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -24,6 +24,9 @@ test: $(TESTABLE)  ## the default test suite
 
 test-all: test $(SHARDABLE)  ## these, then the long ones and those of DeepSpeed; most of an hour
 	$(BIN)/python -m pytest -n 2 -m "slow or full or deepspeed"
+
+test-zero: $(SHARDABLE)  ## those of DeepSpeed ZeRO that are not long
+	$(BIN)/python -m pytest -n 2 -m "deepspeed and not slow and not full"
 
 test-operators: $(TESTABLE)  ## the tests of norms and optimizers without compiled kernels, by torch's operators
 	CLARS_CPU_KERNELS=0 $(BIN)/python -m pytest -n 2 -m "not slow and not full" tests/norms tests/optim

@@ -70,6 +70,7 @@ def test_by_inductor(name):
     assert counters["stats"]["unique_graphs"] == len(SIZES) * 2
 
 
+@pytest.mark.slow
 def test_whole():
     model = small_network()
     train_and_compare(model, torch.compile(model, backend="aot_eager", fullgraph=True), 8)
@@ -77,6 +78,7 @@ def test_whole():
     assert counters["stats"]["unique_graphs"] == len(SIZES) * 2
 
 
+@pytest.mark.slow
 def test_uncompiled_after_compiled():
     """What a compiled backward pass leaves behind does not keep a later one from booking by Python."""
     model = small_network()
