@@ -30,12 +30,8 @@ def describe(folder, name, size=8, **given):
     change(folder / form.RECORD, settings=whole)
     images = {"img_size": size} if name.startswith("vit") else {}
     prepared = json.loads((folder / form.CONFIG).read_text())["pretrained_cfg"] | {"input_size": [1, size, size]}
-    change(
-        folder / form.CONFIG,
-        architecture=name,
-        model_args={"in_chans": 1, **images, **given},
-        pretrained_cfg=prepared,
-    )
+    arguments = {"in_chans": 1, **images, **given}
+    change(folder / form.CONFIG, architecture=name, model_args=arguments, pretrained_cfg=prepared)
 
 
 @pytest.mark.parametrize("name, given", [
@@ -48,9 +44,7 @@ def test_a_network_larger_than_its_file_is_not_built(foreign, name, given):
     """Thousands of layers were built for minutes before the header was looked at."""
     describe(foreign, name, size=16, **given)
     start = time.thread_time()
-    with pytest.raises(
-        CheckpointError, match="cannot be built: .*(larger than the file of its weights|Choose another)"
-    ):
+    with pytest.raises(CheckpointError, match=r"cannot be built: .*larger than the file of its weights"):
         clars.load(foreign)
     assert time.thread_time() - start < 5
 
@@ -63,13 +57,13 @@ def test_building_has_an_end_in_time(foreign, monkeypatch):
 
 
 def test_an_image_without_end_takes_no_memory(foreign):
-    """The network was tried on a real image of that size: 20,000 pixels a side were a traceback."""
+    """The network was tried on a real image of that size."""
     describe(foreign, "resnet8", size=20_000, width=4)
     start = time.thread_time()
-    try:
-        assert form.read(foreign).network().fc.out_features == 10
-    except CheckpointError as error:
-        assert "image_size" in str(error)
+    with pytest.raises(CheckpointError, match="image_size"):
+        clars.load(foreign)
+    describe(foreign, "resnet8", size=4096, width=4)
+    assert form.read(foreign).network().num_features == 16
     assert time.thread_time() - start < 5
 
 

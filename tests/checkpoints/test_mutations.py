@@ -1,6 +1,7 @@
 """Thousands of damaged checkpoints: each is refused in words, or is what it was."""
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -194,7 +195,9 @@ def test_no_mutation_is_taken_for_what_was_published(copied, name):
 @pytest.mark.parametrize("check", CHECKS)
 def test_many_mutations_within_bounds_of_memory(copied, check):
     """As above with more, in a process that may have a gigabyte more than it begins with."""
-    done = subprocess.run([sys.executable, __file__, str(copied), check], capture_output=True, text=True)
+    command = [sys.executable, __file__, str(copied), check]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
