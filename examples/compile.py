@@ -3,7 +3,7 @@
 To mind:
 - The optimizer takes the model, compiled or not, before or after.
 - The norms are part of the graphs, so the first steps compile anew where the optimizer was made after the first call.
-- A batch of another size compiles once more, with a size that may then vary.
+- Each size of batch compiles once in training mode and once in evaluation mode, 8 times in all by torch's default.
 - Activation checkpointing inside of a compiled model is refused, as its second forward is hidden there.
 """
 
