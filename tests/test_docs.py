@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "recipes").glob("*/README.md")), *sorted((ROOT / "docs").glob("*.md"))]
 PAGES += sorted((ROOT / "checkpoints").glob("*.md"))
-BY_CI = {"make quickstart", "make test", "make lint", "make test-all"}
-NOT_RUN = {"make bench", "git clone"}  # takes many minutes, or the network
+BY_CI = {"make install", "make quickstart", "make test", "make lint", "make test-oldest"}
+NOT_RUN = {"make bench", "make test-all", "git clone"}  # takes many minutes, or the network
 
 
 def blocks(language):

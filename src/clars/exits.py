@@ -57,8 +57,7 @@ def _stopping_once() -> Iterator[None]:
     """
 
     def stop(number: int, frame: object) -> None:
-        for each in STOP:
-            signal.signal(each, signal.SIG_IGN)
+        ignore_stops()
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, stop) for number in STOP}
@@ -67,6 +66,12 @@ def _stopping_once() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+
+
+def ignore_stops() -> None:
+    """Be stopped no more: what runs is ending anyway, and what it writes at its end is to be whole."""
+    for each in STOP:
+        signal.signal(each, signal.SIG_IGN)
 
 
 def gravest(codes: Iterable[int]) -> int:

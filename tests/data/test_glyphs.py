@@ -17,7 +17,6 @@ from clars.data.glyphs import draw, fonts, store
 from clars.data.glyphs.__main__ import picture
 from clars.errors import DataError
 from clars.recipes.schema import Data
-from clars.results import files
 
 SMALL = {"train": 720, "test": 360}
 # Of the first block of either split: changes with any change of what is drawn, which then needs another store.VERSION.
@@ -144,7 +143,7 @@ def test_a_full_disk_is_told_once_and_leaves_nothing(home, monkeypatch):
         path.write_bytes(b"a beginning")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.warns(UserWarning, match=r"cannot be kept in .*glyphs .*No space left .*CLARS_CACHE") as told:
         images = store.read_or_draw()
     assert len(told) == 1 and images["train"].shape == (720, 28, 28) and list(home.iterdir()) == []

@@ -240,7 +240,7 @@ def test_linear_layer_of_odd_shapes(weight, bias):
 def test_layer_norm_whose_weight_has_another_shape():
     """As torch refuses it."""
     model = Shaped(lambda x, weight, bias: nn.functional.layer_norm(x, (8,), weight, bias), (4, 8))
-    clars.ExampleNorms(model)
+    _tracker = clars.ExampleNorms(model)
     with pytest.raises(RuntimeError, match="normalized_shape"):
         model(torch.randn(3, 4, 8))
 
@@ -274,7 +274,7 @@ class Batch:
 def test_the_batch_is_found_in_whatever_holds_it(wrap, take):
     """Its size was unknown, so that windows passed for examples."""
     model = Windows(take)
-    clars.ExampleNorms(model)
+    _tracker = clars.ExampleNorms(model)
     with pytest.raises(UnsupportedLayerError, match="'mix' sees 6 rows where the model's input has 3"):
         model(wrap(torch.randn(3, 4, 3)))
 
@@ -286,7 +286,7 @@ def test_the_batch_of_a_part_that_is_called_by_itself():
             self.inner = Windows(lambda x: x)
 
     model = Outer()
-    clars.ExampleNorms(model)
+    _tracker = clars.ExampleNorms(model)
     with pytest.raises(UnsupportedLayerError, match=r"'inner\.mix' sees 6 rows where the model's input has 3"):
         model.inner(torch.randn(3, 4, 3))
 
@@ -332,7 +332,7 @@ def test_an_error_of_the_model_itself_comes_first():
             super().forward(x)
             raise RuntimeError("of the model")
 
-    clars.ExampleNorms(model := Broken())
+    _tracker = clars.ExampleNorms(model := Broken())
     with pytest.raises(RuntimeError, match="of the model"):
         model(torch.randn(3, 5, 4))
 

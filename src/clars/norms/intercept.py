@@ -61,6 +61,8 @@ class Interception(TorchFunctionMode):
         """Return whose parameter a rule is about to measure; None for other tensors."""
         part = self.part(tensor)
         if part is not None:
+            if is_distributed(tensor):  # where its layer computes, fully_shard has put its parts together
+                raise UnsupportedLayerError({part.account.layer: DISTRIBUTED})
             part.account.measured.add(part.name)
         return part
 
@@ -113,8 +115,6 @@ class Interception(TorchFunctionMode):
             return func(*args, **kwargs)
 
     def _measure(self, used: Tensor, func, args, kwargs):
-        if is_distributed(used):  # in the midst of its layer's forward, where fully_shard has put its parts together
-            raise UnsupportedLayerError({self.part(used).account.layer: DISTRIBUTED})
         first = args[0] if args else kwargs.get("input")
         if func in RULES and self.part(first) is None:
             if self.compiling:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from clars import data, models
 from clars.chance import derived_seed, seed_step
 from clars.errors import Fault, UserError
+from clars.exits import ignore_stops
 from clars.optim import CLARS
 from clars.results.jobs import Job
 from clars.results.provenance import provenance
@@ -122,6 +123,7 @@ class Run:
         except Diverged:
             status, scores = "diverged", self._evaluate()
         except (KeyboardInterrupt, Fault):
+            ignore_stops()  # a launcher sends them where another process has failed, in the midst of what follows
             self.folder.write(self._record("interrupted", scores))
             self.display.tell(f"{self.job.folder}: the same command goes on from the last saved state")
             raise
