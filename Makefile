@@ -62,6 +62,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into .venv: about 6 GB, PyTorch most of it; a few minutes."
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable . --constraint constraints.txt
+	@$(BIN)/python -c 'from clars.norms.cpu import build; build.load()'  # compiled once, not within the first run
 	@touch $@
 
 $(TESTABLE): $(INSTALLED)

@@ -57,6 +57,8 @@ def test_layer_overrides_keep_truth_values_apart_from_numbers(demo):
             "optimizer.name=clarz",
             "optimizer.name = 'clarz' must be 'clars', 'lars', 'sgd' or 'lamb'. Did you",
         ),
+        ("data.channels=true", "data.channels = True must be 1 or 3"),
+        ("data.channels=1.0", "data.channels = 1.0 must be 1 or 3"),
         ("optimizer.momentum=1.5", "optimizer.momentum = 1.5 must be less than 1."),
         ("optimizer.weight_decay=-1", "optimizer.weight_decay = -1 must be greater than or equal to 0."),
         ("schedule.base_rate=.inf", "schedule.base_rate = inf must be a finite number."),

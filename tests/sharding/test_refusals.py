@@ -8,6 +8,7 @@ import torch
 from cluster import launch
 from losses import squared_loss
 from torch import distributed, nn
+from torch.distributed.algorithms.join import Join
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -104,6 +105,16 @@ def averages_left_out_later():
         with contextlib.nullcontext() if averaged else wrapped.no_sync():
             squared_loss(wrapped, x).backward()
         optimizer.step()
+
+
+def uneven_batches():
+    """Process 1 has fewer."""
+    model = network()
+    optimizer = clars.CLARS(model, lr=1.0)
+    wrapped = DistributedDataParallel(model)
+    with Join([wrapped]):
+        for _ in range(3 - distributed.get_rank()):
+            step(wrapped, optimizer)
 
 
 def other_factor_later():
@@ -273,6 +284,7 @@ EXPECTED = {
     never_wrapped: "'0' has the norm .* in one of 2 processes and .* in another.*DistributedDataParallel",
     groups_of_one_each: "stepped, ratio True",
     averages_left_out_later: "has the norm .* in one of 2 processes",
+    uneven_batches: "Join .*is not supported.*even_batches=True",
     other_factor: "set_gradient_divide_factor",
     other_factor_later: "set_gradient_divide_factor",
     outside_of_fully_shard: "'2.bias' is no part of what fully_shard cut",

@@ -13,6 +13,7 @@ from torch import nn
 from torch.fx import _symbolic_trace
 
 from clars.norms.intercept import Interception
+from clars.sharding.support import refuse_uneven
 
 if TYPE_CHECKING:
     from clars.norms.tracker import ExampleNorms
@@ -90,6 +91,8 @@ def _forward(watch: Watch, module: nn.Module, args: tuple, kwargs: dict):
     if tracker is None or watch.module() is not module or _is_recorded():
         return plain(*args, **kwargs)
     if module is tracker.model:
+        if not torch.compiler.is_compiling():
+            refuse_uneven()
         tracker.refresh_all()
     else:
         tracker.refresh(module)

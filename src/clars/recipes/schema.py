@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -12,6 +12,9 @@ Pixels = Annotated[int, Field(gt=0, le=4096)]
 Batch = Annotated[int, Field(gt=0, le=2**24)]
 Examples = Annotated[int, Field(gt=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy takes
+# 1 == True == 1.0, of which Literal would take each for the others.
+Whole = BeforeValidator(lambda value: value if type(value) is int else str(value))
+Channels = Annotated[Literal[1, 3], Whole]
 Figure = Literal["curves", "accuracy-by-batch", "steps-to-target", "layers"]
 Changes = dict[Key, object]  # values by dotted key, as overrides on the command line
 
@@ -47,7 +50,7 @@ class Data(Settings):
     train_split: str = "train"
     test_split: str = "test"
     image_size: Pixels
-    channels: Literal[1, 3] = 3
+    channels: Channels = 3
     mean: list[float] | None = None
     std: list[PositiveFloat] | None = None
     augmentation: Literal["none", "crop", "imagenet"] = "none"

@@ -1,8 +1,10 @@
-"""What of DeepSpeed is understood, and what is refused by name."""
+"""What of DeepSpeed and DistributedDataParallel is understood, and what is refused by name."""
 
 import warnings
 from importlib.metadata import version
 from typing import Any
+
+from torch.nn.parallel import DistributedDataParallel
 
 from clars.errors import UserError
 
@@ -57,3 +59,20 @@ def _check_version() -> None:
 
 def _refuse(found: str, remedy: str) -> None:
     raise UserError(f"DeepSpeed's {found} is not supported by layer-wise optimizers: use {remedy}.".replace("its ", ""))
+
+
+def refuse_uneven() -> None:
+    """Refuse torch's `Join`, while DistributedDataParallel computes within it.
+
+    A process whose batches have run out takes no step, and the others would wait for its norms.
+
+    Raises:
+        UserError: naming what to use instead.
+    """
+    replicas = DistributedDataParallel._get_active_ddp_module()
+    if replicas is not None and replicas._join_config.enable:
+        raise UserError(
+            "torch's Join (uneven numbers of batches) is not supported: a process whose batches have run out takes no "
+            "step, and the others would wait for its norms. Give every process as many batches: a "
+            "DistributedSampler, or accelerate's even_batches=True."
+        )

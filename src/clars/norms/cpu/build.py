@@ -87,7 +87,7 @@ def _make_once(library: Path) -> None:
 
 def _compile(command: list[str], library: Path) -> None:
     """Compile to a temporary folder and put the result in place whole."""
-    print("clars: compiling its kernels for this processor, once; about half a minute", file=sys.stderr, flush=True)
+    print("clars: compiling its kernels for this processor, once; a minute or two", file=sys.stderr, flush=True)
     root = Path(torch.__file__).parent
     includes = [f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}"]
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-LONGEST = 900  # seconds for all; half a minute is usual, and several where a machine is slow and shared
+LONGEST = 900  # seconds for all; a minute or two on two cores is usual, and several where a machine is slow and shared
 VARIABLE = "CXX"
 
 
