@@ -1,4 +1,7 @@
-"""What the documentation shows is run: Python blocks here, commands here or by continuous integration."""
+"""What the documentation shows is run: Python blocks here, commands here or by continuous integration.
+
+Commands that start processes of their own are marked slow, which continuous integration runs too.
+"""
 
 import re
 import shlex
@@ -9,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from clars import cli
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "recipes").glob("*/README.md")), *sorted((ROOT / "docs").glob("*.md"))]
 PAGES += sorted((ROOT / "checkpoints").glob("*.md"))
-BY_CI = {"make install", "make quickstart", "make test", "make lint", "make test-oldest"}
+FIRST_LOOK = ".venv/bin/clars run quickstart/clars-512 epochs=2"
+BY_CI = {"make install", FIRST_LOOK, "make quickstart", "make test", "make lint", "make test-oldest"}
 NOT_RUN = {"make bench", "make test-all", "git clone"}  # takes many minutes, or the network
 
 
@@ -24,8 +30,12 @@ def blocks(language):
 
 
 def commands():
-    lines = [line for block in blocks("bash") for line in block.values[0].splitlines() if line.strip()]
-    return [line.partition("#")[0].strip() for line in lines]
+    """The command lines, each once; those that neither continuous integration runs nor nobody."""
+    lines = [line.partition("#")[0].strip() for block in blocks("bash") for line in block.values[0].splitlines()]
+    for line in sorted(set(lines) - {""} - BY_CI):
+        if not line.startswith((*NOT_RUN, "cd ")):
+            starts = {"run", "table", "launch"} & set(line.split()) and "--no-run" not in line
+            yield pytest.param(line, marks=[pytest.mark.slow] if starts else [])
 
 
 @pytest.mark.parametrize("block", list(blocks("python")))
@@ -43,19 +53,26 @@ def test_python_blocks(block, tmp_path):
     assert "digit.png" not in block or done.stdout.startswith("7, "), "the picture is of a seven"
 
 
-@pytest.mark.parametrize("command", sorted(set(commands())))
-def test_commands(command, tmp_path):
-    if command in BY_CI:
-        assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-        return
-    if any(command.startswith(known) for known in NOT_RUN) or command.startswith("cd "):
-        return
+@pytest.mark.parametrize("command", list(commands()))
+def test_commands(command, tmp_path, monkeypatch):
     words = shlex.split(command)
     binary = Path(sys.executable).parent / Path(words[0]).name
     assert binary.exists(), f"{words[0]} is no command of this package"
-    changed = ["--out", str(tmp_path)] if {"run", "table", "recipes/train.py"} & set(words) else []
-    done = subprocess.run([str(binary), *words[1:], *changed], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    words += ["--out", str(tmp_path)] if {"run", "table", "recipes/train.py"} & set(words) else []
+    monkeypatch.chdir(ROOT)
+    if binary.name == "clars":
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+    else:
+        done = subprocess.run([str(binary), *words[1:]], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_commands_of_continuous_integration():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert all(f"\n{command}" in script for command in BY_CI)
 
 
 def test_links_lead_somewhere():

@@ -1,8 +1,7 @@
 """Glyphs: what is drawn, that it is always the same, and what happens to the file in the cache."""
 
 import hashlib
-import subprocess
-import sys
+import multiprocessing
 import warnings
 
 import matplotlib
@@ -150,9 +149,16 @@ def test_a_full_disk_is_told_once_and_leaves_nothing(home, monkeypatch):
 
 
 def test_two_processes_at_once_leave_one_whole_file_of_the_bytes_that_this_one_draws(home):
-    code = f"from clars.data.glyphs import store; store.COUNTS = {SMALL}; store.read_or_draw()"
-    processes = [subprocess.Popen([sys.executable, "-W", "error", "-c", code]) for _ in range(2)]
-    assert [process.wait() for process in processes] == [0, 0]
+    def work():
+        warnings.simplefilter("error")
+        store.read_or_draw()
+
+    processes = [multiprocessing.get_context("fork").Process(target=work) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
     (file,) = home.iterdir()
     assert all(np.array_equal(value, draw.images(split, SMALL[split])) for split, value in load_file(file).items())
 

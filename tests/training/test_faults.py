@@ -108,6 +108,7 @@ def test_an_error_on_one_process(recipe):
     assert record("runs/tiny")["status"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_on_one_process(recipe):
     path = recipe(**NO_BATCH_STATISTICS)
     disturbed("cpu2", "nan", 3, path, code=1)  # accelerate's word for our 3

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from machine import TRAIN, launch, record
+from machine import TRAIN, record
+
+from clars.training import script
 
 LIMITED = """\
 import resource, runpy, sys
@@ -27,5 +29,5 @@ def test_one_message_and_nothing_half_written(recipe, limit, file):
     left = {found.name for found in Path("runs/tiny/small/seed0").iterdir()}
     assert left <= {"metrics.jsonl"}  # neither a record nor a part of a state
     assert file == "metrics.jsonl" or left
-    launch("cpu", path)
+    assert script.main([str(path)]) == 0
     assert record("runs/tiny")["status"] == "finished"

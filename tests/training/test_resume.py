@@ -135,6 +135,7 @@ for number in range(11):
 """
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(recipe):
     """Ten times at most, then to the end: no state is ever broken, and none is older than an interval."""
     path = recipe(epochs=16, layer_statistics=1)
