@@ -30,7 +30,7 @@ def blocks(language):
 
 
 def commands():
-    """The command lines, each once; those that neither continuous integration runs nor nobody."""
+    """The command lines, each once, without those that continuous integration runs or that are not run."""
     lines = [line.partition("#")[0].strip() for block in blocks("bash") for line in block.values[0].splitlines()]
     for line in sorted(set(lines) - {""} - BY_CI):
         if not line.startswith((*NOT_RUN, "cd ")):

@@ -75,6 +75,7 @@ def running():
 STATE = "runs/tiny/small/seed0/resume.safetensors"
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed(recipe, running):
     """As by a machine that is out of memory. The other process used to end in a traceback of gloo's."""
     path = recipe(**NO_BATCH_STATISTICS, epochs=30)

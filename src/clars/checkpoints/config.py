@@ -28,7 +28,7 @@ Channels = tuple[float, ...]
 class Pretrained(Settings):
     """How images are prepared for the network, and which of its layers are the first and the last."""
 
-    input_size: tuple[schema.Channels, PositiveInt, PositiveInt]
+    input_size: tuple[Literal[1, 3], PositiveInt, PositiveInt]
     fixed_input_size: bool
     interpolation: Literal["bilinear"] = "bilinear"
     crop_pct: Literal[0.875, 1.0]

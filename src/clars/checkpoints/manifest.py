@@ -12,7 +12,7 @@ from clars.checkpoints import folder, reading
 from clars.checkpoints.folder import FILES, LIMIT, WEIGHTS
 from clars.errors import CheckpointError, nearest, quoted
 from clars.recipes import registry
-from clars.recipes.schema import Recipe, Settings, Whole
+from clars.recipes.schema import Recipe, Settings
 from clars.results.files import write_json
 from clars.results.record import Record
 
@@ -99,7 +99,7 @@ class Entry(Settings):
 class Manifest(Settings):
     """All entries, by name."""
 
-    format: Annotated[Literal[1], Whole] = 1
+    format: Literal[1] = 1
     checkpoints: dict[Annotated[str, AfterValidator(check_name)], Entry] = Field(default_factory=dict)
 
 

@@ -13,8 +13,7 @@ Batch = Annotated[int, Field(gt=0, le=2**24)]
 Examples = Annotated[int, Field(gt=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy takes
 # 1 == True == 1.0, of which Literal would take each for the others.
-Whole = BeforeValidator(lambda value: value if type(value) is int else str(value))
-Channels = Annotated[Literal[1, 3], Whole]
+Channels = Annotated[Literal[1, 3], BeforeValidator(lambda value: value if type(value) is int else str(value))]
 Figure = Literal["curves", "accuracy-by-batch", "steps-to-target", "layers"]
 Changes = dict[Key, object]  # values by dotted key, as overrides on the command line
 
