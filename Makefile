@@ -20,7 +20,7 @@ quickstart: $(INSTALLED)  ## train CLARS, LARS and Nesterov SGD on real digits; 
 	$(BIN)/clars table quickstart
 
 test: $(TESTABLE)  ## the default test suite
-	$(BIN)/python -m pytest -n 2 -m "not slow and not full"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not full and not deepspeed"
 
 test-all: test $(SHARDABLE)  ## these, then the long ones and those of DeepSpeed; most of an hour
 	$(BIN)/python -m pytest -n 2 -m "slow or full or deepspeed"
@@ -45,6 +45,7 @@ bench: $(BENCHABLE)  ## measure the cost of a step, alone, beside other tools an
 	$(BIN)/python benchmarks/optimizer_step.py
 	$(BIN)/python benchmarks/subset.py
 	$(BIN)/python benchmarks/sharding_time.py
+	$(BIN)/python benchmarks/compiled_step.py
 
 tables: $(INSTALLED)  ## regenerate every committed table and figure from its committed records
 	for results in recipes/*/results/v*/*/table.md; do \

@@ -98,6 +98,12 @@ def test_the_readme_shows_the_generated_costs():
     assert all(line in readme for line in generated.splitlines() if line.startswith("|"))
 
 
+def test_the_page_on_costs_shows_the_generated_ones_of_compiled_steps():
+    page = (ROOT / "docs/cost.md").read_text(encoding="utf-8")
+    generated = (ROOT / "benchmarks/compiled_step.md").read_text(encoding="utf-8")
+    assert all(line in page for line in generated.splitlines() if line.startswith("|"))
+
+
 def test_the_page_on_sharding_shows_the_generated_errors():
     page = (ROOT / "docs/sharding.md").read_text(encoding="utf-8")
     assert (ROOT / "benchmarks/naive_sharding.md").read_text(encoding="utf-8") in page
