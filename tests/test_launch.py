@@ -225,7 +225,7 @@ def test_as_many_at_once_as_there_are_cores_and_jobs(repository, monkeypatch):
         at_once(cpu2, 100, 2)
 
 
-@pytest.mark.parametrize("config", ["cpu", "cpu2"])
+@pytest.mark.parametrize("config", ["cpu", pytest.param("cpu2", marks=pytest.mark.slow)])
 def test_ctrl_c_waits_until_training_has_saved(repository, config):
     """The launcher used to die at once of the Ctrl-C that the terminal sends to every process, training unsaved."""
     code = f"import sys; from clars.launch import *; sys.exit(launch(['wait'], find_config({config!r})))"
