@@ -38,7 +38,7 @@ lint: $(TESTABLE)  ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(BENCHABLE)  ## measure the cost of a step, alone, beside other tools and as it grows; half an hour
+bench: $(BENCHABLE)  ## measure the cost of a step, alone, beside other tools and as it grows; most of an hour
 	$(BIN)/python benchmarks/step_time.py
 	$(BIN)/python benchmarks/peers.py
 	$(BIN)/python benchmarks/growth.py

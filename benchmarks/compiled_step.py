@@ -10,14 +10,13 @@ beside this file, or to the folder given by --out.
 
 import argparse
 import json
-import os
 import statistics
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from rich.progress import track
-from step_time import Step, in_fresh_process, machine, ratios
+from step_time import KEEP_MEMORY, Step, in_fresh_process, machine, ratios
 
 from clars.results.files import write_json, write_text
 
@@ -82,8 +81,9 @@ def main() -> None:
     rows = []
     for name, threads in track([(name, threads) for name in options.models for threads in options.threads], "compiled"):
         with TemporaryDirectory() as cache:  # of inductor's: empty for the first process, and for the others not
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-            found = [in_fresh_process(__file__, *size, "--measure", name, threads) for _ in range(options.processes)]
+            environment = KEEP_MEMORY | {"TORCHINDUCTOR_CACHE_DIR": cache}
+            words = (__file__, *size, "--measure", name, threads)
+            found = [in_fresh_process(*words, environment=environment) for _ in range(options.processes)]
         seconds, first = [each["later"] for each in found], found[0]["first"]
         rows.append({"model": name, "pixels": MODELS[name], "threads": threads, "seconds": seconds, "first": first})
     result = machine(torch.device("cpu"), "compiled_step.py") | {
