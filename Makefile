@@ -56,14 +56,14 @@ tables: $(INSTALLED)  ## regenerate every committed table and figure from its co
 clean:  ## remove the environment and all runs
 	rm -rf .venv .venv-oldest runs
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; name it with: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	@echo "Installing into .venv: about 6 GB, PyTorch most of it; a few minutes."
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable . --constraint constraints.txt
-	@$(BIN)/python -c 'from clars.norms.cpu import build; build.load()'  # compiled once, not within the first run
+	$(BIN)/python -m pip install --quiet --editable '.[recipes]' --constraint constraints.txt
+	@$(BIN)/python -c 'from clars.native.kernels import build; build.load()'  # compiled once, not within the first run
 	@touch $@
 
 $(TESTABLE): $(INSTALLED)
@@ -82,6 +82,6 @@ $(BENCHABLE): $(INSTALLED)
 $(OLDEST): pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --upgrade pip
-	.venv-oldest/bin/python -m pip install --quiet --editable . pytest pytest-xdist hypothesis \
+	.venv-oldest/bin/python -m pip install --quiet --editable '.[recipes]' pytest pytest-xdist hypothesis \
 		--constraint constraints-oldest.txt
 	@touch $@

@@ -18,7 +18,7 @@ import torch
 from rich.progress import track
 from step_time import KEEP_MEMORY, Step, in_fresh_process, machine, ratios
 
-from clars.results.files import write_json, write_text
+from clars.lab.files import write_json, write_text
 
 MODELS = {"resnet50": 64, "mobilenetv2_100": 64, "vit_tiny_patch16_224": 224}
 METHODS = ("sgd", "clars")

@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from rich.progress import track
 from step_time import in_fresh_process, machine, seconds
 
-from clars.results.files import write_json, write_text
+from clars.lab.files import write_json, write_text
 
 MODELS = ("resnet18", "mobilenetv2_100")
 BATCHES = (8, 16, 32, 64, 128, 256, 512)

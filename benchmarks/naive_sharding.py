@@ -23,7 +23,7 @@ from torch import distributed, multiprocessing, nn
 from torch.nn import functional as F
 
 import clars
-from clars.results.files import write_json, write_text
+from clars.lab.files import write_json, write_text
 from clars.sharding import gather_weights
 
 HERE = Path(__file__).parent

@@ -19,7 +19,7 @@ import torch
 from step_time import in_fresh_process, machine
 
 import clars
-from clars.results.files import write_json, write_text
+from clars.lab.files import write_json, write_text
 
 HERE = Path(__file__).parent
 OPTIONS = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}

@@ -18,8 +18,8 @@ from peer_tools import (
 )
 from step_time import LABEL
 
-from clars.results.figures.style import PALETTE, STYLE
-from clars.results.files import replacing
+from clars.lab.files import replacing
+from clars.lab.tables.figures.style import PALETTE, STYLE
 
 RIGHT = 1e-9  # largest error in float64 that rounding explains
 OURS, OTHERS = PALETTE[0], "#777777"

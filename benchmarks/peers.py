@@ -47,8 +47,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import clars
-from clars.results.files import write_json, write_text
-from clars.results.provenance import device_name, versions
+from clars.lab.files import write_json, write_text
+from clars.lab.runs.provenance import device_name, versions
 
 HERE = Path(__file__).parent
 

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import clars
-from clars.results.files import write_json, write_text
+from clars.lab.files import write_json, write_text
 
 HERE = Path(__file__).parent
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")

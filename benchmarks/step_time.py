@@ -29,8 +29,8 @@ from rich.progress import track
 from torch.nn import functional as F
 
 import clars
-from clars.results.files import write_json, write_text
-from clars.results.provenance import device_name, versions
+from clars.lab.files import write_json, write_text
+from clars.lab.runs.provenance import device_name, versions
 
 MODELS = {
     "resnet50": 224,

@@ -29,14 +29,14 @@ from rich.progress import track
 from step_time import machine
 from torch import Tensor
 
+from clars.lab.files import write_json, write_text
+from clars.lab.recipes.load import load
+from clars.lab.runs.jobs import Job
+from clars.lab.tables.search import candidate, jobs_of, summarise
+from clars.lab.tables.summary import interval
+from clars.lab.training.display import Display
+from clars.lab.training.run import Options, Run
 from clars.optim import CLARS
-from clars.recipes.load import load
-from clars.results.files import write_json, write_text
-from clars.results.jobs import Job
-from clars.results.search import candidate, jobs_of, summarise
-from clars.results.table import interval
-from clars.training.display import Display
-from clars.training.run import Options, Run
 
 RECIPE = "quickstart/clars-512"
 ESTIMATORS = ("exact", "subset")

@@ -5,13 +5,14 @@ accelerate launch --config_file configs/accelerate/cpu.yaml recipes/train.py qui
 
 import sys
 
-from clars import exits, imports
+from clars.lab import imports
+from clars.lab.launching import exits
 
 
 def train() -> int:
     """Do what the command line asks; a signal to stop is heard from here on, while torch is imported too."""
     with imports.in_one_go():
-        from clars.training import script
+        from clars.lab.training import script
     return script.main()
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from clars.recipes.load import Resolved, load
-from clars.results import digests, runs
-from clars.results.metrics import Metrics
-from clars.results.record import Record
+from clars.lab import digests, runs
+from clars.lab.recipes.load import Resolved, load
+from clars.lab.runs.metrics import Metrics
+from clars.lab.runs.record import Record
 
 SMALL = """\
 description: Nesterov SGD at the base batch

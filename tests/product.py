@@ -5,8 +5,8 @@ from pathlib import Path
 
 from demo import write, write_run_into
 
-from clars.recipes.tables import ResolvedTable
-from clars.results import runs
+from clars.lab import runs
+from clars.lab.tables.definition import ResolvedTable
 
 NET = """\
 description: A small network

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from clars import cli
+from clars.lab import cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "recipes").glob("*/README.md")), *sorted((ROOT / "docs").glob("*.md"))]

@@ -11,7 +11,7 @@ from demo import make_repository
 import clars
 
 BOUND = 0.5  # seconds of processor time
-COMMAND = "import sys; from clars.cli import main; main(sys.argv[1:])"
+COMMAND = "import sys; from clars.lab.cli import main; main(sys.argv[1:])"
 HEAVY = ("torch", "timm", "torchvision", "accelerate", "datasets", "numpy", "matplotlib", "pydantic", "typer")
 
 

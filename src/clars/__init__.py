@@ -4,15 +4,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from clars.errors import UnsupportedLayerError, UserError
+from clars.extras import load
 
 # Now, not at first use: whatever imports the module of that name later would put it in the place of the function.
 from clars.layers import Layer, layers
 
 if TYPE_CHECKING:
-    from clars.checkpoints import load
     from clars.norms import ExampleNorms, oracle
     from clars.optim import CLARS, LARS, LayerStats
-    from clars.sharding.bind import bind
+    from clars.optim.bind import bind
 
 __version__: str
 
@@ -36,11 +36,10 @@ _PLACES = {
     "LARS": "clars.optim",
     "LayerStats": "clars.optim",
     "ExampleNorms": "clars.norms",
-    "bind": "clars.sharding.bind",
-    "load": "clars.checkpoints",
+    "bind": "clars.optim.bind",
 }
 _MODULES = {"oracle": "clars.norms.oracle"} | {
-    name: f"clars.{name}" for name in ("checkpoints", "models", "norms", "optim", "sharding")
+    name: f"clars.{name}" for name in ("models", "norms", "optim", "sharding")
 }
 
 

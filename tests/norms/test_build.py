@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clars.norms.cpu import build, compiler
+from clars.native import build, compiler
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernels are made for Linux")
 
@@ -118,7 +118,7 @@ def test_a_folder_that_others_can_write(place):
 @pytest.mark.parametrize("where", ["/proc/clars", "/dev/null", "a\0b"])
 def test_no_place_for_a_cache(place, monkeypatch, where):
     if "\0" in where:
-        monkeypatch.setattr("clars.norms.cpu.build.folder", lambda name: Path(where, name))
+        monkeypatch.setattr("clars.native.build.folder", lambda name: Path(where, name))
     else:
         monkeypatch.setenv("CLARS_CACHE", where)
     state = load()
@@ -220,7 +220,7 @@ def test_a_library_that_is_cut_off_kills_no_process(tmp_path):
     shutil.copytree(Path(state.text).parent, tmp_path / "kernels")
     os.truncate(tmp_path / "kernels" / Path(state.text).name, 100_000)
     done = subprocess.run(
-        [sys.executable, "-c", "from clars.norms.cpu import load; print(load().text)"],
+        [sys.executable, "-c", "from clars.native.kernels import load; print(load().text)"],
         env=os.environ | {"CLARS_CACHE": str(tmp_path), "CXX": "no-such-compiler"},
         capture_output=True,
         text=True,

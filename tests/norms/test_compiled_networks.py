@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import clars
-import clars.models
-from clars.norms import cpu
-from clars.norms.product import matrix_products
+import clars.lab.models
+from clars.native import kernels as cpu
+from clars.norms.methods.products import matrix_products
 
 PIXELS = 64
 # Fewer blocks than the networks have, which repeat them: a processor takes minutes to compile all of ResNet-50.

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from clars.norms import cpu
-from clars.norms.conv import Conv
-from clars.norms.cpu import build
-from clars.norms.problem import chunks, transient
-from clars.norms.rule import Measure
+from clars.native import kernels as cpu
+from clars.norms.rules.convolution import Conv
+from clars.native import build
+from clars.norms.methods.sizes import chunks, transient
+from clars.norms.rules.rule import Measure
 from clars.optim.update import Momentum, squared_norms, update
 
 needs_kernels = pytest.mark.skipif(not cpu.load().loaded, reason=cpu.load().text)
@@ -230,7 +230,7 @@ def test_fewer_examples_than_threads_are_left_to_torch(monkeypatch):
     assert not cpu.applies(x.double(), x.double())
 
 
-STATE = "import json; from clars.norms.cpu import load; s = load(); print(json.dumps([s.loaded, s.text]))"
+STATE = "import json; from clars.native.kernels import load; s = load(); print(json.dumps([s.loaded, s.text]))"
 
 
 SWITCHED_OFF = os.environ.get("CLARS_CPU_KERNELS") == "0"

@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import clars
-from clars.norms import cpu, tap
+from clars.native import kernels as cpu
+from clars.norms.watch import measured_call as tap
 
 pytestmark = pytest.mark.skipif(not cpu.load().loaded, reason=cpu.load().text)
 

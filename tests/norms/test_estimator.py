@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import clars
-from clars.norms import strategy
+from clars.norms.methods import choose as strategy
 from clars.norms.estimator import Estimator
 from clars.norms.plan import plan
-from clars.norms.problem import Problem, chunks, transient
+from clars.norms.methods.sizes import Problem, chunks, transient
 
 
 def loss_of(model, x, y):

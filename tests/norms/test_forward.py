@@ -124,7 +124,7 @@ def test_functional_transforms_leave_no_norms():
 
 @pytest.mark.parametrize("compiles", [True, False])
 def test_second_derivatives_name_a_remedy(compiles, monkeypatch):
-    from clars.norms import cpu
+    from clars.native import kernels as cpu
 
     if not compiles:
         monkeypatch.setattr(cpu, "applies", lambda *tensors: False)

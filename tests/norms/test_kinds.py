@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
-from clars.norms import problem, strategy
+from clars.norms.methods import sizes as problem, choose as strategy
 
 sizes = st.integers(1, 6)
 

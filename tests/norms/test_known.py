@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import clars
-from clars.norms import cpu
-from clars.norms.known import Known
+from clars.native import kernels as cpu
+from clars.norms.watch.repeated_call import Known
 from clars.norms.plan import plan
 
 pytestmark = pytest.mark.skipif(not cpu.load().loaded, reason=cpu.load().text)

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import clars
-from clars.norms import cpu
-from clars.norms.account import Account
+from clars.native import kernels as cpu
+from clars.norms.watch.accumulator import Account
 
 pytestmark = pytest.mark.skipif(not cpu.load().loaded, reason=cpu.load().text)
 

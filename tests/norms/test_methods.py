@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from clars.norms import cpu
-from clars.norms.conv import Conv
-from clars.norms.linear import Linear
+from clars.native import kernels as cpu
+from clars.norms.rules.convolution import Conv
+from clars.norms.rules.linear import Linear
 
 # channels, outputs, size, kernel, stride, padding, groups
 CONVS = [

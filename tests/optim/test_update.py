@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 
-from clars.norms import cpu
+from clars.native import kernels as cpu
 from clars.optim.update import BLOCK, Momentum, update
 
 SIZES = [(3, 5), (BLOCK + 7,), (), (0,), (2, BLOCK)]

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable
 
 from clars.errors import UserError
-from clars.norms.rule import Measure
+from clars.norms.rules.rule import Measure
 
 ESTIMATORS = ("exact", "subset")
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from clars.layers import Layer, LayerUnit, layers
-from clars.norms.forward import paused
+from clars.norms.watch.forward import paused
 
 
 def mask_norms(

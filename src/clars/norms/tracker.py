@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 from clars.errors import UnsupportedLayerError, UserError
 from clars.layers import Layer, layers, uncompiled
-from clars.norms.account import SECOND_USE, Account, totals
-from clars.norms.backward import BackwardPass
+from clars.norms.watch.accumulator import SECOND_USE, Account, totals
+from clars.norms.watch.backward_pass import BackwardPass
 from clars.norms.estimator import Estimator
-from clars.norms.forward import install, tracker_of, uninstall
-from clars.norms.gradients import Gradients, Holder
-from clars.norms.inputs import tensors_in
-from clars.norms.part import Part
-from clars.norms.synchronised import take_apart
-from clars.norms.traced import keep_whole
+from clars.norms.watch.forward import install, tracker_of, uninstall
+from clars.sharding.gradients import Gradients, Holder
+from clars.norms.watch.inputs import tensors_in
+from clars.norms.watch.part import Part
+from clars.norms.watch.synchronised import take_apart
+from clars.norms.watch.traced import keep_whole
 from clars.sharding.fsdp import cut_gradients
 
 COMPUTED = (

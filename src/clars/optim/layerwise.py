@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from clars.errors import UnsupportedLayerError, UserError
 from clars.layers import Layer, LayerUnit, layers, uncompiled
-from clars.norms.product import wide
+from clars.norms.methods.products import wide
 from clars.optim.options import OPTIONS, by_layer, check, groups, layers_of, merged
 from clars.optim.scaling import unscaled_by
 from clars.optim.stats import LayerStats

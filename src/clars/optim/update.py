@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clars.norms import cpu
+from clars.native import kernels as cpu
 
 # Numbers of a tensor that a processor handles at a time: parameter, gradient, buffer and change then stay in its
 # cache from the first operation of the update to the last, instead of passing through memory once for each.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 if TYPE_CHECKING:
-    from clars.norms.gradients import Holder
+    from clars.sharding.gradients import Holder
 
 
 class Shard(NamedTuple):

@@ -1,0 +1,1 @@
+"""Released checkpoints: folders that timm reads as they are, each traceable to the run that made it."""

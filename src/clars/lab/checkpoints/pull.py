@@ -1,0 +1,105 @@
+"""Getting a checkpoint onto this machine: from beside the manifest, the cache, the Hub, or any store of fsspec."""
+
+import os
+import shutil
+import tempfile
+import warnings
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from filelock import FileLock
+
+from clars import cache
+from clars.errors import CheckpointError, RecipeError, quoted
+from clars.lab.checkpoints import download, form, manifest
+from clars.lab.checkpoints.form import Checkpoint
+from clars.lab.checkpoints.manifest import Entry
+
+
+def read(name: str | Path) -> Checkpoint:
+    """Return a checkpoint: of the folder `name` where it is a path, else of that name, pulled if need be.
+
+    A folder that is that of a name, by whatever path, has to have its files.
+
+    Raises:
+        CheckpointError: as `pull`.
+    """
+    if isinstance(name, Path) or os.sep in name or name.startswith("."):
+        if not Path(name).is_dir():
+            raise CheckpointError(f"{quoted(str(name))} is no folder. `clars checkpoints list` shows the names.")
+        return form.read(Path(name), _entry(Path(name)))
+    return _read(name, manifest.find(name))
+
+
+def pull(name: str, to: Path | None = None) -> Path:
+    """Return a folder with the checked files of a checkpoint.
+
+    What was pulled before is taken from the cache, without network. A download that breaks off is gone on with by the
+    next call. Nothing is put in place before the SHA-256 of every file was compared with the manifest's.
+
+    Args:
+        name: of the manifest.
+        to: a new folder to copy the files into.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, it cannot be reached, or it is not what was published.
+    """
+    entry = manifest.find(name)
+    if to is not None and to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise CheckpointError(f"--to {to} is there already. Choose a new folder.")
+    found = _read(name, entry)
+    return _copy(found, to) if to else found.path
+
+
+def place(name: str, entry: Entry) -> Path:
+    """Return where a pulled checkpoint lies in the cache: a folder for each content of the weights."""
+    return cache.folder("checkpoints") / f"{name}-{entry.files[form.WEIGHTS].sha256[:16]}"
+
+
+def _read(name: str, entry: Entry) -> Checkpoint:
+    return _cached(name, entry) if entry.address else form.read(manifest.root() / name, entry)
+
+
+def _entry(folder: Path) -> Entry | None:
+    """Return what the manifest says of a folder, whichever of its names the path takes: links, `..`, another case."""
+    known = {}
+    with suppress(RecipeError):  # there is no repository here
+        known = manifest.load().checkpoints
+    for name, entry in known.items():
+        for candidate in (manifest.root() / name, place(name, entry)):
+            if candidate.exists() and candidate.samefile(folder):
+                return entry
+    return None
+
+
+def _cached(name: str, entry: Entry) -> Checkpoint:
+    folder = place(name, entry)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if folder.exists():
+            try:
+                return form.read(folder, entry)
+            except CheckpointError as error:
+                warnings.warn(f"{error} It is pulled again.", stacklevel=4)
+                shutil.rmtree(folder)
+        staging = folder.with_name(f".{folder.name}.partial")
+        staging.mkdir(exist_ok=True)
+        download.download(entry, staging)
+        found = form.read(staging, entry)
+        staging.rename(folder)
+        return replace(found, path=folder)
+
+
+def _copy(found: Checkpoint, to: Path) -> Path:
+    """Write the files as they were read and checked."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=to.parent, prefix=".") as beside:
+        new = Path(beside, "new")
+        new.mkdir()
+        for name, content in found.files.items():
+            (new / name).write_bytes(content)
+        if to.exists():
+            to.rmdir()
+        new.rename(to)
+    return to

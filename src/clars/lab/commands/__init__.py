@@ -1,0 +1,1 @@
+"""The commands of `clars`, a file for each noun."""

@@ -1,0 +1,62 @@
+"""`clars show` and `clars run`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clars.lab.commands.options import Launch, Overrides, Overwrite, Recipe
+from clars.lab.seeds import LARGEST
+from clars.lab.terminal import say
+
+
+def show(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Print a recipe with all its settings, the defaults and overrides included."""
+    from clars.lab.recipes.load import load
+    from clars.lab.recipes.writing import dump
+
+    resolved = load(recipe, overrides or ())
+    say(f"# {resolved.name}, {resolved.version}: {resolved.path}")
+    say(f"# sha256 of the file: {resolved.sha256}")
+    say(f"# overrides: {' '.join(resolved.overrides) or 'none'}")
+    say(f"# peak rate: {resolved.peak_rate:g}")
+    say(dump(resolved.recipe.model_dump()).rstrip())
+
+
+def run(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(min=0, max=LARGEST, help="may be given several times; 0 by default")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the runs; runs/FOLDER by default, runs/changed/FOLDER with changes")
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="NAME", help="begin with the weights of a checkpoint; the same as init=NAME")
+    ] = None,
+    launch: Launch = "auto",
+    overwrite: Overwrite = False,
+    micro_batch: Annotated[int | None, typer.Option(min=1, help="examples per process and pass")] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, metavar="STEPS", help="save the state between epochs as well")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=1, metavar="SECONDS", help="give up on a process that does not answer; 600")
+    ] = None,
+    log_with: Annotated[str | None, typer.Option(help="a tracker that accelerate knows, such as tensorboard")] = None,
+) -> None:
+    """Train a recipe, through `accelerate launch`."""
+    from clars.lab.launching import launch as launcher
+    from clars.lab.recipes.load import load
+
+    resolved = load(recipe, [*(overrides or ()), *([f"init={init}"] if init else ())])
+    arguments = [resolved.full_name, *resolved.overrides]
+    arguments += [f"--seed={number}" for number in seed or [0]]
+    arguments += ["--out", str(out)] if out else []
+    arguments += ["--overwrite"] if overwrite else []
+    arguments += ["--micro-batch", str(micro_batch)] if micro_batch else []
+    arguments += ["--checkpoint-every", str(checkpoint_every)] if checkpoint_every else []
+    arguments += ["--timeout", str(timeout)] if timeout else []
+    arguments += ["--log-with", log_with] if log_with else []
+    raise typer.Exit(launcher.launch(arguments, launcher.find_config(launch, [resolved.recipe.batch_size])))

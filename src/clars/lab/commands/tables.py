@@ -1,0 +1,149 @@
+"""`clars table` and `clars tune`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clars.lab import terminal
+from clars.lab.commands.options import Folder, Launch, Overrides, Overwrite, Parallel, Publish, TierName, numbers
+from clars.lab.commands.options import seeds as seeds_of
+from clars.lab.launching import exits
+from clars.lab.terminal import say
+
+if TYPE_CHECKING:
+    from clars.lab.runs.jobs import Job
+    from clars.lab.tables.definition import ResolvedTable
+
+
+def table(
+    folder: Folder,
+    tier: TierName = "lite",
+    rows: Annotated[str | None, typer.Option(metavar="PATTERN", help="run only these, such as '*/clars-*'")] = None,
+    seeds: Annotated[str | None, typer.Option(help="such as 0,1,2; those of table.yaml by default")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the runs; runs/FOLDER by default")] = None,
+    launch: Launch = "auto",
+    parallel: Parallel = None,
+    overwrite: Overwrite = False,
+    publish: Publish = False,
+    no_run: Annotated[bool, typer.Option("--no-run", help="make the table from the runs that are there")] = False,
+) -> None:
+    """Run what a table lacks, then write table.md, table.csv and figure.png and show the table."""
+    from clars.lab.tables.definition import load_table
+
+    resolved, chosen = load_table(folder, tier), seeds_of(seeds)
+    out = out or _table_out(resolved)
+    if not no_run:
+        from clars.lab.tables.jobs import table_jobs
+
+        _run_jobs(table_jobs(resolved, chosen or resolved.tier.seeds, out, rows), out, launch, parallel, overwrite)
+
+    from clars.lab.tables import results
+    from clars.lab.tables.render import as_rich
+
+    made = results.generate(resolved, out)
+    files = made.files
+    terminal.console().print(as_rich(made.rows, made.judgements, resolved))
+    if publish:
+        files += results.keep(resolved, out, resolved.results)
+    say("\n".join(f"wrote {file}" for file in files))
+
+
+def tune(
+    name: Annotated[str, typer.Argument(metavar="FOLDER|RECIPE", help="a folder with a table, or a single recipe")],
+    overrides: Overrides = None,
+    tier: TierName = "lite",
+    rates: Annotated[str | None, typer.Option(help="of a recipe: the base rates to try, such as 1,2,4")] = None,
+    seeds: Annotated[str | None, typer.Option(help="of a recipe: such as 100,101; 100,101,102 by default")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the runs; runs/FOLDER/search by default")] = None,
+    launch: Launch = "auto",
+    parallel: Parallel = None,
+    overwrite: Overwrite = False,
+    publish: Publish = False,
+) -> None:
+    """Search the base rates of a table, or of a recipe, on the validation split, and write search.json."""
+    if "/" in name or name.endswith((".yaml", ".yml")):
+        tried = numbers(rates, "--rates", float), seeds_of(seeds)
+        found, title, version, out = _search_of_recipe(name, overrides, tried, out, publish or tier != "lite")
+        targets = [out]
+    else:
+        found, title, version, targets = _search_of_table(name, tier, out, publish, rates or seeds or overrides)
+        out = targets[0]
+
+    from clars.lab.files import write_json
+    from clars.lab.tables import search
+    from clars.lab.tables.render import search_as_rich
+
+    _run_jobs(search.jobs_of(found), out, launch, parallel, overwrite)
+    summary = search.summarise(found, title, version)
+    terminal.console().print(search_as_rich(summary, f"Base rates of {title}"))
+    for target in targets:
+        write_json(target / search.FILE, summary)
+        say(f"wrote {target / search.FILE}")
+
+
+def _run_jobs(jobs: "list[Job]", out: Path, launch: str, parallel: int | None, overwrite: bool) -> None:
+    """Run the jobs that are not done; end here unless all of them ended in a record."""
+    from clars.lab.files import held
+    from clars.lab.launching import launch as launcher
+    from clars.lab.launching.progress import Count, Merged
+    from clars.lab.runs.jobs import pending, write_jobs
+    from clars.lab.tables.jobs import shares
+
+    missing = jobs if overwrite else pending(jobs)
+    if not missing:
+        return
+    config = launcher.find_config(launch, [job.resolved.recipe.batch_size for job in missing])
+    done = len(jobs) - len(missing)
+    parts = shares(missing, launcher.at_once(config, len(missing), parallel))
+    with held(out):
+        files = [out / ("jobs.json" if len(parts) == 1 else f"jobs-{number}.json") for number in range(len(parts))]
+        for part, file in zip(parts, files):
+            write_jobs(part, file)
+        arguments = [["--jobs", str(file), *(["--overwrite"] if overwrite else [])] for file in files]
+        if len(parts) == 1:
+            code = launcher.launch([*arguments[0], *([f"--done={done}"] if done else [])], config)
+        else:
+            code = launcher.launch_together(arguments, config, Merged(Count(len(missing), done)))
+    if code not in (exits.FINISHED, exits.DIVERGED):
+        raise typer.Exit(code)
+
+
+def _search_of_recipe(name: str, overrides: list[str] | None, tried: tuple, out: Path | None, ignored: bool) -> tuple:
+    """Return what to search of a single recipe, its name and version, and the folder for it."""
+    from clars.errors import UserError
+    from clars.lab.recipes.load import load
+
+    rates, seeds = tried
+    if not rates or ignored:
+        raise UserError(f"{name} is a recipe: say --rates to try, such as 1,2,4, and neither --publish nor --tier.")
+    recipe = load(name, overrides or ())
+
+    from clars.lab.tables.search import candidate
+
+    out = out or Path("runs", "tune", *recipe.name.split("/"))
+    found = candidate(recipe.full_name, recipe, rates, seeds or [100, 101, 102], out, {})
+    return [found], recipe.name, recipe.version, out
+
+
+def _search_of_table(name: str, tier: str, out: Path | None, publish: bool, ignored: object) -> tuple:
+    """Return what to search of a table, its name and version, and the folders to write the result to."""
+    from clars.errors import UserError
+    from clars.lab.tables.definition import load_table
+
+    if ignored:
+        raise UserError(f"{name} is a table, and its table.yaml says what is tried; name a recipe to try other rates.")
+    table = load_table(name, tier)
+
+    from clars.lab.tables import frozen, search
+
+    out = out or _table_out(table) / "search"
+    if publish:
+        frozen.check_search(table)
+    found = search.candidates(table, out)
+    return found, table.folder, table.version, [out, table.results] if publish else [out]
+
+
+def _table_out(table: "ResolvedTable") -> Path:
+    """Return where the runs of a table go: those of the full tier apart."""
+    return Path("runs", table.folder if table.tier_name == "lite" else f"{table.folder}-{table.tier_name}")

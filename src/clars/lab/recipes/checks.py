@@ -1,0 +1,80 @@
+"""What a schema of single values cannot say: settings that exclude each other, or that have no effect."""
+
+from collections.abc import Iterator
+
+from clars.lab.recipes.schema import Data, Recipe
+
+_LAYERWISE_ONLY = ("trust_coefficient", "layers", "overrides")
+_CLARS_ONLY = ("estimator", "fraction")
+EMBEDDED = ("digits", "glyphs")  # data sets that this package brings
+_HUB_ONLY = ("config", "image_column", "label_column", "train_split", "test_split", "in_memory", "streaming")
+
+
+def embedded(data: Data) -> bool:
+    """Say whether the data are those that this package brings, which have splits of their own."""
+    return data.name in EMBEDDED and data.path is None
+
+
+def impossible(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield the key and the reason of every setting that another one rules out."""
+    data, schedule = recipe.data, recipe.schedule
+    if schedule.warmup_epochs >= recipe.epochs:
+        yield (
+            "schedule.warmup_epochs",
+            f"= {schedule.warmup_epochs:g} leaves nothing of epochs = {recipe.epochs}; warm up less or train longer",
+        )
+    if schedule.frozen_head_epochs >= recipe.epochs:
+        yield (
+            "schedule.frozen_head_epochs",
+            f"= {schedule.frozen_head_epochs:g} never trains the classifier in epochs = {recipe.epochs}",
+        )
+    if schedule.frozen_head_epochs and recipe.optimizer.name == "lamb":  # whose bias correction counts all steps
+        yield "schedule.frozen_head_epochs", "cannot be combined with optimizer.name = 'lamb'; leave one of them out"
+    for key in ("mean", "std"):
+        values = getattr(data, key)
+        if values is not None and len(values) != data.channels:
+            yield f"data.{key}", f"= {values} must have a value for each of data.channels = {data.channels}"
+    if data.train_split == data.test_split and not embedded(data) and recipe.evaluation.split == "test":
+        yield "data.test_split", f"= {data.test_split!r} is what is trained on; name another, or evaluate on validation"
+    if data.in_memory and data.streaming:
+        yield "data.in_memory", "= true is the opposite of data.streaming = true"
+    if data.streaming and recipe.evaluation.split == "validation":
+        yield "evaluation.split", "= 'validation' cannot be held out of a stream; name a split by data.test_split"
+    if data.in_memory and data.augmentation == "imagenet":
+        yield (
+            "data.in_memory",
+            "= true holds images of one size; data.augmentation = 'imagenet' cuts from the whole ones",
+        )
+
+
+def ignored(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield the key and the reason of every setting that is written down but changes nothing."""
+    data, optimizer, schedule = recipe.data, recipe.optimizer, recipe.schedule
+    if schedule.name != "polynomial" and "power" in schedule.model_fields_set:
+        yield "schedule.power", f"schedule.name = {schedule.name!r}"
+    if optimizer.name in ("sgd", "lamb"):
+        for key in _LAYERWISE_ONLY:
+            if key in optimizer.model_fields_set:
+                yield f"optimizer.{key}", f"optimizer.name = {optimizer.name!r}"
+        if recipe.layer_statistics:
+            yield "layer_statistics", f"optimizer.name = {optimizer.name!r}"
+    if optimizer.name == "lamb" and "nesterov" in optimizer.model_fields_set:
+        yield "optimizer.nesterov", "optimizer.name = 'lamb'"
+    elif optimizer.momentum == 0 and optimizer.nesterov and "nesterov" in optimizer.model_fields_set:
+        yield "optimizer.nesterov", "optimizer.momentum = 0"
+    if optimizer.name != "clars":
+        for key in _CLARS_ONLY:
+            if key in optimizer.model_fields_set:
+                yield f"optimizer.{key}", f"optimizer.name = {optimizer.name!r}"
+    elif optimizer.fraction is not None and optimizer.estimator == "exact":
+        yield "optimizer.fraction", "optimizer.estimator = 'exact'"
+    for key in _HUB_ONLY if embedded(data) else ():
+        if key in data.model_fields_set:
+            yield f"data.{key}", f"data.name = {data.name!r}"
+    if "prefetch" in data.model_fields_set and not data.workers:
+        yield "data.prefetch", "data.workers = 0"
+    if "shuffle_buffer" in data.model_fields_set and not data.streaming:
+        yield "data.shuffle_buffer", "data.streaming = false"
+    counted = data.name == "glyphs" if embedded(data) else data.streaming
+    if data.train_examples is not None and not counted:
+        yield "data.train_examples", f"data.name = {data.name!r}"

@@ -1,0 +1,101 @@
+"""Runs to be made, each with its folder, and which of them are still to do."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from clars.errors import UserError
+from clars.lab.recipes.load import Resolved, load
+from clars.lab import strict_json
+from clars.lab.runs import find, layout, record
+from clars.lab.runs.consistency import agree, mismatch
+from clars.lab.files import write_json
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a recipe with its overrides, a seed, and the folder that will hold run.json."""
+
+    resolved: Resolved
+    seed: int
+    folder: Path
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    recipe: Annotated[str, Field(min_length=1)]
+    overrides: list[str]
+    seed: record.Seed
+    out: Annotated[str, Field(min_length=1)]
+
+
+def pending(jobs: Iterable[Job]) -> list[Job]:
+    """Return the jobs that have no finished or diverged run yet; interrupted ones can be resumed.
+
+    Raises:
+        UserError: a job's folder holds a run that was made with other settings.
+    """
+    return [job for job in jobs if not _is_done(job)]
+
+
+def write_jobs(jobs: Iterable[Job], path: Path) -> None:
+    """Write the list that `recipes/train.py --jobs` reads: recipe, overrides, seed and out of each job."""
+    entries = [
+        {
+            "recipe": job.resolved.full_name,
+            "overrides": list(job.resolved.overrides),
+            "seed": job.seed,
+            "out": str(job.folder),
+        }
+        for job in jobs
+    ]
+    write_json(path, entries)
+
+
+def read_jobs(path: Path) -> list[Job]:
+    """Read the list that `write_jobs` wrote.
+
+    Raises:
+        UserError: it is no such list, or a seed or folder of it cannot be used.
+    """
+    remedy = "See `clars table` for how one is made."
+    content = strict_json.read(path, "list of jobs", remedy)
+    try:
+        entries = TypeAdapter(list[_Entry]).validate_python(content, strict=True)
+    except ValidationError as error:
+        raise UserError(f"{path} is no list of jobs: {record.first_problem(error)}. {remedy}") from None
+    jobs = [Job(load(entry.recipe, entry.overrides), entry.seed, Path(entry.out)) for entry in entries]
+    for job in jobs:
+        named = layout.seed_of(job.folder / layout.RECORD)
+        if named not in (None, job.seed):
+            raise UserError(f"{path}: a run of seed {job.seed} would lie in {job.folder}. Give it another folder.")
+    return jobs
+
+
+def require_distinct(jobs: Sequence[Job]) -> None:
+    """Check that each job has a folder of its own.
+
+    Raises:
+        UserError: two runs would lie in one.
+    """
+    taken: dict[Path, Job] = {}
+    for job in jobs:
+        if taken.setdefault(job.folder.absolute(), job) is not job:
+            raise UserError(f"{job.folder}: two of the runs asked for would lie there. Ask for each once.")
+
+
+def _is_done(job: Job) -> bool:
+    if not (job.folder / layout.RECORD).exists():
+        return False
+    run = find.read_folder(job.folder, job.seed)
+    if reason := mismatch(run.record, job.resolved):
+        raise UserError(
+            f"{run.path} is in the way: {reason}. Remove the folder, choose another --out, or replace all runs by"
+            " --overwrite."
+        )
+    agree(run.record, job.resolved, run.path)
+    return run.record.status != "interrupted"

@@ -1,0 +1,195 @@
+"""A table as Markdown, as CSV and for the terminal."""
+
+import csv
+import io
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+
+from clars.errors import printable
+from clars.lab import terminal
+from clars.lab.files import write_text
+from clars.lab.tables.definition import ResolvedTable
+from clars.lab.tables.scaling import NOTE as KEPT_NOTE
+from clars.lab.tables.scaling import Kept
+from clars.lab.tables.search import RULE as SEARCH_RULE
+from clars.lab.tables.summary import RowSummary
+from clars.lab.tables.verdict import RULE, Cell, Judgement
+
+HEADER = ("method", "batch", "warmup epochs", "peak rate", "top-1, %", "95 % interval", "n", "diverged")
+TERMINAL_HEADER = ("method", "batch", "warmup", "rate", "top-1, %", "95 %", "n", "diverged")
+COLUMNS = (
+    *("network", "label", "recipe", "batch", "warmup_epochs", "peak_rate"),
+    *("top1_mean", "top1_sd", "top1_half_width_95", "n", "diverged", "status", "paper", "command", "evidence"),
+)
+DIFFERENCES = ("first", "second", "network", "batch", "rates", "n", "difference_mean", "half_width_95", "verdict")
+NOTE = (
+    "Top-1 accuracy after the last epoch: mean ± sample standard deviation over the n runs that finished, one a seed;"
+    " the interval is of the mean, by Student's t. Runs that diverged are counted and are not in the mean."
+)
+NO_RESULT = "No result: these runs show that every row runs to its end. Their numbers say nothing about the methods."
+
+
+def write_markdown(
+    rows: Sequence[RowSummary],
+    judgements: Sequence[Judgement],
+    scaling: Sequence[Kept],
+    table: ResolvedTable,
+    path: Path,
+) -> None:
+    """Write the table with its title, its claim, and links from each row to its records, relative to `path`.
+
+    Below it stand the verdicts on what is compared, and the largest batch of each method where the table asks.
+    """
+    paper = table.head.paper
+    told = [[] if paper is None else [f"{row.paper:g}" if row.paper is not None else ""] for row in rows]
+    lines = [[*_named(row), *cells(row), *own, _links(row, path) or row.status] for row, own in zip(rows, told)]
+    networks = ["network"] if any(row.network for row in rows) else []
+    header = [*networks, *HEADER, *([] if paper is None else ["paper, %"]), "evidence (seed)"]
+    parts = [f"# {_title(table)}", table.head.claim, *([] if table.tier.result else [NO_RESULT])]
+    parts += [_markdown(header, lines, left=len(networks) + 1, last="---"), NOTE]
+    if judgements:
+        parts += ["## Differences", *(part for judgement in judgements for part in _judged(judgement)), RULE]
+    if scaling and "steps-to-target" in table.head.figures:
+        body = [[one.network, one.label, str(one.smallest), f"{one.accuracy:.2f}", str(one.largest)] for one in scaling]
+        header = ["network", "method", "smallest batch", "top-1 there, %", "largest batch"]
+        parts += ["## Largest batch without loss", _markdown(header, body, left=2), KEPT_NOTE]
+    origin = f"Generated from the records by `clars table {table.command}`, version {table.version} of the recipes."
+    repeat = " The column `command` of [table.csv](table.csv) repeats any row." if networks else ""
+    write_text(path, printable("\n\n".join([*parts, origin + repeat])) + "\n")
+
+
+def write_csv(rows: Sequence[RowSummary], path: Path) -> None:
+    """Write the table with unrounded numbers; cells without a value are empty, evidence is relative to `path`."""
+    lines = []
+    for row in rows:
+        settings = [row.network, row.label, row.recipe, row.batch, row.warmup_epochs, row.peak_rate]
+        numbers = [row.mean, row.sd, row.half_width, row.n, row.diverged, row.status, row.paper]
+        evidence = " ".join(_relative(file, path) for file in row.evidence)
+        command = "" if row.peak_rate is None else shlex.join(["clars", "run", row.recipe, *row.overrides])
+        lines.append([*settings, *numbers, command, evidence])
+    _write_rows(COLUMNS, lines, path)
+
+
+def write_differences(judgements: Sequence[Judgement], path: Path) -> None:
+    """Write every cell of what is compared, with unrounded numbers."""
+    lines = [
+        [one.first, one.second, cell.network, cell.batch, _rates(cell), cell.n, cell.mean, cell.half_width, _told(cell)]
+        for one in judgements
+        for cell in one.cells
+    ]
+    _write_rows(DIFFERENCES, lines, path)
+
+
+def as_rich(rows: Sequence[RowSummary], judgements: Sequence[Judgement], table: ResolvedTable) -> Group:
+    """Return the table for the terminal, without the evidence, and the verdicts."""
+    networks = ["network"] if any(row.network for row in rows) else []
+    note = NOTE if table.tier.result else f"{NO_RESULT}\n{NOTE}"
+    body = _terminal(_title(table), [*networks, *TERMINAL_HEADER], [[*_named(row), *cells(row)] for row in rows], note)
+    verdicts = (terminal.cell(f"{one.comparison.claim} {one.sentence}") for one in judgements)
+    return Group(body, *verdicts, terminal.cell(RULE if judgements else "", style="dim"))
+
+
+def search_as_rich(summary: dict, title: str) -> Group:
+    """Return what search.json says for the terminal."""
+    lines = []
+    for full_name, method in summary["methods"].items():
+        name = full_name.removeprefix(f"{summary['table']}/")
+        for entry in method["rates"]:
+            won = entry["rate"] == method["winner"]
+            note = ("best, at edge" if method["at_edge"] else "best") if won else ""
+            mean = "not run" if entry["mean"] is None else f"{entry['mean']:.2f}"
+            lines.append([name, f"{entry['rate']:g}", mean, str(entry["diverged"]), note])
+            name = ""
+    header = ("recipe", "base rate", "top-1, %", "diverged", "")
+    return _terminal(title, header, lines, f"Best: {SEARCH_RULE}.")
+
+
+def cells(row: RowSummary) -> list[str]:
+    """Return the texts of a row under `HEADER`."""
+    accuracy = row.status if row.mean is None else f"{row.mean:.2f}"
+    return [
+        row.label,
+        str(row.batch),
+        f"{row.warmup_epochs:g}",
+        "" if row.peak_rate is None else f"{row.peak_rate:g}",
+        accuracy if row.sd is None else f"{accuracy} ± {row.sd:.2f}",
+        "" if row.half_width is None else f"± {row.half_width:.2f}",
+        str(row.n),
+        str(row.diverged),
+    ]
+
+
+def _title(table: ResolvedTable) -> str:
+    return table.head.title if table.tier.result else f"{table.head.title} (no result)"
+
+
+def _named(row: RowSummary) -> list[str]:
+    return [row.network] if row.network else []
+
+
+def _rates(cell: Cell) -> str:
+    return "tuned" if cell.tuned else "scaled"
+
+
+def _told(cell: Cell) -> str:
+    return cell.verdict if cell.n else "not run"
+
+
+def _judged(judgement: Judgement) -> list[str]:
+    header = ["network", "batch", "rates", "pairs", "difference, points", "95 % interval", "claim"]
+    body = [
+        [
+            cell.network or "",
+            str(cell.batch),
+            _rates(cell),
+            str(cell.n),
+            "" if cell.mean is None else f"{cell.mean:+.2f}",
+            "" if cell.half_width is None else f"± {cell.half_width:.2f}",
+            _told(cell),
+        ]
+        for cell in judgement.cells
+    ]
+    return [f"**{judgement.comparison.claim}** {judgement.sentence}", _markdown(header, body, left=1, last="---")]
+
+
+def _markdown(header: Sequence[str], body: Sequence[Sequence[str]], left: int, last: str = "---:") -> str:
+    """Return a table whose first `left` columns are text."""
+    rule = ["---"] * left + ["---:"] * (len(header) - left - 1) + [last]
+    lines = ([" ".join(cell.split()).replace("|", "&#124;") for cell in line] for line in (header, rule, *body))
+    rows = (" | ".join(line) for line in lines)
+    return "\n".join(f"| {row} |" for row in rows)
+
+
+def _write_rows(header: Sequence[str], lines: Sequence[Sequence[object]], path: Path) -> None:
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([header, *lines])
+    write_text(path, file.getvalue())
+
+
+def _terminal(title: str, header: Sequence[str], lines: Sequence[Sequence[str]], note: str) -> Group:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    first, *others = header
+    table.add_column(first, min_width=15)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    for line in lines:
+        table.add_row(*map(terminal.cell, line))
+    return Group(terminal.cell(title, style="bold"), table, terminal.cell(note, style="dim"))
+
+
+def _links(row: RowSummary, path: Path) -> str:
+    # A record is seed0.json where it is published, seed0/run.json where it was run.
+    seeds = (file.stem if file.stem.startswith("seed") else file.parent.name for file in row.evidence)
+    return " ".join(
+        f"[{seed.removeprefix('seed')}]({_relative(file, path)})" for seed, file in zip(seeds, row.evidence)
+    )
+
+
+def _relative(file: Path, path: Path) -> str:
+    return Path(os.path.relpath(file, path.parent)).as_posix()

@@ -1,0 +1,61 @@
+"""The evidence that stays with a recipe folder: records and metrics, and what is made from them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from clars.lab import shipped
+from clars.lab.runs import compact, layers
+from clars.lab.tables import frozen
+from clars.lab.tables.definition import ResolvedTable
+from clars.lab.tables.figures import draw
+from clars.lab.tables.render import write_csv, write_differences, write_markdown
+from clars.lab.tables.scaling import kept, lines
+from clars.lab.tables.summary import RowSummary, counted, summarise
+from clars.lab.tables.verdict import Judgement, judge
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What is made of the runs of a table: its rows, what they say about its claims, and the files written."""
+
+    rows: list[RowSummary]
+    judgements: list[Judgement]
+    files: list[Path]
+
+
+def generate(table: ResolvedTable, out: Path, target: Path | None = None) -> Generated:
+    """Write table.md, table.csv, the figures, and differences.csv where methods are compared, from the runs.
+
+    Args:
+        table: whose rows to fill.
+        out: the folder of the runs, in either form.
+        target: where to write; `out` by default.
+    """
+    target = target or out
+    rows, judgements, scaling = summarise(table, out), judge(table, out), lines(table, out)
+    files = [target / "table.md", target / "table.csv"]
+    write_markdown(rows, judgements, [kept(line) for line in scaling], table, files[0])
+    write_csv(rows, files[1])
+    if judgements:
+        files.append(target / "differences.csv")
+        write_differences(judgements, files[-1])
+    return Generated(rows, judgements, files + draw(table, out, target))
+
+
+def keep(table: ResolvedTable, out: Path, results: Path) -> list[Path]:
+    """Copy the runs that count into `results`, a small file each, and generate table and figures there from them.
+
+    Returns the files written by `generate`.
+
+    Raises:
+        UserError: the version is frozen and was changed.
+    """
+    shipped.require_own(results)
+    frozen.check(table)
+    frozen.freeze(table)
+    for row in table.rows:
+        for run in counted(row, out):
+            record = compact.write(run, results, row.name)
+            if "layers" in table.head.figures:
+                layers.write_compact(run, record)
+    return generate(table, results).files

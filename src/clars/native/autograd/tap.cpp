@@ -1,0 +1,209 @@
+// Layers as autograd functions that measure on the way back.
+//
+// What `clars.norms.watch.measured_call` does in Python, where kernels do all of the work. Python between kernels costs more than a small
+// layer itself, more so when the layers' tensors have pushed it out of the cache.
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/basic_ops.h>
+#include <torch/csrc/autograd/graph_task.h>
+#include <torch/library.h>
+
+#include <mutex>
+#include <unordered_map>
+
+#include "layers.h"
+#include "ledger.h"
+
+namespace clars {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+template <typename Kind>
+using Pointer = std::shared_ptr<const Kind>;
+
+// The layers of one kind that were made, by the numbers under which Python holds them: to pass an object from there
+// takes longer than all else.
+template <typename Kind>
+class Made {
+ public:
+  static int64_t add(Pointer<Kind> layer) {
+    const std::lock_guard lock(mutex);
+    layers.emplace(++last, std::move(layer));
+    return last;
+  }
+
+  static Pointer<Kind> get(int64_t number) {
+    const std::lock_guard lock(mutex);
+    return layers.at(number);
+  }
+
+  static void drop(int64_t number) {
+    const std::lock_guard lock(mutex);
+    layers.erase(number);
+  }
+
+ private:
+  static inline std::mutex mutex;
+  static inline std::unordered_map<int64_t, Pointer<Kind>> layers;
+  static inline int64_t last = 0;
+};
+
+// A layer's call on its way through the graph. The accounts are numbers by which Python knows who measures what.
+template <typename Kind>
+struct Call : torch::CustomClassHolder {
+  Call(Pointer<Kind> layer, bool has_bias, int64_t of_weight, int64_t of_bias)
+      : layer(std::move(layer)), has_bias(has_bias), of_weight(of_weight), of_bias(of_bias) {}
+
+  const Pointer<Kind> layer;
+  const bool has_bias;
+  const int64_t of_weight, of_bias;
+  const int64_t outer_pass = torch::autograd::get_current_graph_task_id();  // not -1: recomputed in a backward pass
+  bool spent = false;
+};
+
+Ledger ledger;
+
+// What is told where gradients of gradients are asked for; Python's layers say the same.
+const char* const twice =
+    "A layer that clars measures cannot be differentiated twice (a gradient penalty in the loss?). Take the tracking "
+    "away for it: norms.remove(), with optimizer.norms as norms.";
+
+// Whether the pass under way yields only some of the gradients, or leaves some elsewhere than in the parameters.
+bool is_partial() { return !torch::autograd::get_current_graph_task_exec_info()->empty(); }
+
+// Books to an account the tensor that will hold the squared norms of all examples, zero where the layer then fails.
+// Returns what to measure; nothing where the gradient does not arrive in the parameters. Python, which keeps the
+// accounts, may refuse.
+template <typename Kind>
+std::optional<Measured> book(const Call<Kind>& call, int64_t account, const Tensor& squares) {
+  using Book = std::tuple<int64_t, int64_t, bool>(int64_t, int64_t, bool, bool, const Tensor&);
+  static const auto python = c10::Dispatcher::singleton().findSchemaOrThrow("clars::book", "").typed<Book>();
+  const int64_t pass = call.outer_pass == -1 ? torch::autograd::get_current_graph_task_id() : call.outer_pass;
+  const bool partial = is_partial();
+  if (!call.spent && !partial)
+    if (const auto measured = ledger.book(account, pass, squares)) return measured;
+  const auto [first, last, booked] = python.call(account, pass, call.spent, partial, squares);
+  return booked ? std::optional<Measured>({first, last}) : std::nullopt;
+}
+
+// A gradient whose numbers are in memory as they are: those that passed through complex conjugation may be there negated,
+// and zeros not at all.
+Tensor in_memory(const Tensor& gy) {
+  return gy._is_zerotensor() ? at::zeros(gy.sizes(), gy.options()) : gy.resolve_neg();
+}
+
+// Puts the measured examples' squared norms, or the sums of two of them, in their places among those of all.
+void fill(const Tensor& all, Measured part, const Tensor& squares, const Tensor& more = {}) {
+  float* to = all.mutable_data_ptr<float>() + part.first;
+  const float* from = squares.const_data_ptr<float>();
+  const float* and_from = more.defined() ? more.const_data_ptr<float>() : nullptr;
+  for (int64_t i = 0; i < part.last - part.first; i++) to[i] = from[i] + (and_from ? and_from[i] : 0.f);
+}
+
+template <typename Kind>
+struct Tap : torch::autograd::Function<Tap<Kind>> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Maybe& bias,
+                        c10::intrusive_ptr<Call<Kind>> call) {
+    Tensors saved;
+    Tensor y = call->layer->forward(x, weight, bias, saved);
+    // One tensor more than the layer's own function saves: activation checkpointing, which puts what a recomputed
+    // forward saves into the places of these, then notices where the recomputation is not tracked.
+    variable_list all{x, weight, at::empty({0})};
+    all.insert(all.end(), saved.begin(), saved.end());
+    ctx->save_for_backward(std::move(all));
+    ctx->saved_data["call"] = c10::IValue::make_capsule(call);
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+    const auto capsule = ctx->saved_data["call"].toCapsule();
+    auto& call = static_cast<Call<Kind>&>(*capsule);
+    const variable_list all = ctx->get_saved_variables();
+    const Needs needs{ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+                      call.has_bias && ctx->needs_input_grad(2)};
+    const bool again = at::GradMode::is_enabled();
+    Gradients got;
+    {
+      at::AutoGradMode no_graph(false);
+      c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
+      got = measured(call, in_memory(gradients[0]), all, needs);
+    }
+    variable_list found{needs.x ? got.x : Tensor(), needs.weight ? got.weight : Tensor(),
+                        needs.bias ? got.bias : Tensor()};
+    if (again) {
+      for (Tensor& gradient : found)
+        if (gradient.defined()) gradient = gradient.detach().requires_grad_();
+      torch::autograd::DelayedError error(twice, 3);
+      found = error.apply(std::move(found));
+    }
+    found.emplace_back();
+    return found;
+  }
+
+ private:
+  static Gradients measured(Call<Kind>& call, const Tensor& gy, const variable_list& all, Needs needs) {
+    const Tensor &x = all[0], &weight = all[1];
+    const bool for_weight = needs.weight && call.of_weight, for_bias = needs.bias && call.of_bias;
+    const bool joint = for_weight && for_bias && call.of_weight == call.of_bias;
+    std::optional<Measured> weight_part, bias_part;
+    Tensor of_weight, of_bias;
+    if (for_weight) weight_part = book(call, call.of_weight, of_weight = at::zeros({x.size(0)}, x.options()));
+    if (for_bias && !joint) bias_part = book(call, call.of_bias, of_bias = at::zeros({x.size(0)}, x.options()));
+    call.spent = call.spent || weight_part || bias_part;
+    const Measured part = weight_part.value_or(bias_part.value_or(Measured{0, x.size(0)}));
+    const Gradients got = call.layer->backward(gy, x, weight, Tensors(all.begin() + 3, all.end()), needs, part);
+    if (weight_part) fill(of_weight, part, got.weight_squares, joint ? got.bias_squares : Tensor());
+    if (bias_part) fill(of_bias, part, got.bias_squares);
+    return got;
+  }
+};
+
+// None where the layer was made for other calls than this.
+template <typename Kind>
+Maybe tapped(const Tensor& x, const Tensor& weight, const Maybe& bias, int64_t number, int64_t of_weight,
+             int64_t of_bias) {
+  Pointer<Kind> layer = Made<Kind>::get(number);
+  if (!layer->takes(x, weight)) return std::nullopt;
+  auto call = c10::make_intrusive<Call<Kind>>(std::move(layer), bias.has_value(), of_weight, of_bias);
+  return Tap<Kind>::apply(x, weight, bias, std::move(call));
+}
+
+template <typename Kind, typename... Arguments>
+int64_t make(const Tensor& x, const Tensor& weight, Arguments... arguments) {
+  return Made<Kind>::add(std::make_shared<Kind>(x, weight, std::move(arguments)...));
+}
+
+template <typename Kind, typename... Arguments>
+void define(torch::Library& library, const std::string& kind, const std::string& hyper_parameters) {
+  const std::string made = "make." + kind + "(Tensor x, Tensor weight, " + hyper_parameters + ") -> int";
+  const std::string tap = "tap." + kind +
+                          "(Tensor x, Tensor weight, Tensor? bias, int layer, int of_weight, int of_bias) -> Tensor?";
+  const std::string drop = "drop." + kind + "(int layer) -> ()";
+  library.def(made.c_str(), make<Kind, Arguments...>);
+  library.def(tap.c_str(), tapped<Kind>);
+  library.def(drop.c_str(), Made<Kind>::drop);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(clars, m) {
+  using Sizes = std::vector<int64_t>;
+  define<Conv, Sizes, Sizes, Sizes, int64_t, std::string, int64_t>(
+      m, "Conv", "int[] stride, int[] padding, int[] dilation, int groups, str method, int most");
+  define<Linear, std::string, int64_t>(m, "Linear", "str method, int most");
+  define<BatchNorm, Maybe, Maybe, double, double>(
+      m, "BatchNorm", "Tensor? running_mean, Tensor? running_var, float momentum, float eps");
+  define<GroupNorm, int64_t, double>(m, "GroupNorm", "int groups, float eps");
+  define<LayerNorm, double>(m, "LayerNorm", "float eps");
+  m.def("lend(int tracker, int[] accounts, int backward_pass, int examples, int first, int last) -> ()",
+        [](int64_t tracker, at::IntArrayRef accounts, int64_t backward_pass, int64_t examples, int64_t first,
+           int64_t last) { ledger.lend(tracker, accounts, backward_pass, examples, {first, last}); });
+  m.def("withdraw(int account) -> ()", [](int64_t account) { ledger.withdraw(account); });
+  m.def("collect(int tracker) -> (int[], Tensor[])", [](int64_t tracker) { return ledger.collect(tracker); });
+}
+
+}  // namespace clars

@@ -1,0 +1,68 @@
+"""Squared norms of weight gradients without forming them, from inner products between positions.
+
+||G X^T||^2 = sum over pairs of positions (s, t) of (G^T G)[s, t] * (X^T X)[s, t], for G [P, T] and X [D, T]. It costs
+2 T^2 (P + D) operations and wins where there are few positions and many weights: the last stages of a network.
+"""
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from clars.norms.methods.products import matrix_products, squared_norms, wide
+
+
+def gram(x: Tensor) -> Tensor:
+    """Return the inner products [b, T, T] between the positions of x [b, N, T], in float32 at least."""
+    positions_first = x.to(wide(x.dtype)).transpose(1, 2)
+    return matrix_products(positions_first, positions_first)
+
+
+def gram_squares(gy: Tensor, x: Tensor) -> Tensor:
+    """Return ||gy_i x_i^T||^2 for each example i of gy [b, P, T] and x [b, D, T]."""
+    if gy.shape[2] == 1:
+        return squared_norms(gy) * squared_norms(x)
+    return inner(gram(gy), gram(x))
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """Return the sums of the elements of a * b, per example, never negative."""
+    return torch.linalg.vecdot(a.flatten(1), b.flatten(1)).clamp_min(0)
+
+
+def window_gram(
+    x: Tensor, kernel: Sequence[int], padding: Sequence[int], dilation: Sequence[int], size: Sequence[int]
+) -> Tensor:
+    """Return the inner products [b, T, T] between the windows that a convolution of stride 1 sees at its T positions.
+
+    Two windows' inner product is the sum, over the taps of the kernel, of inner products between single positions of
+    x [b, C, *input size], both shifted by the tap. So the positions' gram is formed once and summed along its
+    diagonals, an axis at a time: fewer operations by the number of taps than with the windows laid out.
+
+    Args:
+        size: the convolution's output size, with prod(size) = T.
+    """
+    axes = len(kernel)
+    total = gram(x.flatten(2)).view(len(x), *x.shape[2:], *x.shape[2:])
+    for axis in range(axes):
+        if kernel[axis] > 1 or padding[axis]:
+            total = _sum_diagonals(total, 1 + axis, 1 + axes + axis, kernel[axis], padding[axis], dilation[axis], size)
+    return total.reshape(len(x), prod(size), prod(size))
+
+
+def _sum_diagonals(
+    total: Tensor, first: int, second: int, taps: int, padding: int, dilation: int, size: Sequence[int]
+) -> Tensor:
+    """Sum over taps the elements of `total` whose two coordinates, `first` and `second`, are shifted by the tap."""
+    length, shape = size[first - 1], list(total.shape)
+    before = shape[first]
+    shape[first] = shape[second] = length
+    summed = total.new_zeros(shape)
+    for tap in range(taps):
+        shift = tap * dilation - padding
+        start, stop = max(0, -shift), min(length, before - shift)
+        if start < stop:
+            moved = total.narrow(first, start + shift, stop - start).narrow(second, start + shift, stop - start)
+            summed.narrow(first, start, stop - start).narrow(second, start, stop - start).add_(moved)
+    return summed

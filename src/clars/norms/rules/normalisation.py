@@ -1,0 +1,176 @@
+"""Normalisations: a scale and a shift per channel, after statistics over a batch, a group or the features."""
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from clars.native import kernels as cpu
+from clars.norms.estimator import Estimator
+from clars.norms.methods.sizes import WORKING_SET, slices
+from clars.norms.methods.products import squared_norms, wide
+from clars.norms.rules.rule import Contribution, Gradients, Measure, Rule
+
+aten = torch.ops.aten
+
+
+def position_sums(
+    gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, dim: int, memory: int | None
+) -> tuple[Tensor, Tensor]:
+    """Return the examples' contributions to a scale and to a shift: sums of gy * (x - mean) * rstd, and of gy.
+
+    gy and x are [b, ..., ...]; positions along `dim` are summed. mean and rstd broadcast against x. Centring first
+    keeps the sums exact where |mean| >> std.
+    """
+    scale, shift = [], []
+    accumulate = wide(gy.dtype)
+    memory = memory or WORKING_SET.get(x.device.type, WORKING_SET["cpu"])
+    for piece in slices(len(x), 3 * x.element_size() * x[0].numel(), memory):
+        centre, factor = (value if len(value) == 1 else value[piece] for value in (mean, rstd))
+        terms = (x[piece] - centre).mul_(gy[piece])
+        if factor.shape[dim] == 1:  # the same at all positions that are summed
+            scale.append(terms.sum(dim, dtype=accumulate).mul_(factor.squeeze(dim)))
+        else:
+            scale.append(terms.mul_(factor).sum(dim, dtype=accumulate))
+        shift.append(gy[piece].sum(dim, dtype=accumulate))
+    return torch.cat(scale), torch.cat(shift)
+
+
+def channel_sums(gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, memory: int | None) -> tuple[Tensor, Tensor]:
+    """As `position_sums` for gy and x [b, C, T] and statistics [b, C, 1] or [1, C, 1], in one pass over both.
+
+    Batch normalisation's own backward forms exactly these sums, per channel, and each example's channels may pass
+    for channels of their own. It works a channel at a time, which pays where a channel has some positions. Devices
+    other than processors take it with a weight only.
+    """
+    examples, channels, positions = x.shape
+    if positions < 16 or not x.is_cpu or x.dtype not in (torch.float32, torch.float64) or x.dtype != gy.dtype:
+        return position_sums(gy, x, mean, rstd, 2, memory)
+    each = [value.expand(examples, channels, 1).flatten() for value in (mean, rstd)]
+    flat = (1, examples * channels, positions)
+    _, scale, shift = aten.native_batch_norm_backward(
+        gy.reshape(flat), x.reshape(flat), None, None, None, *each, True, 0.0, (False, True, True)
+    )
+    return scale.view(examples, channels), shift.view(examples, channels)
+
+
+@dataclass(frozen=True, eq=False)
+class BatchNorm(Rule):
+    """Batch normalisation of x [B, C, ...] in training or evaluation mode.
+
+    In training mode every example enters every other's statistics, so no example has a loss of its own. What is
+    measured is each example's contribution to the gradient of scale and shift with the batch statistics as they are:
+    the contributions sum to the gradient.
+    """
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    training: bool
+    momentum: float
+    eps: float
+
+    def forward(self, x, weight, bias):
+        running = (self.running_mean, self.running_var)
+        if x.is_cuda and not cpu.is_switched_off():  # which chooses among the libraries for the device
+            enabled = torch.backends.cudnn.enabled
+            y, mean, rstd, *how = torch._batch_norm_impl_index(
+                x, weight, bias, *running, self.training, self.momentum, self.eps, enabled
+            )
+        else:
+            y, mean, rstd = aten.native_batch_norm(x, weight, bias, *running, self.training, self.momentum, self.eps)
+            how = (None, None)
+        if not self.training:  # the running statistics may move on before the backward pass
+            mean, rstd = self.running_mean.clone(), (self.running_var + self.eps).rsqrt()
+        return y, (mean, rstd, None if self.training else self.running_var.clone(), *how)
+
+    def compiled(self, x: Tensor, weight: Tensor, estimator: Estimator) -> cpu.Layer | None:
+        if self.training and cpu.applies(x, weight) and x.is_contiguous():
+            return cpu.Layer("BatchNorm", x, weight, self.running_mean, self.running_var, self.momentum, self.eps)
+        return None
+
+    def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
+        mean, rstd, variance, reserve, kernel = saved
+        batch, running = ((mean, rstd), (None, None)) if self.training else ((None, None), (mean, variance))
+        if kernel is None:
+            gx, gw, gb = aten.native_batch_norm_backward(
+                gy, x, weight, *running, *batch, self.training, self.eps, needs
+            )
+        else:
+            gx, gw, gb = aten._batch_norm_impl_index_backward(
+                kernel, x, gy, weight, *running, *batch, self.training, self.eps, needs, reserve
+            )
+        sums = self._sums(gy[measure.rows], x[measure.rows], mean, rstd, measure.memory)
+        return _gradients(gx, gw, gb, sums, needs)
+
+    @staticmethod
+    def _sums(gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, memory: int | None) -> tuple[Tensor, Tensor]:
+        by_channel = (*x.shape[:2], -1)
+        statistics = (mean.view(1, -1, 1), rstd.view(1, -1, 1))
+        return channel_sums(gy.reshape(by_channel), x.reshape(by_channel), *statistics, memory)
+
+
+@dataclass(frozen=True)
+class LayerNorm(Rule):
+    """Layer normalisation of x [B, ..., *shape] over its last dimensions."""
+
+    shape: tuple[int, ...]
+    eps: float
+
+    def forward(self, x, weight, bias):
+        y, mean, rstd = aten.native_layer_norm(x, self.shape, weight, bias, self.eps)
+        return y, (mean, rstd)
+
+    def compiled(self, x: Tensor, weight: Tensor, estimator: Estimator) -> cpu.Layer | None:
+        return cpu.Layer("LayerNorm", x, weight, self.eps) if cpu.applies(x, weight) else None
+
+    def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
+        mean, rstd = saved
+        x, gy = x.contiguous(), gy.contiguous()
+        by_position = (len(x), -1, prod(self.shape))
+        gx, gw, gb = aten.native_layer_norm_backward(gy, x, self.shape, mean, rstd, weight, weight, needs)
+        pieces = (gy.reshape(by_position), x.reshape(by_position), *(v.reshape(len(x), -1, 1) for v in saved))
+        sums = position_sums(*(value[measure.rows] for value in pieces), 1, measure.memory)
+        return _gradients(gx, gw, gb, sums, needs)
+
+
+@dataclass(frozen=True)
+class GroupNorm(Rule):
+    """Group normalisation of x [B, C, ...] over `groups` groups of channels."""
+
+    groups: int
+    eps: float
+
+    def forward(self, x, weight, bias):
+        examples, channels = x.shape[:2]
+        size = x.numel() // (examples * channels)
+        y, mean, rstd = aten.native_group_norm(
+            x.contiguous(), weight, bias, examples, channels, size, self.groups, self.eps
+        )
+        return y, (mean, rstd)
+
+    def compiled(self, x: Tensor, weight: Tensor, estimator: Estimator) -> cpu.Layer | None:
+        if cpu.applies(x, weight) and x.is_contiguous():
+            return cpu.Layer("GroupNorm", x, weight, self.groups, self.eps)
+        return None
+
+    def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
+        mean, rstd = saved
+        x, gy = x.contiguous(), gy.contiguous()
+        examples, channels = x.shape[:2]
+        size = x.numel() // (examples * channels)
+        gx, gw, gb = aten.native_group_norm_backward(
+            gy, x, mean, rstd, weight, examples, channels, size, self.groups, needs
+        )
+        per_channel = [value.repeat_interleave(channels // self.groups, 1).unsqueeze(2) for value in saved]
+        pieces = (gy.reshape(examples, channels, -1), x.reshape(examples, channels, -1), *per_channel)
+        sums = channel_sums(*(value[measure.rows] for value in pieces), measure.memory)
+        return _gradients(gx, gw, gb, sums, needs)
+
+
+def _gradients(gx, gw, gb, sums: tuple[Tensor, Tensor], needs) -> Gradients:
+    return Gradients(
+        gx if needs[0] else None,
+        Contribution(gw, squared_norms(sums[0])) if needs[1] else Contribution(),
+        Contribution(gb, squared_norms(sums[1])) if needs[2] else Contribution(),
+    )

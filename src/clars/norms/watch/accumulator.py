@@ -1,0 +1,205 @@
+"""Where the squared norms of one layer's examples add up, for as long as the gradients they belong to are there."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from clars.layers import Layer
+from clars.sharding.gradients import Gradients, Own, any_left
+from clars.norms.methods.products import wide
+
+if TYPE_CHECKING:
+    from clars.norms.watch.backward_pass import BackwardPass
+    from clars.norms.watch.part import Part
+
+SECOND_USE = (
+    "is used more than once in one forward pass: each example's contributions must be summed before the norm is "
+    "taken, for which there is no rule."
+)
+SECOND_PASS = (
+    "is reached by a second backward pass through the same forward pass (retain_graph=True). Add the losses up and "
+    "call backward once."
+)
+
+
+@dataclass
+class Booking:
+    """The squared norms [b] of the measured examples of one backward pass, one of so many blocks of its batch.
+
+    `left` is a boolean scalar tensor, False where the gradient that they belong to was set to zero; None stands for
+    True.
+    """
+
+    squares: Tensor
+    blocks: int
+    left: Tensor | None = None
+
+    def keep_if(self, left: Tensor) -> None:
+        """Keep it only where `left` is True."""
+        self.left = left if self.left is None else self.left & left
+
+
+# The accounts there are, by the numbers under which the compiled functions know them.
+ACCOUNTS: "WeakValueDictionary[int, Account]" = WeakValueDictionary()
+NUMBERS = count(1)
+
+
+class Account:
+    """What was measured of one layer, a booking per backward pass whose gradient is still there.
+
+    Squared norms are in the gradient's own units, squared, as the gradients are that add up beside them. Of a compiled
+    model, whose backward pass runs no Python, the sums are kept as the gradient of a private leaf tensor instead. It is
+    neither parameter nor buffer of the model.
+    """
+
+    def __init__(self, layer: Layer, current: "BackwardPass") -> None:
+        self.layer = layer.name
+        self.number = next(NUMBERS)
+        self.text = str(self.number)  # for torch.compile, which takes numbers for something that may change
+        ACCOUNTS[self.number] = self
+        current.members.append(self.number)
+        self.current = current
+        self.parts: list[Part] = []
+        self.last_pass: int | None = None
+        self.measured: set[str] = set()  # local names of the parameters that ever entered a rule
+        self.compiled_twice = False  # an error in the midst of a compilation would only send parts of it to Python
+        self.booked: list[Booking] = []
+        self.gradients = Gradients([Own(layer.module, name) for name in layer.parameters])
+        self._compiled_pass: int | None = None
+        self._hooks: list[RemovableHandle] = []
+        self._leaf = self._new_leaf(next(iter(layer.parameters.values())))
+
+    def leaf(self, like: Tensor) -> Tensor:
+        """Return the leaf, [3], on the device of `like`."""
+        if self._leaf.device != like.device:
+            self._leaf = self._new_leaf(like)
+        return self._leaf
+
+    def _new_leaf(self, like: Tensor) -> Tensor:
+        leaf = torch.zeros(3, dtype=wide(like.dtype), device=like.device, requires_grad=True)
+        leaf.register_hook(self._enter_compiled)
+        return leaf
+
+    def _enter_compiled(self, _: Tensor) -> None:
+        """Note that a compiled backward pass measures, before anything of what it has found arrives.
+
+        The arrivals come in any order, so that parameters have this hook as well as the leaf.
+        """
+        number = torch._C._current_graph_task_id()
+        if number not in (self._compiled_pass, self.last_pass):  # a pass that books here by Python has looked already
+            self._compiled_pass = number
+            self.measured |= {part.name for part in self.parts}
+            if self.look():
+                self.keep_if(*any_left([self.gradients]))
+        if not self._hooks:
+            present = [part.present() for part in self.parts]
+            self._hooks = [value.register_hook(self._enter_compiled) for value in present if value.requires_grad]
+
+    def close(self) -> None:
+        """Leave the parameters as they were."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def enter(self, number: int, examples: int, spent: bool) -> bool:
+        """Note that this layer's backward runs; tell whether what it measures may be booked.
+
+        Args:
+            number: of the backward pass.
+            examples: how many rows the layer saw.
+            spent: whether an earlier pass has measured this same call of the layer.
+        """
+        self.current.catch_up()
+        if number == self.last_pass:
+            self.current.refuse(self, SECOND_USE)
+            return False
+        allowed = self.current.enter(number, examples, self.layer)
+        if spent and (self.booked or self.compiled_total is not None):
+            self.current.refuse(self, SECOND_PASS)
+            return False
+        if not allowed:
+            return False
+        self.last_pass = number
+        if self.current.lent == number:
+            torch.ops.clars.withdraw(self.number)
+        return True
+
+    def book(self, squares: Tensor) -> None:
+        """Book squared norms of the pass under way."""
+        self.last_pass = self.current.number
+        self.booked.append(Booking(squares, self.current.blocks))
+
+    def look(self) -> bool:
+        """Drop what is booked where there are no gradients; tell whether there are, and must be looked into."""
+        if not self.booked and self.compiled_total is None:
+            return False
+        if self.gradients.elsewhere():
+            return False
+        if self.gradients.present():
+            return True
+        self.reset()
+        return False
+
+    def keep_if(self, left: Tensor) -> None:
+        """Keep what was booked only where `left`, a boolean scalar tensor, is True."""
+        for booking in self.booked:
+            booking.keep_if(left)
+        if self.compiled_total is not None:
+            self._leaf.grad = torch.where(left, self._leaf.grad, 0.0)
+
+    def scale(self, factor: float) -> None:
+        """Multiply the norms that were booked, as their gradients were."""
+        for booking in self.booked:
+            booking.squares = booking.squares * factor**2
+        if self.compiled_total is not None:
+            self._leaf.grad = self._leaf.grad * self._leaf.new_tensor([factor, factor**2, 1.0])
+
+    def squares(self) -> list[Tensor]:
+        """Return the squared norms that are booked, a tensor per backward pass."""
+        return [booking.squares for booking in self.booked if booking.left is None or booking.left]
+
+    def reset(self) -> None:
+        """Forget what was measured."""
+        self.booked.clear()
+        self._leaf.grad = None
+
+    @property
+    def compiled_total(self) -> Tensor | None:
+        """The sums [3] that compiled backward passes left."""
+        return self._leaf.grad
+
+
+def sums_of(squares: Tensor, blocks: int) -> Tensor:
+    """Return [sum of norms, sum of squared norms, number of examples] along the last dimension of squared norms.
+
+    They are those of one of the batch's blocks. Each block is as likely to be measured, so that its sums times the
+    number of blocks are unbiased.
+    """
+    sums = torch.stack((squares.sqrt(), squares, torch.ones_like(squares)), -1).sum(-2)
+    return sums if blocks == 1 else sums * blocks
+
+
+def totals(accounts: Iterable[Account]) -> dict[str, Tensor]:
+    """Return the sums [3] of each account that has any, by layer name; all layers' are formed together."""
+    alike: dict[tuple, list[tuple[str, Booking]]] = {}
+    found: dict[str, Tensor] = {}
+    for account in accounts:
+        if account.compiled_total is not None:
+            found[account.layer] = account.compiled_total
+        for booking in account.booked:
+            squares = booking.squares
+            key = (len(squares), booking.blocks, squares.dtype, squares.device)
+            alike.setdefault(key, []).append((account.layer, booking))
+    for (_, blocks, *_), booked in alike.items():
+        rows = sums_of(torch.stack([booking.squares for _, booking in booked]), blocks).unbind()
+        for (layer, booking), row in zip(booked, rows):
+            if booking.left is not None:
+                row = torch.where(booking.left, row, 0.0)
+            found[layer] = found[layer] + row if layer in found else row
+    return found

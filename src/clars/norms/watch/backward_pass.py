@@ -1,0 +1,115 @@
+"""The backward pass under way: what it measures, what it must not add up, and what its beginning shows."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from weakref import finalize
+
+import torch
+from torch.autograd import Variable
+
+from clars.errors import UnsupportedLayerError
+from clars.norms.watch.accumulator import ACCOUNTS, NUMBERS, Account
+from clars.norms.estimator import Estimator
+from clars.sharding.gradients import any_left
+from clars.norms.rules.rule import Measure
+
+
+class BackwardPass:
+    """The backward pass under way: which one it is, how many examples its layers see, and which are measured.
+
+    A pass is named by autograd's number for it; a part that is recomputed inside a pass (activation checkpointing)
+    belongs to that pass. `batch_sizes` are those of the inputs of the model's forward while that runs.
+    """
+
+    def __init__(self, estimator: Estimator) -> None:
+        self.estimator = estimator
+        self.number: int | None = None
+        self.examples = 0
+        self.first = ""
+        self.batch_sizes: tuple[int, ...] = ()
+        self.measure, self.blocks = Measure(), 1
+        self.tracker = next(NUMBERS)
+        self.members: list[int] = []  # the numbers of the accounts that share it
+        self.lent: int | None = None  # the pass that was last lent to compiled layers
+        self.refused: dict[str, str] = {}  # layers, and what they do in this pass that has no exact norm
+        self.gathered: dict[str, str] | None = None  # of all passes, where they are not to raise an error
+        self.remedy: Callable[[Sequence[str]], str] = lambda layers: ""  # what to do about layers that are refused
+
+    def problem_of(self, rows: int) -> str | None:
+        """Return what is wrong with a layer whose input has so many rows; None where the model's input has as many."""
+        if not self.batch_sizes or rows in self.batch_sizes:
+            return None
+        return (
+            f"sees {rows} rows where the model's input has {' or '.join(map(str, self.batch_sizes))}. Dimension 0 of "
+            "every layer's input must be the batch."
+        )
+
+    def enter(self, number: int, examples: int, layer: str) -> bool:
+        """Begin a pass, or go on with it; refuse a layer that sees another number of examples than the first one."""
+        if number != self.number:
+            self.look()  # now: in the midst of the pass its gradients arrive
+            self.number, self.examples, self.first = number, examples, layer
+            self.measure, self.blocks = self.estimator.draw(examples)
+        if examples == self.examples:
+            return True
+        self.refuse(
+            layer,
+            f"sees {examples} rows where layer {self.first!r} sees {self.examples} in the same backward pass. "
+            "Dimension 0 of every layer's input must be the batch.",
+        )
+        return False
+
+    def look(self) -> None:
+        """Drop what is booked to gradients that are gone: before those of a new pass arrive, or to read the sums."""
+        there = [account for account in self._accounts() if account.look()]
+        if there:
+            for account, left in zip(there, any_left([account.gradients for account in there])):
+                account.keep_if(left)
+
+    def refuse(self, account: "Account | str", problem: str) -> None:
+        """Refuse a layer; the error that names all that are refused is raised when the pass is over."""
+        if not self.refused:
+            Variable._execution_engine.queue_callback(self._raise)
+        name = account if isinstance(account, str) else account.layer
+        self.refused[name] = problem
+        for member in self._accounts():
+            if member.layer == name:
+                member.reset()
+
+    def _raise(self) -> None:
+        refused, self.refused = self.refused, {}
+        self.tell(refused)
+
+    def tell(self, problems: Mapping[str, str]) -> None:
+        """Refuse layers, named with what they do, in the model's order; or gather them, where somebody does.
+
+        Raises:
+            UnsupportedLayerError: unless they are gathered.
+        """
+        ordered = {account.layer: problems[account.layer] for account in self._accounts() if account.layer in problems}
+        if self.gathered is None:
+            raise UnsupportedLayerError(ordered, self.remedy(list(ordered)))
+        self.gathered |= ordered
+
+    def measured(self) -> tuple[int, int]:
+        """Return the first of the examples to be measured, and the one after the last."""
+        first, last, _ = self.measure.rows.indices(self.examples)
+        return first, last
+
+    def lend(self) -> None:
+        """Have compiled layers book the rest of this pass without asking (see cpu/ledger.h)."""
+        if self.lent != self.number:
+            if self.lent is None:
+                finalize(self, torch.ops.clars.collect, self.tracker).atexit = False
+            self.lent = self.number
+            waiting = [account.number for account in self._accounts() if account.last_pass != self.number]
+            torch.ops.clars.lend(self.tracker, waiting, self.number, self.examples, *self.measured())
+
+    def catch_up(self) -> None:
+        """Enter what compiled layers have booked without asking."""
+        if self.lent is not None:
+            for number, squares in zip(*torch.ops.clars.collect(self.tracker)):
+                if (account := ACCOUNTS.get(number)) is not None:
+                    account.book(squares)
+
+    def _accounts(self) -> Iterator[Account]:
+        return filter(None, map(ACCOUNTS.get, self.members))

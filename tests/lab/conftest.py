@@ -1,0 +1,48 @@
+import pytest
+import yaml
+from demo import make_repository
+from PIL import Image
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch):
+    """A repository with the recipes of the folder `demo`; the test runs in it."""
+    return make_repository(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """A function that writes a small recipe with changes, and returns its path."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(name="small", **changes):
+        settings = {
+            "description": "a small network, two epochs",
+            "model": {"name": "resnet8", "arguments": {"width": 4}},
+            "data": {"name": "digits", "image_size": 8, "channels": 1},
+            "optimizer": {"name": "clars"},
+            "schedule": {"base_rate": 4.0, "base_batch": 64, "warmup_epochs": 0.5},
+            "batch_size": 256,
+            "epochs": 2,
+        } | changes
+        path = tmp_path / "recipes" / "tiny" / "v1" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(settings))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A local data set in the schema of an image folder: split/class/file, 36 pictures of 3 classes in each."""
+    for split in ("train", "test"):
+        for label in range(3):
+            folder = tmp_path / "pictures" / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for index in range(12):
+                colour = (80 * label, 255 - 80 * label, 10 * index)
+                Image.effect_noise((20, 20), 60).convert("RGB").point(lambda v, c=colour: (v + c[0]) % 256).save(
+                    folder / f"{index}.png"
+                )
+    return tmp_path / "pictures"
