@@ -63,7 +63,7 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt
 	@echo "Installing into .venv: about 6 GB, PyTorch most of it; a few minutes."
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[recipes]' --constraint constraints.txt
-	@$(BIN)/python -c 'from clars.native.kernels import build; build.load()'  # compiled once, not within the first run
+	@$(BIN)/python -c 'from clars.native import build; build.load()'  # compiled once, not within the first run
 	@touch $@
 
 $(TESTABLE): $(INSTALLED)

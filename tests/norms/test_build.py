@@ -182,7 +182,7 @@ def test_one_command_that_fails_ends_the_others(place, tmp_path, monkeypatch):
     note = tmp_path / "started"
     cxx = script(
         tmp_path / "cxx",
-        'case "$*" in *affine.cpp*) echo "x.h:1: error: \033[1mbroken" >&2; exit 1;; esac',
+        'case "$*" in *normalisation.cpp*) echo "x.h:1: error: \033[1mbroken" >&2; exit 1;; esac',
         f"echo $$ >> {note}; exec sleep 60",
     )
     monkeypatch.setenv("CXX", str(cxx))
@@ -220,7 +220,7 @@ def test_a_library_that_is_cut_off_kills_no_process(tmp_path):
     shutil.copytree(Path(state.text).parent, tmp_path / "kernels")
     os.truncate(tmp_path / "kernels" / Path(state.text).name, 100_000)
     done = subprocess.run(
-        [sys.executable, "-c", "from clars.native.kernels import load; print(load().text)"],
+        [sys.executable, "-c", "from clars.native import load; print(load().text)"],
         env=os.environ | {"CLARS_CACHE": str(tmp_path), "CXX": "no-such-compiler"},
         capture_output=True,
         text=True,

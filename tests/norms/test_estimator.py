@@ -8,10 +8,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import clars
-from clars.norms.methods import choose as strategy
 from clars.norms.estimator import Estimator
+from clars.norms.methods import METHODS
+from clars.norms.methods.chooser import Chooser, cheapest
+from clars.norms.methods.sizes import Sizes
 from clars.norms.plan import plan
-from clars.norms.methods.sizes import Problem, chunks, transient
+
+METHOD = {method.name: method for method in METHODS}
 
 
 def loss_of(model, x, y):
@@ -77,22 +80,25 @@ def test_every_block_is_drawn_and_the_same_for_all_layers():
 
 def test_of_a_part_fewer_pairs_of_positions_are_counted():
     """So that the Gram form is taken for a part where it would be too dear for the whole."""
-    whole = Problem(
+    whole = Sizes(
         examples=8, positions=196, inputs=1152, outputs=128, channels=128, input_size=(14, 14), device="cpu",
-        dtype=torch.float32, threads=1, kernel=(3, 3), stride=(1, 1), kernels=True,
+        dtype=torch.float32, threads=1, kernel=(3, 3), stride=(1, 1), native=True,
     )  # fmt: skip
     part = replace(whole, blocks=8)
-    assert strategy.gram_operations(part) * 8 == strategy.gram_operations(whole)
-    assert [strategy.estimated(problem, ("each", "gram")) for problem in (whole, part)] == ["each", "gram"]
+    beside = [METHOD["gram"].operations(sizes) - 1 for sizes in (part, whole)]
+    assert beside[0] * 8 == pytest.approx(beside[1])
+    among = [METHOD["each"], METHOD["gram"]]
+    assert [cheapest(sizes, among).name for sizes in (whole, part)] == ["each", "gram"]
 
 
 def test_draws_follow_their_own_seed_and_leave_torch_alone():
     state = torch.get_rng_state()
     first, second = (Estimator("subset", 1 / 3, seed=7) for _ in range(2))
-    rows = [first.draw(30) for _ in range(20)]
-    assert rows == [second.draw(30) for _ in range(20)]
+    rows = [first.draw(30)[0].rows for _ in range(20)]
+    assert len({row.start for row in rows}) == 3
+    assert rows == [second.draw(30)[0].rows for _ in range(20)]
     first.seed(7)
-    assert rows == [first.draw(30) for _ in range(20)]
+    assert rows == [first.draw(30)[0].rows for _ in range(20)]
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -129,26 +135,24 @@ def test_squares_are_those_of_each_example():
         torch.testing.assert_close(squares.sqrt().sum(), totals[name][0])
 
 
-PROBLEM = Problem(
+SIZES = Sizes(
     examples=8, positions=49, inputs=4608, outputs=512, channels=512, input_size=(7, 7), kernel=(3, 3), stride=(1, 1),
     device="cpu", dtype=torch.float32, threads=2,
 )  # fmt: skip
 
 
 def test_memory_rules_methods_out_and_cuts_pieces():
-    every = ("matrix", "grouped", "gram")
-    least = transient(PROBLEM, "gram")
-    assert strategy.within(PROBLEM, every, None) == every
-    assert strategy.within(PROBLEM, every, 4 * least) == ("gram",)
-    assert strategy.within(PROBLEM, every, 1) == ("gram",)  # none fits: the one that needs least
-    pieces = chunks(PROBLEM, "gram", 3 * least)
+    least = METHOD["gram"].bytes(SIZES)
+    allowed = [[each.name for each in Chooser(memory).allowed(SIZES)] for memory in (None, 4 * least, 1)]
+    assert allowed == [["grouped", "matrix", "gram"], ["gram"], ["gram"]]  # where none fits: the one that needs least
+    pieces = METHOD["gram"].pieces(SIZES, 3 * least)
     assert [piece.stop - piece.start for piece in pieces] == [3, 3, 2]
 
 
 def test_memory_of_inner_products_with_a_stride():
     """Of outputs, of the positions of a phase, of these summed by rows; and of the phase itself."""
-    problem = replace(PROBLEM, positions=32, channels=64, inputs=576, input_size=(1, 63), stride=(2, 2), kernels=True)
-    assert transient(problem, "gram") == 4 * (32**2 + 32**2 + 32**2 + 64 * 32)
+    sizes = replace(SIZES, positions=32, channels=64, inputs=576, input_size=(1, 63), stride=(2, 2), native=True)
+    assert METHOD["gram"].bytes(sizes) == 4 * (32**2 + 32**2 + 32**2 + 64 * 32)
 
 
 def test_a_bound_on_memory_changes_no_norm():
@@ -160,16 +164,18 @@ def test_a_bound_on_memory_changes_no_norm():
         torch.testing.assert_close(bounded[name], total, rtol=1e-5, atol=0)
 
 
-def test_timed_once_per_shape(monkeypatch):
-    monkeypatch.setattr(strategy, "_TIMED", {})
-    model = network()
+def test_timed_once_per_shape():
+    model, chosen = network(), []
     norms = clars.ExampleNorms(model, timed=True)
+    chooser = norms.estimator.chooser
+    norms.estimator.report_to(lambda layer, sizes, operands, method: chosen.append((sizes, operands)))
     first = backward(model, norms)
-    known = {key: dict(seconds) for key, seconds in strategy._TIMED.items()}
-    assert known and all(len(seconds) > 1 for seconds in known.values())
+    several = [call for call in chosen if len(chooser.allowed(call[0])) > 1]
+    seconds = [chooser.seconds(*call, chooser.allowed(call[0])) for call in several]
+    assert seconds and all(len(each) > 1 for each in seconds)
     norms.reset()
     second = backward(model, norms)
-    assert known == strategy._TIMED
+    assert [chooser.seconds(*call, chooser.allowed(call[0])) for call in several] == seconds
     for name, total in first.items():
         torch.testing.assert_close(second[name], total)
 

@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 import torch
 
-from clars.native import triton_products as fused
+from clars.native.triton import fused_products as fused
 
 # On the gradient, in norm, and on each example's square. Products of 16-bit inputs are exact in float32, so only the
 # sums round, which tensor cores do less carefully.

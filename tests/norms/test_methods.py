@@ -1,11 +1,15 @@
 """Each method in float32, on shapes of real networks, against the definition in float64."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from torch.nn import functional as F
 
-from clars.native import kernels as cpu
-from clars.norms.rules.convolution import Conv
-from clars.norms.rules.linear import Linear
+from clars import native
+from clars.norms.methods import METHODS
+from clars.norms.methods.chooser import applying
+from clars.norms.methods.operands import ConvolutionOperands, Geometry, LinearOperands
 
 # channels, outputs, size, kernel, stride, padding, groups
 CONVS = [
@@ -23,24 +27,22 @@ CONVS = [
 
 
 @pytest.fixture(params=["kernels", "torch's operators"], autouse=True)
-def means(request, monkeypatch):
+def means(request):
     """With the compiled kernels and without, and on two threads, where an example is a thread's."""
-    if request.param != "kernels":
-        monkeypatch.setattr(cpu, "load", lambda: cpu.State(False, "switched off"))
-    elif not cpu.load().loaded:
-        pytest.skip(cpu.load().text)
+    if request.param == "kernels" and not native.load().loaded:
+        pytest.skip(native.load().text)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    yield
+    with nullcontext() if request.param == "kernels" else native.suspended():
+        yield
     torch.set_num_threads(before)
 
 
-def reference(rule, gy, x, weight):
+def reference(operands):
     """Each example's weight gradient by torch, in float64."""
-    gy, x, weight = gy.double(), x.double(), weight.double()
-    return torch.stack(
-        [rule._gradient(gy[i : i + 1], x[i : i + 1], weight, rule.groups, wrt_input=False) for i in range(len(x))]
-    )
+    doubles = (operands.gy.double(), operands.x.double(), operands.weight.double())
+    precise = ConvolutionOperands(*doubles, operands.geometry)
+    return torch.stack([precise.of(slice(i, i + 1)).gradient() for i in range(len(operands.x))])
 
 
 def assert_close(contribution, expected, gradient):
@@ -54,38 +56,37 @@ def assert_close(contribution, expected, gradient):
 @pytest.mark.parametrize("shape", CONVS, ids=str)
 def test_conv(shape, memory_format):
     channels, outputs, size, kernel, stride, padding, groups = shape
-    rule = Conv((stride,) * 2, (padding,) * 2, (1, 1), groups)
+    geometry = Geometry((stride,) * 2, (padding,) * 2, (1, 1), groups)
     x, weight = torch.randn(5, channels, size, size), torch.randn(outputs, channels // groups, kernel, kernel)
-    gy = torch.randn_like(rule.forward(x, weight, None)[0])
+    gy = torch.randn_like(F.conv2d(x, weight, None, *geometry))
     gy, x, weight = (value.to(memory_format=memory_format) for value in (gy, x, weight))
-    problem = rule.problem(gy, x, weight)
-    expected = reference(rule, gy, x, weight)
-    gradient = rule._gradient(gy, x, weight, groups, wrt_input=False)
-    methods = rule.methods(problem)
+    operands = ConvolutionOperands(gy, x, weight, geometry)
+    methods = applying(operands.sizes())
     assert len(methods) > 1
-    for method in methods.values():
-        assert_close(method(gy, x, weight, problem, None), expected, gradient)
+    for method in methods:
+        assert_close(method.form(operands, operands.sizes(), None), reference(operands), operands.gradient())
 
 
 @pytest.mark.parametrize(
     ("positions", "inputs", "outputs"), [(197, 192, 576), (49, 320, 100), (1, 512, 100), (3, 4, 5)]
 )
 def test_linear(positions, inputs, outputs):
-    rule = Linear()
     gy, x = torch.randn(5, outputs, positions), torch.randn(5, inputs, positions)
     expected = gy.double() @ x.double().mT
-    problem = rule.problem(gy, x, None)
-    for method in rule.methods(problem).values():
-        assert_close(method(gy, x, None, problem, None), expected, rule._gradient(gy, x))
+    operands = LinearOperands(gy, x, torch.empty(outputs, inputs))
+    methods = applying(operands.sizes())
+    assert {method.name for method in methods} == ({"gram"} if positions == 1 else {"matrix", "gram"})
+    for method in methods:
+        assert_close(method.form(operands, operands.sizes(), None), expected, operands.gradient())
 
 
-def test_without_onednn(monkeypatch):
+def test_without_onednn():
     """The products fall back to torch's own matrices where the library behind the fast ones is switched off."""
     gy, x = torch.randn(3, 256, 196), torch.randn(3, 128, 196)
-    rule = Linear()
-    problem = rule.problem(gy, x, None)
-    fast = rule.methods(problem)["matrix"](gy, x, None, problem, None)
+    operands = LinearOperands(gy, x, torch.empty(256, 128))
+    (matrix,) = [method for method in METHODS if method.name == "matrix"]
+    fast = matrix.form(operands, operands.sizes(), None)
     with torch.backends.mkldnn.flags(enabled=False):
-        plain = rule.methods(problem)["matrix"](gy, x, None, problem, None)
+        plain = matrix.form(operands, operands.sizes(), None)
     torch.testing.assert_close(fast.squares, plain.squares, rtol=1e-5, atol=0)
     torch.testing.assert_close(fast.gradient, plain.gradient, rtol=1e-5, atol=1e-3)

@@ -14,12 +14,12 @@ from rich import box
 from rich.table import Table
 
 import clars.lab.models  # noqa: F401  registers this package's networks with timm
+from clars import native
 from clars.errors import UserError
 from clars.lab import data, terminal
 from clars.lab.launching import launch
 from clars.lab.recipes import load, registry
 from clars.lab.recipes.schema import Data, Recipe
-from clars.native import kernels as cpu
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def machine() -> Iterator[Finding]:
     yield Finding("launch", True, f"auto takes {': '.join(launch.automatic())}")
     threads = os.environ.get("OMP_NUM_THREADS", "1 without OMP_NUM_THREADS")
     yield Finding("threads", True, f"{threads} for each process of a run, of {os.cpu_count()} processors")
-    kernels = cpu.load()
+    kernels = native.load()
     yield Finding("CPU kernels", kernels.loaded, kernels.text)
     yield _package("accelerate", "pip install accelerate")
     yield _package("deepspeed", "needed for ZeRO only: pip install 'clars[deepspeed]'")

@@ -1,92 +1,14 @@
-"""The methods in C++ for processors: an example per thread, its product squared and added while it is in the cache.
+"""What depends on where things run: kernels in C++ for processors, in Triton for GPUs, and what torch.compile can see.
 
-Torch's operators share the work on one example between threads, which few positions do not fill, and each call from
-Python costs as much as a small product. The kernels compute what the Python methods compute, on float32; where they
-cannot be compiled or do not apply, those are used.
+The C++ kernels work on an example per thread, whose product is squared and added while it is in the cache. Torch's
+operators share the work on one example between threads, which few positions do not fill, and each call from Python
+costs as much as a small product. The kernels compute what the Python methods compute, on float32; where they cannot
+be built or do not apply, those are used.
+
+Nothing outside this package asks for the type of a device, or whether torch.compile is at work (`where`).
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import cache
-from weakref import finalize
+from clars.native.build import State
+from clars.native.operators import Layer, applies, kernel, load, loaded, most_workers, suspended
 
-import torch
-from torch import Tensor
-
-from clars.native.build import State, load
-
-__all__ = [
-    "Layer",
-    "State",
-    "applies",
-    "is_switched_off",
-    "kernel",
-    "load",
-    "loaded",
-    "most_workers",
-    "switched_off",
-]
-
-# Bytes that the products under way may take together, by default.
-WORKING_SET = 256 * 2**20
-
-
-# Whether to do without the kernels for now.
-_off: ContextVar[bool] = ContextVar("off", default=False)
-
-
-@contextmanager
-def switched_off() -> Iterator[None]:
-    """Do without the kernels: torch.compile looks through operators of torch, and not through these."""
-    token = _off.set(True)
-    try:
-        yield
-    finally:
-        _off.reset(token)
-
-
-def is_switched_off() -> bool:
-    """Tell whether what runs now is to do without the kernels."""
-    return _off.get()
-
-
-def applies(x: Tensor, gy: Tensor) -> bool:
-    """Tell whether the kernels can take a layer's input and output gradient, with an example at least per thread."""
-    return (
-        loaded()
-        and x.is_cpu
-        and x.dtype == gy.dtype == torch.float32
-        and x.shape[0] >= torch.get_num_threads()
-        and x.numel() > 0
-        and torch.backends.mkldnn.enabled
-    )
-
-
-def loaded() -> bool:
-    """Tell whether there are compiled kernels, and they are not switched off."""
-    return not _off.get() and load().loaded
-
-
-@cache
-def kernel(name: str) -> Callable:
-    """Return a compiled operator."""
-    return getattr(torch.ops.clars, name).default
-
-
-class Layer:
-    """A compiled layer (see layers.h): for inputs as the first of `arguments`, with a weight as the second.
-
-    Its `operator` takes an input, weight, bias, the layer's `number` and those of two accounts. It returns the output;
-    None where the layer was made for other calls than this one.
-    """
-
-    def __init__(self, kind: str, *arguments) -> None:
-        self.operator = getattr(torch.ops.clars.tap, kind)
-        self.number = getattr(torch.ops.clars.make, kind)(*arguments)
-        finalize(self, getattr(torch.ops.clars.drop, kind), self.number).atexit = False
-
-
-def most_workers(bytes_each: int, memory: int | None) -> int:
-    """Return how many examples may be under way at once, each taking so many bytes."""
-    return max(1, (memory or WORKING_SET) // max(1, bytes_each))
+__all__ = ["Layer", "State", "applies", "kernel", "load", "loaded", "most_workers", "suspended"]

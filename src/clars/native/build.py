@@ -1,4 +1,4 @@
-"""Compiles the kernels beside this file, once per machine and version, and loads them."""
+"""Compiles the C++ below this folder, once per machine and version, and loads them."""
 
 import hashlib
 import os
@@ -15,11 +15,11 @@ from filelock import FileLock
 
 from clars.cache import folder
 from clars.errors import printable
-from clars.native import compiler, cached as kept
+from clars.native import cached, compiler
 
 SWITCH = "CLARS_CPU_KERNELS"  # "0": do without them
-SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
-HEADERS = sorted(Path(__file__).parent.glob("*.h"))
+SOURCES = sorted(Path(__file__).parent.glob("*/*.cpp"))
+HEADERS = sorted(Path(__file__).parent.glob("*/*.h"))
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ def _make_once(library: Path) -> None:
     Raises:
         OSError: it cannot be made, or others could put another in its place.
     """
-    if kept.is_sound(library):
-        kept.require_private(library.parent)
+    if cached.is_sound(library):
+        cached.require_private(library.parent)
         return
     commands = compiler.command()
-    kept.require_private(library.parent)
+    cached.require_private(library.parent)
     with FileLock(library.with_name(f".{library.stem}.lock"), timeout=compiler.LONGEST):
-        if kept.is_sound(library):
+        if cached.is_sound(library):
             return
         if os.path.lexists(library):
             warnings.warn(
@@ -81,7 +81,7 @@ def _make_once(library: Path) -> None:
                 stacklevel=2,
             )
         _compile(commands, library)
-        if not kept.is_sound(library):
+        if not cached.is_sound(library):
             raise OSError(f"{library} is not on the disk as it was compiled")
 
 
@@ -105,7 +105,7 @@ def _compile(command: list[str], library: Path) -> None:
         made = Path(temporary, library.name)
         linking = [*command, "-shared", *objects, f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10", "-o", str(made)]
         compiler.run([linking], Path(temporary))
-        kept.keep(made, library)
+        cached.keep(made, library)
 
 
 def _contraction(source: Path) -> str:

@@ -2,10 +2,10 @@
 
 import random
 import warnings
-from collections.abc import Callable
 
 from clars.errors import UserError
-from clars.norms.rules.rule import Measure
+from clars.norms.methods.chooser import Chooser, Report
+from clars.norms.methods.measure import Measure
 
 ESTIMATORS = ("exact", "subset")
 
@@ -21,7 +21,7 @@ class Estimator:
         name: "exact" or "subset".
         fraction: of the batch, for "subset"; 1/8 by default.
         seed: of the draws, which leave torch's own random state alone.
-        memory, timed: see `Measure`.
+        memory, timed: see `Chooser`.
 
     Raises:
         ValueError: an unknown name, a fraction outside (0, 1], memory that is not positive.
@@ -45,15 +45,17 @@ class Estimator:
         self.blocks = 1 if name == "exact" else max(1, round(1 / (fraction or 1 / 8)))
         self.compiled = False
         self._random = random.Random(seed)
-        self.whole = Measure(memory=memory, timed=timed)
+        self.chooser = Chooser(memory, timed)
+        self.everything = Measure(self.chooser)
 
     def seed(self, seed: int) -> None:
         """Begin the draws anew."""
         self._random.seed(seed)
 
-    def report_to(self, report: Callable | None) -> None:
-        """Have each choice of a method reported; see `Measure`."""
-        self.whole = self.whole._replace(report=report)
+    def report_to(self, report: Report | None) -> None:
+        """Have each choice of a method reported; see `Chooser`."""
+        self.chooser.report = report
+        self.everything = Measure(self.chooser)  # another one, by which calls of before are recognised no more
 
     def cut(self, examples: int) -> int:
         """Return into how many blocks a batch is cut."""
@@ -63,15 +65,15 @@ class Estimator:
         """Return which of `examples` rows to measure now, and into how many blocks the batch was cut."""
         blocks = self.cut(examples)
         if blocks == 1:
-            return self.whole, 1
+            return self.everything, 1
         block = self._random.randrange(blocks)
         rows = slice(block * examples // blocks, (block + 1) * examples // blocks)
-        return self.whole._replace(rows=rows), blocks
+        return self.everything._replace(rows=rows), blocks
 
     def without_draw(self) -> Measure:
         """Return what to measure in a compiled pass, where one draw would be compiled in for good: everything."""
         self.compiled = True
-        return self.whole
+        return self.everything
 
     def check(self) -> None:
         """Refuse an estimator that a compilation has overridden.

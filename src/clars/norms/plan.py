@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from clars.norms.methods.sizes import Problem, chunks, transient
-from clars.norms.methods.choose import timed
+from clars.norms.methods.chooser import applying
+from clars.norms.methods.method import Method, Operands
+from clars.norms.methods.sizes import Sizes
 from clars.norms.tracker import ExampleNorms
 
 
@@ -21,7 +22,7 @@ class Choice:
     """
 
     layer: str
-    problem: Problem
+    sizes: Sizes
     method: str
     pieces: int
     bytes: int
@@ -44,11 +45,11 @@ def plan(
     """
     choices: dict[str, Choice] = {}
 
-    def note(layer: str, problem: Problem, methods: dict, tensors: tuple, whole: Callable, name: str) -> None:
-        seconds = timed(problem, methods, tensors, whole, memory) if time else {}
-        pieces = chunks(problem, name, memory)
+    def note(layer: str, sizes: Sizes, operands: Operands, method: Method) -> None:
+        seconds = norms.estimator.chooser.seconds(sizes, operands, applying(sizes)) if time else {}
+        pieces = method.pieces(sizes, memory)
         each = pieces[0].stop - pieces[0].start
-        choices[layer] = Choice(layer, problem, name, len(pieces), each * transient(problem, name), seconds)
+        choices[layer] = Choice(layer, sizes, method.name, len(pieces), each * method.bytes(sizes), seconds)
 
     norms = ExampleNorms(model, memory=memory, timed=time)
     norms.estimator.report_to(note)

@@ -8,16 +8,17 @@ from torch import Tensor, nn
 
 from clars.errors import UnsupportedLayerError, UserError
 from clars.layers import Layer, layers, uncompiled
-from clars.norms.watch.accumulator import SECOND_USE, Account, totals
-from clars.norms.watch.backward_pass import BackwardPass
+from clars.native import where
 from clars.norms.estimator import Estimator
+from clars.norms.rules.synchronised import PATCH
+from clars.norms.watch.accumulator import SECOND_USE, Accumulator, totals
+from clars.norms.watch.backward_pass import BackwardPass
 from clars.norms.watch.forward import install, tracker_of, uninstall
-from clars.sharding.gradients import Gradients, Holder
 from clars.norms.watch.inputs import tensors_in
-from clars.norms.watch.part import Part
-from clars.norms.watch.synchronised import take_apart
 from clars.norms.watch.traced import keep_whole
+from clars.norms.watch.tracked_parameter import TrackedParameter
 from clars.sharding.fsdp import cut_gradients
+from clars.sharding.gradients import Gradients, Holder
 
 COMPUTED = (
     "that was a parameter when the tracking began and is computed from other tensors now (pruning, weight_norm or "
@@ -82,23 +83,23 @@ class ExampleNorms:
         self.active, self.replaced = True, False
         self._pass = BackwardPass(self.estimator)
         self._pass.remedy = self._remedy
-        self._accounts = {layer.name: Account(layer, self._pass) for layer in self.layers}
-        self._parts_of: dict[nn.Module, list[Part]] = {model: []}
+        self._accumulators = {layer.name: Accumulator(layer, self._pass) for layer in self.layers}
+        self._parameters_of: dict[nn.Module, list[TrackedParameter]] = {model: []}
         for layer in self.layers:
-            own = (Part(self._accounts[layer.name], layer.module, name) for name in layer.parameters)
-            self._parts_of.setdefault(layer.module, []).extend(own)
-        for module in _called(model, set(self._parts_of)):
-            self._parts_of.setdefault(module, [])
-        self.parts: dict[int, Part] = {}
+            own = (TrackedParameter(self._accumulators[layer.name], layer.module, name) for name in layer.parameters)
+            self._parameters_of.setdefault(layer.module, []).extend(own)
+        for module in _called(model, set(self._parameters_of)):
+            self._parameters_of.setdefault(module, [])
+        self.parameters: dict[int, TrackedParameter] = {}
         self._moved = False
         self.refresh_all()
         self._watching: set[tuple[int, int]] = set()
         self._install()
 
     def _install(self) -> None:
-        take_apart()
+        PATCH.hold(self)
         keep_whole()
-        for module in self._parts_of:
+        for module in self._parameters_of:
             earlier = tracker_of(module)
             if earlier is not None and earlier is not self:
                 earlier.remove()
@@ -111,38 +112,38 @@ class ExampleNorms:
         Raises:
             UnsupportedLayerError: one is computed from others, or is that of another layer too.
         """
-        for part in self._parts_of[module]:
-            value = part.present()
-            other = self.parts.get(id(value))
-            if other is part and part.parameter is value:
+        for parameter in self._parameters_of[module]:
+            value = parameter.present()
+            other = self.parameters.get(id(value))
+            if other is parameter and parameter.tensor is value:
                 continue
-            if self.parts.get(id(part.parameter)) is part:
-                del self.parts[id(part.parameter)]
-            part.parameter, self._moved = value, True
+            if self.parameters.get(id(parameter.tensor)) is parameter:
+                del self.parameters[id(parameter.tensor)]
+            parameter.tensor, self._moved = value, True
             if value is None:
-                self._refuse_missing(part)
+                self._refuse_missing(parameter)
             elif value.grad_fn is not None:
-                self.refuse({part.account.layer: f"has a {part.name!r} {COMPUTED}"})
+                self.refuse({parameter.layer: f"has a {parameter.name!r} {COMPUTED}"})
             elif other is not None and other.present() is value:
-                self.refuse({part.account.layer: f"and layer {other.account.layer!r} share one parameter now. {TIED}"})
+                self.refuse({parameter.layer: f"and layer {other.layer!r} share one parameter now. {TIED}"})
             elif isinstance(value, nn.Parameter):  # else torch.func.functional_call lends it a tensor for one call
-                self.parts[id(value)] = part
+                self.parameters[id(value)] = parameter
 
-    def _refuse_missing(self, part: Part) -> None:
+    def _refuse_missing(self, parameter: TrackedParameter) -> None:
         """Refuse a parameter that was taken away: what stands there now, if anything, has a norm of its own."""
-        if getattr(part.module, part.name, None) is not None:
-            self.refuse({part.account.layer: f"has a {part.name!r} {COMPUTED}"})
+        if getattr(parameter.module, parameter.name, None) is not None:
+            self.refuse({parameter.layer: f"has a {parameter.name!r} {COMPUTED}"})
 
     def refresh_all(self) -> None:
         """Note the tensors that are the parameters of all modules now."""
-        for module in self._parts_of:
+        for module in self._parameters_of:
             self.refresh(module)
         if self._moved:  # perhaps by fully_shard
             self._moved = False
             cut = cut_gradients(self.model)
             for layer in self.layers if cut else ():
                 own = [cut[layer.module, local] for local in layer.parameters if (layer.module, local) in cut]
-                self._accounts[layer.name].gradients = Gradients(own)
+                self._accumulators[layer.name].gradients = Gradients(own)
 
     def refuse(self, problems: dict[str, str]) -> None:
         """Refuse layers, named with what they do.
@@ -207,10 +208,10 @@ class ExampleNorms:
         self._pass.catch_up()
         if look:
             self._pass.look()
-        twice = [name for name, account in self._accounts.items() if account.compiled_twice]
+        twice = [name for name, accumulator in self._accumulators.items() if accumulator.compiled_twice]
         if twice:
             self.refuse(dict.fromkeys(twice, SECOND_USE))
-        return totals(self._accounts.values())
+        return totals(self._accumulators.values())
 
     def _refuse_unreadable(self) -> None:
         if self.replaced:
@@ -231,7 +232,7 @@ class ExampleNorms:
         """
         found = self.totals()
         self.refresh_all()
-        return {name: found[name][0].clone() if name in found else torch.zeros(()) for name in self._accounts}
+        return {name: found[name][0].clone() if name in found else torch.zeros(()) for name in self._accumulators}
 
     def squares(self) -> dict[str, Tensor]:
         """Return, per layer name, the squared norms [n] of the contributions of each example that is in the gradient.
@@ -242,46 +243,47 @@ class ExampleNorms:
         self._refuse_unreadable()
         self._pass.catch_up()
         self._pass.look()
-        booked = {name: account.squares() for name, account in self._accounts.items()}
-        return {name: torch.cat(squares) for name, squares in booked.items() if squares}
+        found = {name: accumulator.squares() for name, accumulator in self._accumulators.items()}
+        return {name: torch.cat(squares) for name, squares in found.items() if squares}
 
     def reset(self) -> None:
         """Forget the sums; the next backward pass starts anew."""
         self._pass.catch_up()
-        for account in self._accounts.values():
-            account.reset()
+        for accumulator in self._accumulators.values():
+            accumulator.reset()
 
     def cleared(self) -> None:
         """Forget the sums of gradients that somebody has just cleared, but for those that cannot be cleared so."""
         self._pass.catch_up()
-        for account in self._accounts.values():
-            if not account.gradients.elsewhere():
-                account.reset()
+        for accumulator in self._accumulators.values():
+            if not accumulator.gradients.elsewhere():
+                accumulator.reset()
 
     def scale(self, factor: float) -> None:
         """Multiply the sums, as somebody has multiplied the gradients."""
         self._pass.catch_up()
-        for account in self._accounts.values():
-            account.scale(factor)
+        for accumulator in self._accumulators.values():
+            accumulator.scale(factor)
 
     def held_by(self, holders: Mapping[str, Holder]) -> None:
         """Take the gradients to add up in `holders`, by the parameters' names in the model."""
         for layer in self.layers:
             own = [holders[layer.prefix + local] for local in layer.parameters]
-            self._accounts[layer.name].gradients = Gradients(own)
+            self._accumulators[layer.name].gradients = Gradients(own)
 
     def measured(self, layer: str) -> set[str]:
         """Return the local names of the layer's parameters that were ever measured."""
-        return self._accounts[layer].measured if layer in self._accounts else set()
+        return self._accumulators[layer].measured if layer in self._accumulators else set()
 
     def remove(self) -> None:
         """Give every module its own forward back. A wrapper put around ours meanwhile stays, and passes through."""
         if self.active:
             self.active = False
-            for module in self._parts_of:
+            for module in self._parameters_of:
                 uninstall(module)
-            for account in self._accounts.values():
-                account.close()
+            for accumulator in self._accumulators.values():
+                accumulator.close()
+            PATCH.release(self)
 
     def __getstate__(self):
         raise UserError(
@@ -291,7 +293,7 @@ class ExampleNorms:
 
 def _here() -> tuple[int, int]:
     """Return what tells a forward from those of other threads, and of backward passes that recompute parts."""
-    if torch.compiler.is_compiling():
+    if where.is_compiling():
         return 0, 0
     return get_ident(), torch._C._current_graph_task_id()
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from clars.errors import UnsupportedLayerError, UserError
 from clars.layers import Layer, LayerUnit, layers, uncompiled
-from clars.norms.methods.products import wide
 from clars.optim.options import OPTIONS, by_layer, check, groups, layers_of, merged
 from clars.optim.scaling import unscaled_by
 from clars.optim.stats import LayerStats
 from clars.optim.update import Momentum, update
 from clars.optim.vectors import Constants, squares_by_layer
+from clars.precision import wide
 from clars.sharding.check import UNMEASURED, require_agreement, verify
 from clars.sharding.find import find
 from clars.sharding.layout import Layout, Shard, whole_shape

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clars.native import kernels as cpu
+from clars import native
+from clars.native import where
 
 # Numbers of a tensor that a processor handles at a time: parameter, gradient, buffer and change then stay in its
 # cache from the first operation of the update to the last, instead of passing through memory once for each.
@@ -24,7 +25,7 @@ class Momentum(NamedTuple):
 
 def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
     """Return views that make up `tensor`: blocks of it on the CPU, itself elsewhere or where it is not contiguous."""
-    if tensor.device.type != "cpu" or tensor.numel() <= BLOCK or not tensor.is_contiguous():
+    if not where.on_processor(tensor) or tensor.numel() <= BLOCK or not tensor.is_contiguous():
         return (tensor,)
     return tensor.view(-1).split(BLOCK)
 
@@ -47,10 +48,10 @@ def update(
     """
     together: list[tuple] = []
     every = list(zip(parameters, gradients, buffers, rates))
-    fits = _alike(parameters, gradients, buffers) if options.momentum and cpu.loaded() else [False] * len(every)
+    fits = _alike(parameters, gradients, buffers) if options.momentum and native.loaded() else [False] * len(every)
     if any(fits):
         *tensors, chosen = map(list, zip(*compress(every, fits)))
-        cpu.kernel("update")(*tensors, torch.stack(chosen).float(), *options)
+        native.kernel("update")(*tensors, torch.stack(chosen).float(), *options)
     for tensors in (tensors for tensors, fit in zip(every, fits) if not fit):
         *whole, rate = tensors
         cut = [(None,) if value is None else pieces(value) for value in whole]
@@ -64,7 +65,7 @@ def update(
 
 def _alike(parameters: Sequence[Tensor], *others: Sequence[Tensor]) -> list[bool]:
     """Tell of each parameter whether the compiled kernel can walk through its memory and the others' together."""
-    return list(map(all, zip(*(cpu.kernel("alike")(parameters, other) for other in others))))
+    return list(map(all, zip(*(native.kernel("alike")(parameters, other) for other in others))))
 
 
 def squared_norms(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -72,9 +73,9 @@ def squared_norms(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
     Piece by piece, which is also the more accurate: one long sum in float32 would lose two digits.
     """
-    if dtype == torch.float32 and cpu.loaded() and cpu.kernel("dense")(tensors):
-        return cpu.kernel("norms")(tensors).square()
-    cut = [pieces(tensor.contiguous() if tensor.device.type == "cpu" else tensor) for tensor in tensors]
+    if dtype == torch.float32 and native.loaded() and native.kernel("dense")(tensors):
+        return native.kernel("norms")(tensors).square()
+    cut = [pieces(tensor.contiguous() if where.on_processor(tensor) else tensor) for tensor in tensors]
     squares = torch.stack(torch._foreach_norm([piece for each in cut for piece in each], 2, dtype)).square()
     if len(squares) == len(tensors):
         return squares

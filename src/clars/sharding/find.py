@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from clars.errors import UserError
 from clars.sharding.fsdp import fully_sharded, is_distributed
@@ -75,10 +76,8 @@ def layout_of(optimizer: Any, model: nn.Module) -> Layout:
     Raises:
         UserError: the parameters are sharded in a way not understood.
     """
-    from accelerate.utils import extract_model_from_parallel  # takes long to import
-
     chain = list(unwrapped(optimizer))
-    plain = extract_model_from_parallel(model, keep_torch_compile=False)
+    plain = plain_model(model)
     zero = next((one for one in chain if is_zero(one)), None)
     if zero is not None:
         check(zero)
@@ -93,6 +92,21 @@ def canonical(named: Iterable[tuple[str, T]]) -> Iterator[tuple[str, T]]:
         for wrapper in WRAPPERS:
             name = name.replace(wrapper, "")
         yield name, value
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """Return the model within the wrappers of DistributedDataParallel, DeepSpeed and torch.compile."""
+    while True:
+        if type(model).__name__ == "OptimizedModule":
+            model = model._orig_mod
+        elif isinstance(model, (DistributedDataParallel, nn.DataParallel)) or _is_engine(model):
+            model = model.module
+        else:
+            return model
+
+
+def _is_engine(model: nn.Module) -> bool:
+    return type(model).__module__.startswith("deepspeed.") and hasattr(model, "module")
 
 
 def unwrapped(optimizer: Any) -> Iterator[Any]:

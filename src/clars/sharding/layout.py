@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
 
-if TYPE_CHECKING:
-    from clars.sharding.gradients import Holder
+from clars.sharding.gradients import Holder
 
 
 class Shard(NamedTuple):
@@ -57,7 +56,7 @@ class Layout:
 
     strategy = "replicated"
     sharded = False
-    holders: "Mapping[str, Holder] | None" = None  # where gradients add up, by parameter; None where in its `.grad`
+    holders: Mapping[str, Holder] | None = None  # where gradients add up, by parameter; None where in its `.grad`
     steps_in_parts = False  # whether the strategy calls the optimizer's step with a part of the gradients at a time
 
     @property

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from clars.errors import UserError
-from clars.sharding.find import canonical, layout_of, unwrapped
+from clars.sharding.find import canonical, layout_of, plain_model, unwrapped
 from clars.sharding.fsdp import is_distributed
 from clars.sharding.layout import Layout, Shard, processes, whole_shape
 
@@ -38,7 +38,7 @@ def gather_weights(optimizer: Any, model: nn.Module) -> dict[str, Tensor]:
     """
     layout = _layout(optimizer, model)
     weights = _gather(layout, [(shard, shard.view(shard.owner.detach())) for shard in layout.shards])
-    plain = _plain(model)
+    plain = plain_model(model)
     for name, parameter in canonical(plain.named_parameters()):
         if name not in layout.parameters:
             weights[name] = _whole(parameter.detach() if not hasattr(parameter, "ds_tensor") else parameter)
@@ -105,12 +105,6 @@ def _layout(optimizer: Any, model: nn.Module) -> Layout:
 
 def _inner(optimizer: Any) -> torch.optim.Optimizer:
     return list(unwrapped(optimizer))[-1]
-
-
-def _plain(model: nn.Module) -> nn.Module:
-    from accelerate.utils import extract_model_from_parallel  # takes long to import
-
-    return extract_model_from_parallel(model, keep_torch_compile=False)
 
 
 def _whole(parameter: Tensor) -> Tensor:

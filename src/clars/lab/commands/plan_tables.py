@@ -20,8 +20,7 @@ def table(choices: Sequence[Choice]) -> Table:
     for heading in ("ms by method",) if measured else ("pieces", "MiB"):
         found.add_column(heading, justify="left" if measured else "right")
     for choice in choices:
-        problem = choice.problem
-        sizes = (problem.positions, problem.inputs, problem.outputs, problem.groups)
+        sizes = (choice.sizes.positions, choice.sizes.inputs, choice.sizes.outputs, choice.sizes.groups)
         work = (_times(choice.seconds),) if measured else (choice.pieces, f"{choice.bytes / 2**20:.1f}")
         found.add_row(choice.layer, *map(str, (*sizes, choice.method, *work)))
     return found

@@ -20,8 +20,8 @@ from torch.optim import Optimizer
 
 from clars.errors import Fault, UserError
 from clars.lab.launching.division import Division
-from clars.optim.layerwise import LayerwiseOptimizer
 from clars.optim.bind import bind
+from clars.optim.layerwise import LayerwiseOptimizer
 
 TIMEOUT = 600.0
 REMEDY = "Use a configuration of configs/accelerate."

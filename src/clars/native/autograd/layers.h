@@ -13,7 +13,7 @@
 #include <ATen/ops/native_group_norm.h>
 #include <ATen/ops/native_layer_norm.h>
 
-#include "kernels.h"
+#include "../kernels/kernels.h"
 
 namespace clars {
 

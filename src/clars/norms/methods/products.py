@@ -5,26 +5,28 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from clars.native import kernels as cpu
-from clars.norms.rules.rule import Contribution, Measure
+from clars.native import operators, where
+from clars.norms.methods.contribution import Contribution
+from clars.norms.methods.method import Operands
+from clars.precision import wide
 
 # A product of fewer operations than this is faster in a batch of products than by a call of its own.
 SMALL_PRODUCT = 4e6
 
 
 def sum_of_products(
-    products_of: Callable[[Tensor, Tensor], Tensor], gy: Tensor, x: Tensor, pieces: Sequence[slice]
+    products_of: Callable[[Operands], Tensor], operands: Operands, pieces: Sequence[slice]
 ) -> Contribution:
     """Form the examples' weight gradients a piece at a time; return their sum and their squared norms.
 
-    `products_of(gy, x)` returns the weight gradients [b, P, ...] of the b examples of a piece.
+    `products_of` returns the weight gradients [b, P, ...] of the b examples of a piece.
     """
     gradient, squares = None, []
     for piece in pieces:
-        products = products_of(gy[piece], x[piece]) if len(pieces) > 1 else products_of(gy, x)
+        products = products_of(operands.of(piece) if len(pieces) > 1 else operands)
         squares.append(squared_norms(products))
         gradient = _add_examples(gradient, products)
-    return Contribution(gradient.to(gy.dtype), squares[0] if len(squares) == 1 else torch.cat(squares))
+    return Contribution(gradient.to(operands.gy.dtype), squares[0] if len(squares) == 1 else torch.cat(squares))
 
 
 def _add_examples(total: Tensor | None, products: Tensor) -> Tensor:
@@ -61,37 +63,18 @@ def dense(x: Tensor) -> Tensor:
 
 def _long_transposed(gy: Tensor) -> bool:
     """Tell whether many positions, of channels that lie together, would be laid apart by one thread among several."""
-    return gy.stride(2) != 1 and gy.shape[2] >= 512 and processors() > 1
+    return gy.stride(2) != 1 and gy.shape[2] >= 512 and where.threads() > 1
 
 
 def _has_onednn(tensor: Tensor) -> bool:
-    if cpu.is_switched_off():  # torch.compile takes this operator with a constant as its second matrix only
+    if operators.is_suspended():  # torch.compile takes this operator with a constant as its second matrix only
         return False
-    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and _onednn()
+    return where.on_processor(tensor) and tensor.dtype == torch.float32 and _onednn()
 
 
 def _onednn() -> bool:
     available = torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available()
     return available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def bias_contribution(gy: Tensor, measure: Measure) -> Contribution:
-    """Return the gradient of an added vector: gy [B, P, T] summed over positions and examples."""
-    if cpu.applies(gy, gy):
-        gradient, squares = cpu.kernel("position_sums")(gy)
-        return Contribution(gradient, measure.of(squares))
-    per_example = gy.sum(2, dtype=wide(gy.dtype))
-    return Contribution(per_example.sum(0).to(gy.dtype), squared_norms(measure.of(per_example)))
-
-
-def processors() -> int:
-    """Return the number of threads that torch's operations use; a compiled model keeps that of its compilation."""
-    return torch.get_num_threads()
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """Return the type in which norms of tensors of `dtype` are accumulated: float32 at least."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def squared_norms(tensor: Tensor) -> Tensor:

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clars.norms.methods.sizes import WORKING_SET, slices
-from clars.norms.methods.products import wide
-from clars.norms.rules.rule import Contribution, Gradients, Measure, Rule
+from clars.errors import UnsupportedLayerError
+from clars.native import where
+from clars.norms.methods.method import slices
+from clars.norms.rules.rule import Contribution, Find, Gradients, LayerCall, Measure, Rule, need_batch
+from clars.precision import wide
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,32 @@ class Embedding(Rule):
         rows = rows.masked_fill((indices == self.padding_idx).unsqueeze(2), 0)
         squares = []
         per_example = rows.element_size() * (rows[0].numel() + 2 * indices.shape[1] ** 2)
-        memory = memory or WORKING_SET.get(gy.device.type, WORKING_SET["cpu"])
+        memory = memory or where.working_set(gy.device.type)
         for piece in slices(len(indices), per_example, memory):
             same = indices[piece].unsqueeze(2) == indices[piece].unsqueeze(1)
             gram = torch.bmm(rows[piece], rows[piece].transpose(1, 2))
             squares.append(gram.masked_fill_(~same, 0).sum((1, 2)))
         return torch.cat(squares).clamp_min(0)
+
+
+def embedding(
+    find: Find,
+    input,
+    weight,
+    padding_idx=None,
+    max_norm=None,
+    norm_type=2.0,
+    scale_grad_by_freq=False,
+    sparse=False,
+):
+    need_batch(find, weight, None, input, 1)
+    if scale_grad_by_freq or sparse:
+        option = "sparse" if sparse else "scale_grad_by_freq"
+        raise UnsupportedLayerError({find(weight).layer: f"uses {option}=True, for which there is no rule."})
+    if padding_idx is not None and padding_idx < 0:
+        padding_idx += len(weight)
+    rule = Embedding(-1 if padding_idx is None else padding_idx, max_norm, norm_type)
+    return LayerCall(rule, input, weight, None, (find(weight), None))
+
+
+CALLS = {F.embedding: embedding}

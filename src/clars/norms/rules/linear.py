@@ -1,90 +1,58 @@
 """Linear layers with any number of positions between the batch and the feature dimension."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clars.native import kernels as cpu
-from clars.norms.estimator import Estimator
-from clars.norms.methods.inner_products import gram_squares
-from clars.norms.methods.sizes import Problem, at_once, chunks
-from clars.norms.methods.products import bias_contribution, dense, matrix_products, processors, sum_of_products
-from clars.norms.rules.rule import Contribution, Gradients, Measure
-from clars.norms.methods.choose import WeightRule, planned, weight_contribution
+from clars import native
+from clars.errors import UnsupportedLayerError
+from clars.native import where
+from clars.norms.methods.chooser import Chooser
+from clars.norms.methods.measure import bias_contribution, weight_contribution
+from clars.norms.methods.operands import LinearOperands
+from clars.norms.methods.sizes import Sizes
+from clars.norms.rules.rule import Contribution, Find, Gradients, LayerCall, Measure, Rule, need_batch
 
 
 @dataclass(frozen=True)
-class Linear(WeightRule):
+class Linear(Rule):
     """y = x W^T + b for x [B, ..., D], W [P, D], b [P]."""
 
     def forward(self, x, weight, bias):
         return F.linear(x, weight, bias), ()
 
-    def compiled(self, x: Tensor, weight: Tensor, estimator: Estimator) -> cpu.Layer | None:
-        return planned(self, "Linear", (), x, weight, estimator)
-
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         for_input, for_weight, for_bias = needs
-        by_feature = _by_feature(gy), _by_feature(x)
+        operands = LinearOperands(_by_feature(gy), _by_feature(x), weight)
         return Gradients(
             gy @ weight if for_input else None,
-            self.weight_contribution(*by_feature, weight, measure) if for_weight else Contribution(),
-            bias_contribution(by_feature[0], measure) if for_bias else Contribution(),
+            weight_contribution(operands, measure) if for_weight else Contribution(),
+            bias_contribution(operands.gy, measure) if for_bias else Contribution(),
         )
 
-    def weight_contribution(self, gy: Tensor, x: Tensor, weight: Tensor, measure: Measure) -> Contribution:
-        """Return gradient and squared norms for output gradients gy [B, P, T] and inputs x [B, D, T]."""
-        return weight_contribution(self, gy, x, weight, partial(self._gradient, gy, x), measure)
+    def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, blocks: int) -> native.Layer | None:
+        return chooser.native_layer("Linear", (), x, weight, self._foreseen, blocks)
 
-    def problem(self, gy: Tensor, x: Tensor, weight: Tensor) -> Problem:
-        """Return the sizes by which a method is chosen."""
-        (examples, inputs, positions), outputs = x.shape, gy.shape[1]
-        return Problem(
-            examples=examples,
-            positions=positions,
-            inputs=inputs,
-            outputs=outputs,
-            channels=inputs,
-            input_size=(positions,),
-            device=x.device.type,
-            dtype=x.dtype,
-            threads=processors(),
-            kernels=cpu.applies(x, gy),
-        )
-
-    def foreseen(self, x: Tensor, weight: Tensor) -> Problem:
-        """Return the same for a call that has not been made yet."""
+    def _foreseen(self, x: Tensor, weight: Tensor) -> Sizes:
         y, _ = self.forward(x.to("meta"), weight.to("meta"), None)
-        return self.problem(_by_feature(y), _by_feature(x), weight)
-
-    def methods(self, problem: Problem) -> dict[str, Callable]:
-        """Return the exact methods that apply, by name."""
-        if problem.positions == 1:
-            return {"gram": self._by_gram}
-        return {"matrix": self._by_matrices, "gram": self._by_gram}
-
-    def _by_matrices(self, gy, x, weight, problem: Problem, memory) -> Contribution:
-        if problem.kernels:
-            most = at_once(problem, "matrix", memory)
-            return Contribution(*cpu.kernel("matrix_products")(gy, dense(x), most))
-        return sum_of_products(matrix_products, gy, x, chunks(problem, "matrix", memory))
-
-    def _by_gram(self, gy, x, weight, problem: Problem, memory) -> Contribution:
-        if problem.kernels:
-            most = at_once(problem, "gram", memory)
-            return Contribution(None, cpu.kernel("gram_squares")(gy, dense(x), most))
-        squares = [gram_squares(gy[piece], x[piece]) for piece in chunks(problem, "gram", memory)]
-        return Contribution(None, torch.cat(squares))
-
-    @staticmethod
-    def _gradient(gy: Tensor, x: Tensor) -> Tensor:
-        return gy.mT.flatten(0, 1).T @ x.mT.flatten(0, 1)
+        return LinearOperands(_by_feature(y), _by_feature(x), weight).sizes()
 
 
 def _by_feature(x: Tensor) -> Tensor:
     """Return x [B, ..., N] as [B, N, T], the form of convolutions."""
     return x.reshape(len(x), -1, x.shape[-1]).mT
+
+
+def linear(find: Find, input, weight, bias=None) -> LayerCall:
+    """Stand for torch.nn.functional.linear."""
+    need_batch(find, weight, bias, input, 2)
+    parameters = find(weight), find(bias)
+    if weight.dim() != 2 or (bias is not None and bias.requires_grad and bias.shape != weight.shape[:1]):
+        shapes = " and ".join(str(tuple(value.shape)) for value in (weight, bias) if value is not None)
+        problem = f"has weight and bias of shapes {shapes}; there is a rule for (P, D) and (P,) only. Give them these."
+        raise UnsupportedLayerError({(parameters[0] or parameters[1]).layer: problem})
+    return LayerCall(Linear(), *where.cast_as_autocast(input, weight, bias), parameters)
+
+
+CALLS = {F.linear: linear}

@@ -5,12 +5,16 @@ from math import prod
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from clars.native import kernels as cpu
-from clars.norms.estimator import Estimator
-from clars.norms.methods.sizes import WORKING_SET, slices
-from clars.norms.methods.products import squared_norms, wide
-from clars.norms.rules.rule import Contribution, Gradients, Measure, Rule
+from clars import native
+from clars.errors import UnsupportedLayerError
+from clars.native import where
+from clars.norms.methods.chooser import Chooser
+from clars.norms.methods.method import slices
+from clars.norms.methods.products import squared_norms
+from clars.norms.rules.rule import Contribution, Find, Gradients, LayerCall, Measure, Rule, need_batch
+from clars.precision import wide
 
 aten = torch.ops.aten
 
@@ -25,7 +29,7 @@ def position_sums(
     """
     scale, shift = [], []
     accumulate = wide(gy.dtype)
-    memory = memory or WORKING_SET.get(x.device.type, WORKING_SET["cpu"])
+    memory = memory or where.working_set(x.device.type)
     for piece in slices(len(x), 3 * x.element_size() * x[0].numel(), memory):
         centre, factor = (value if len(value) == 1 else value[piece] for value in (mean, rstd))
         terms = (x[piece] - centre).mul_(gy[piece])
@@ -45,7 +49,12 @@ def channel_sums(gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, memory: int 
     other than processors take it with a weight only.
     """
     examples, channels, positions = x.shape
-    if positions < 16 or not x.is_cpu or x.dtype not in (torch.float32, torch.float64) or x.dtype != gy.dtype:
+    if (
+        positions < 16
+        or not where.on_processor(x)
+        or x.dtype not in (torch.float32, torch.float64)
+        or x.dtype != gy.dtype
+    ):
         return position_sums(gy, x, mean, rstd, 2, memory)
     each = [value.expand(examples, channels, 1).flatten() for value in (mean, rstd)]
     flat = (1, examples * channels, positions)
@@ -72,7 +81,7 @@ class BatchNorm(Rule):
 
     def forward(self, x, weight, bias):
         running = (self.running_mean, self.running_var)
-        if x.is_cuda and not cpu.is_switched_off():  # which chooses among the libraries for the device
+        if where.has_batch_norm_libraries(x):
             enabled = torch.backends.cudnn.enabled
             y, mean, rstd, *how = torch._batch_norm_impl_index(
                 x, weight, bias, *running, self.training, self.momentum, self.eps, enabled
@@ -84,9 +93,9 @@ class BatchNorm(Rule):
             mean, rstd = self.running_mean.clone(), (self.running_var + self.eps).rsqrt()
         return y, (mean, rstd, None if self.training else self.running_var.clone(), *how)
 
-    def compiled(self, x: Tensor, weight: Tensor, estimator: Estimator) -> cpu.Layer | None:
-        if self.training and cpu.applies(x, weight) and x.is_contiguous():
-            return cpu.Layer("BatchNorm", x, weight, self.running_mean, self.running_var, self.momentum, self.eps)
+    def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, blocks: int) -> native.Layer | None:
+        if self.training and native.applies(x, weight) and x.is_contiguous():
+            return native.Layer("BatchNorm", x, weight, self.running_mean, self.running_var, self.momentum, self.eps)
         return None
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
@@ -121,8 +130,8 @@ class LayerNorm(Rule):
         y, mean, rstd = aten.native_layer_norm(x, self.shape, weight, bias, self.eps)
         return y, (mean, rstd)
 
-    def compiled(self, x: Tensor, weight: Tensor, estimator: Estimator) -> cpu.Layer | None:
-        return cpu.Layer("LayerNorm", x, weight, self.eps) if cpu.applies(x, weight) else None
+    def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, blocks: int) -> native.Layer | None:
+        return native.Layer("LayerNorm", x, weight, self.eps) if native.applies(x, weight) else None
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         mean, rstd = saved
@@ -149,9 +158,9 @@ class GroupNorm(Rule):
         )
         return y, (mean, rstd)
 
-    def compiled(self, x: Tensor, weight: Tensor, estimator: Estimator) -> cpu.Layer | None:
-        if cpu.applies(x, weight) and x.is_contiguous():
-            return cpu.Layer("GroupNorm", x, weight, self.groups, self.eps)
+    def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, blocks: int) -> native.Layer | None:
+        if native.applies(x, weight) and x.is_contiguous():
+            return native.Layer("GroupNorm", x, weight, self.groups, self.eps)
         return None
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
@@ -174,3 +183,91 @@ def _gradients(gx, gw, gb, sums: tuple[Tensor, Tensor], needs) -> Gradients:
         Contribution(gw, squared_norms(sums[0])) if needs[1] else Contribution(),
         Contribution(gb, squared_norms(sums[1])) if needs[2] else Contribution(),
     )
+
+
+def _need_weight(find: Find, weight: Tensor | None, bias: Tensor | None) -> None:
+    if weight is None:
+        raise UnsupportedLayerError(
+            {find(bias).layer: "normalises with a bias and no weight, for which there is no rule."}
+        )
+
+
+def _need_several(x: Tensor, values: int) -> None:
+    """Refuse what torch's own functions refuse: one value has no variance."""
+    if values == 1:
+        raise ValueError(f"Expected more than one value per channel in training, got an input of {tuple(x.shape)}.")
+
+
+def batch_norm(
+    find: Find,
+    input,
+    running_mean,
+    running_var,
+    weight=None,
+    bias=None,
+    training=False,
+    momentum=0.1,
+    eps=1e-5,
+):
+    _need_weight(find, weight, bias)
+    if training:
+        _need_several(input, input.numel() // input.shape[1])
+    rule = BatchNorm(running_mean, running_var, training, 0.0 if momentum is None else momentum, eps)
+    return LayerCall(rule, input, weight, bias, (find(weight), find(bias)))
+
+
+def layer_norm(find: Find, input, normalized_shape, weight=None, bias=None, eps=1e-5):
+    _need_weight(find, weight, bias)
+    need_batch(find, weight, bias, input, len(normalized_shape) + 1)
+    if tuple(weight.shape) != tuple(normalized_shape):
+        return F.layer_norm(input, normalized_shape, weight, bias, eps)  # which refuses it
+    parameters = find(weight), find(bias)
+    return LayerCall(LayerNorm(tuple(normalized_shape), eps), *where.cast_to_float32(input, weight, bias), parameters)
+
+
+def group_norm(find: Find, input, num_groups, weight=None, bias=None, eps=1e-5):
+    _need_weight(find, weight, bias)
+    _need_several(input, input.numel() // num_groups)
+    parameters = find(weight), find(bias)
+    return LayerCall(GroupNorm(num_groups, eps), *where.cast_to_float32(input, weight, bias), parameters)
+
+
+def instance_norm(
+    find: Find,
+    input,
+    running_mean=None,
+    running_var=None,
+    weight=None,
+    bias=None,
+    use_input_stats=True,
+    momentum=0.1,
+    eps=1e-5,
+):
+    """Do as torch does, a batch normalisation of B * C channels, with scale and shift spread over the examples."""
+    examples, channels = input.shape[:2]
+    present = [value for value in (weight, bias) if value is not None]
+    rows = find.expand(torch.Size((examples, channels)), present)
+    columns = [row.reshape(-1) for row in rows]
+    means, variances = (None if value is None else value.repeat(examples) for value in (running_mean, running_var))
+    normalised = F.batch_norm(
+        input.reshape(1, -1, *input.shape[2:]),
+        means,
+        variances,
+        columns.pop(0) if weight is not None else None,
+        columns.pop(0) if bias is not None else None,
+        use_input_stats,
+        momentum,
+        eps,
+    )
+    if use_input_stats and running_mean is not None:
+        running_mean.copy_(means.view(examples, channels).mean(0))
+        running_var.copy_(variances.view(examples, channels).mean(0))
+    return normalised.view(input.shape)
+
+
+CALLS = {
+    F.batch_norm: batch_norm,
+    F.layer_norm: layer_norm,
+    F.group_norm: group_norm,
+    F.instance_norm: instance_norm,
+}

@@ -1,60 +1,34 @@
-"""What every kind of layer has in common: the form of a rule and the result of its backward pass."""
+"""What every kind of layer has in common: the form of a rule, of its backward pass, and of a call that it measures."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Size, Tensor
+
+from clars.errors import UnsupportedLayerError
+from clars.norms.methods.contribution import Contribution
+from clars.norms.methods.measure import Measure
 
 if TYPE_CHECKING:
-    from clars.native.kernels import Layer
-    from clars.norms.estimator import Estimator
+    from clars.native import Layer
+    from clars.norms.methods.chooser import Chooser
 
-
-class Contribution(NamedTuple):
-    """One parameter's gradient and the squared norms [b] of the measured examples' contributions to it.
-
-    The contribution of example i is the part of the gradient that flows through row i of the layer's output
-    gradient. The contributions sum to the gradient, also where examples share batch statistics.
-    """
-
-    gradient: Tensor | None = None
-    squares: Tensor | None = None
+__all__ = ["Contribution", "Find", "Gradients", "LayerCall", "Measure", "Parameter", "Rule", "need_batch"]
 
 
 class Gradients(NamedTuple):
-    """The result of a rule's backward pass."""
+    """The result of a rule's backward pass: the input's gradient, [B, ...], and what weight and bias get."""
 
     input: Tensor | None
     weight: Contribution
     bias: Contribution
 
 
-class Measure(NamedTuple):
-    """Which examples of a backward pass are measured, and by what means.
-
-    Attributes:
-        rows: the measured examples; all of them, or one of several blocks of the batch.
-        memory: bytes that one piece of work may take beside the gradient itself; None is the device's default.
-        timed: whether methods are timed once per shape instead of estimated; None leaves it to the device.
-        report: called, where somebody wants to know, with the arguments of `choose` but for this and the chosen name.
-    """
-
-    rows: slice = slice(None)
-    memory: int | None = None
-    timed: bool | None = None
-    report: Callable | None = None
-
-    @property
-    def whole(self) -> bool:
-        return self.rows == slice(None)
-
-    def of(self, squares: Tensor) -> Tensor:
-        """Return the measured examples' part of what was formed of all of them."""
-        return squares if self.whole else squares[self.rows]
-
-
 class Rule(Protocol):
-    """One call of one kind of layer: its hyper-parameters, its forward and its backward, on plain tensors."""
+    """One call of one kind of layer: its hyper-parameters, its forward and its backward, on plain tensors.
+
+    Dimension 0 of input and output is the batch of B examples.
+    """
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, tuple]:
         """Return the output and what the backward pass needs beside x and weight (tensors and plain values)."""
@@ -62,11 +36,58 @@ class Rule(Protocol):
     def backward(
         self, gy: Tensor, x: Tensor, weight: Tensor, saved: tuple, needs: tuple[bool, bool, bool], measure: Measure
     ) -> Gradients:
-        """Return gradients and squared norms; `needs` tells which of (x, weight, bias) require a gradient."""
+        """Return gradients and squared norms.
 
-    def compiled(self, x: Tensor, weight: Tensor, estimator: "Estimator") -> "Layer | None":
-        """Return the compiled layer that does forward and backward of calls like this one (see `cpu.Layer`).
+        Args:
+            gy: the output's gradient, in the shape of the output.
+            x, weight: as in `forward`.
+            saved: what `forward` returned beside the output.
+            needs: which of (x, weight, bias) require a gradient.
+            measure: which examples to measure.
+        """
 
-        None where there is none.
+    def native_layer(self, x: Tensor, weight: Tensor, chooser: "Chooser", blocks: int) -> "Layer | None":
+        """Return the layer in C++ that does forward and backward of calls like this one (see `native.Layer`).
+
+        None where there is none. `blocks` of the batch are drawn from, of which one is measured.
         """
         return None
+
+
+class Parameter(Protocol):
+    """A tracked parameter, as far as rules know of it."""
+
+    @property
+    def layer(self) -> str:
+        """The name of its layer."""
+
+
+class Find(Protocol):
+    """What a rule is told of the tracked parameters among a call's tensors."""
+
+    def __call__(self, tensor: Tensor | None) -> Parameter | None:
+        """Return which tracked parameter a tensor is that is about to be measured; None for others."""
+
+    def expand(self, shape: Size, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Expand tensors to `shape` [B, ...], so that each example's own gradient of a parameter can be measured."""
+
+
+class LayerCall(NamedTuple):
+    """A call of a layer: its rule, what the rule is applied to, and which tracked parameters weight and bias are."""
+
+    rule: Rule
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    parameters: tuple[Parameter | None, Parameter | None]
+
+
+def need_batch(find: Find, weight: Tensor | None, bias: Tensor | None, x: Tensor, at_least: int) -> None:
+    """Refuse an input of fewer dimensions than the batch and an example's take.
+
+    Raises:
+        UnsupportedLayerError: it has fewer than `at_least`.
+    """
+    if x.dim() < at_least:
+        problem = f"got an input of shape {tuple(x.shape)} without a batch dimension. Give it one with x.unsqueeze(0)."
+        raise UnsupportedLayerError({(find(weight) or find(bias)).layer: problem})

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from clars.layers import Layer
+from clars.precision import wide
 from clars.sharding.gradients import Gradients, Own, any_left
-from clars.norms.methods.products import wide
 
 if TYPE_CHECKING:
     from clars.norms.watch.backward_pass import BackwardPass
-    from clars.norms.watch.part import Part
+    from clars.norms.watch.tracked_parameter import TrackedParameter
 
 SECOND_USE = (
     "is used more than once in one forward pass: each example's contributions must be summed before the norm is "
@@ -29,7 +29,7 @@ SECOND_PASS = (
 
 
 @dataclass
-class Booking:
+class PassSquares:
     """The squared norms [b] of the measured examples of one backward pass, one of so many blocks of its batch.
 
     `left` is a boolean scalar tensor, False where the gradient that they belong to was set to zero; None stands for
@@ -45,13 +45,33 @@ class Booking:
         self.left = left if self.left is None else self.left & left
 
 
-# The accounts there are, by the numbers under which the compiled functions know them.
-ACCOUNTS: "WeakValueDictionary[int, Account]" = WeakValueDictionary()
-NUMBERS = count(1)
+class Registry:
+    """The accumulators there are, by the numbers under which functions in C++ and compiled graphs know them.
+
+    There is one, `REGISTRY`, as those hold nothing but numbers. It keeps no accumulator alive.
+    """
+
+    def __init__(self) -> None:
+        self._members: WeakValueDictionary[int, Accumulator] = WeakValueDictionary()
+        self._numbers = count(1)
+
+    def number(self, member: "Accumulator | None" = None) -> int:
+        """Return a number that is nobody's yet, as that of `member` if there is one."""
+        number = next(self._numbers)
+        if member is not None:
+            self._members[number] = member
+        return number
+
+    def get(self, number: int) -> "Accumulator | None":
+        """Return the accumulator of a number; None where it is gone."""
+        return self._members.get(number)
 
 
-class Account:
-    """What was measured of one layer, a booking per backward pass whose gradient is still there.
+REGISTRY = Registry()
+
+
+class Accumulator:
+    """What was measured of one layer, an entry per backward pass whose gradient is still there.
 
     Squared norms are in the gradient's own units, squared, as the gradients are that add up beside them. Of a compiled
     model, whose backward pass runs no Python, the sums are kept as the gradient of a private leaf tensor instead. It is
@@ -60,16 +80,15 @@ class Account:
 
     def __init__(self, layer: Layer, current: "BackwardPass") -> None:
         self.layer = layer.name
-        self.number = next(NUMBERS)
+        self.number = REGISTRY.number(self)
         self.text = str(self.number)  # for torch.compile, which takes numbers for something that may change
-        ACCOUNTS[self.number] = self
         current.members.append(self.number)
         self.current = current
-        self.parts: list[Part] = []
+        self.parameters: list[TrackedParameter] = []
         self.last_pass: int | None = None
         self.measured: set[str] = set()  # local names of the parameters that ever entered a rule
         self.compiled_twice = False  # an error in the midst of a compilation would only send parts of it to Python
-        self.booked: list[Booking] = []
+        self.entries: list[PassSquares] = []
         self.gradients = Gradients([Own(layer.module, name) for name in layer.parameters])
         self._compiled_pass: int | None = None
         self._hooks: list[RemovableHandle] = []
@@ -92,13 +111,13 @@ class Account:
         The arrivals come in any order, so that parameters have this hook as well as the leaf.
         """
         number = torch._C._current_graph_task_id()
-        if number not in (self._compiled_pass, self.last_pass):  # a pass that books here by Python has looked already
+        if number not in (self._compiled_pass, self.last_pass):  # a pass that adds here by Python has looked already
             self._compiled_pass = number
-            self.measured |= {part.name for part in self.parts}
+            self.measured |= {parameter.name for parameter in self.parameters}
             if self.look():
                 self.keep_if(*any_left([self.gradients]))
         if not self._hooks:
-            present = [part.present() for part in self.parts]
+            present = [parameter.present() for parameter in self.parameters]
             self._hooks = [value.register_hook(self._enter_compiled) for value in present if value.requires_grad]
 
     def close(self) -> None:
@@ -108,7 +127,7 @@ class Account:
         self._hooks = []
 
     def enter(self, number: int, examples: int, spent: bool) -> bool:
-        """Note that this layer's backward runs; tell whether what it measures may be booked.
+        """Note that this layer's backward runs; tell whether what it measures may be added.
 
         Args:
             number: of the backward pass.
@@ -117,27 +136,27 @@ class Account:
         """
         self.current.catch_up()
         if number == self.last_pass:
-            self.current.refuse(self, SECOND_USE)
+            self.current.refuse(self.layer, SECOND_USE)
             return False
         allowed = self.current.enter(number, examples, self.layer)
-        if spent and (self.booked or self.compiled_total is not None):
-            self.current.refuse(self, SECOND_PASS)
+        if spent and (self.entries or self.compiled_total is not None):
+            self.current.refuse(self.layer, SECOND_PASS)
             return False
         if not allowed:
             return False
         self.last_pass = number
-        if self.current.lent == number:
-            torch.ops.clars.withdraw(self.number)
+        if self.current.delegated == number:
+            torch.ops.clars.retract(self.number)
         return True
 
-    def book(self, squares: Tensor) -> None:
-        """Book squared norms of the pass under way."""
+    def add(self, squares: Tensor) -> None:
+        """Add the squared norms [b] of the pass under way."""
         self.last_pass = self.current.number
-        self.booked.append(Booking(squares, self.current.blocks))
+        self.entries.append(PassSquares(squares, self.current.blocks))
 
     def look(self) -> bool:
-        """Drop what is booked where there are no gradients; tell whether there are, and must be looked into."""
-        if not self.booked and self.compiled_total is None:
+        """Drop what was added where there are no gradients; tell whether there are, and must be looked into."""
+        if not self.entries and self.compiled_total is None:
             return False
         if self.gradients.elsewhere():
             return False
@@ -147,26 +166,26 @@ class Account:
         return False
 
     def keep_if(self, left: Tensor) -> None:
-        """Keep what was booked only where `left`, a boolean scalar tensor, is True."""
-        for booking in self.booked:
-            booking.keep_if(left)
+        """Keep what was added only where `left`, a boolean scalar tensor, is True."""
+        for entry in self.entries:
+            entry.keep_if(left)
         if self.compiled_total is not None:
             self._leaf.grad = torch.where(left, self._leaf.grad, 0.0)
 
     def scale(self, factor: float) -> None:
-        """Multiply the norms that were booked, as their gradients were."""
-        for booking in self.booked:
-            booking.squares = booking.squares * factor**2
+        """Multiply the norms that were added, as their gradients were."""
+        for entry in self.entries:
+            entry.squares = entry.squares * factor**2
         if self.compiled_total is not None:
             self._leaf.grad = self._leaf.grad * self._leaf.new_tensor([factor, factor**2, 1.0])
 
     def squares(self) -> list[Tensor]:
-        """Return the squared norms that are booked, a tensor per backward pass."""
-        return [booking.squares for booking in self.booked if booking.left is None or booking.left]
+        """Return the squared norms that were added, a tensor per backward pass."""
+        return [entry.squares for entry in self.entries if entry.left is None or entry.left]
 
     def reset(self) -> None:
         """Forget what was measured."""
-        self.booked.clear()
+        self.entries.clear()
         self._leaf.grad = None
 
     @property
@@ -185,21 +204,21 @@ def sums_of(squares: Tensor, blocks: int) -> Tensor:
     return sums if blocks == 1 else sums * blocks
 
 
-def totals(accounts: Iterable[Account]) -> dict[str, Tensor]:
-    """Return the sums [3] of each account that has any, by layer name; all layers' are formed together."""
-    alike: dict[tuple, list[tuple[str, Booking]]] = {}
+def totals(accumulators: Iterable[Accumulator]) -> dict[str, Tensor]:
+    """Return the sums [3] of each accumulator that has any, by layer name; all layers' are formed together."""
+    alike: dict[tuple, list[tuple[str, PassSquares]]] = {}
     found: dict[str, Tensor] = {}
-    for account in accounts:
-        if account.compiled_total is not None:
-            found[account.layer] = account.compiled_total
-        for booking in account.booked:
-            squares = booking.squares
-            key = (len(squares), booking.blocks, squares.dtype, squares.device)
-            alike.setdefault(key, []).append((account.layer, booking))
-    for (_, blocks, *_), booked in alike.items():
-        rows = sums_of(torch.stack([booking.squares for _, booking in booked]), blocks).unbind()
-        for (layer, booking), row in zip(booked, rows):
-            if booking.left is not None:
-                row = torch.where(booking.left, row, 0.0)
+    for accumulator in accumulators:
+        if accumulator.compiled_total is not None:
+            found[accumulator.layer] = accumulator.compiled_total
+        for entry in accumulator.entries:
+            squares = entry.squares
+            key = (len(squares), entry.blocks, squares.dtype, squares.device)
+            alike.setdefault(key, []).append((accumulator.layer, entry))
+    for (_, blocks, *_), entries in alike.items():
+        rows = sums_of(torch.stack([entry.squares for _, entry in entries]), blocks).unbind()
+        for (layer, entry), row in zip(entries, rows):
+            if entry.left is not None:
+                row = torch.where(entry.left, row, 0.0)
             found[layer] = found[layer] + row if layer in found else row
     return found

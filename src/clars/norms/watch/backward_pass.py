@@ -1,16 +1,29 @@
 """The backward pass under way: what it measures, what it must not add up, and what its beginning shows."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from weakref import finalize
 
 import torch
 from torch.autograd import Variable
 
 from clars.errors import UnsupportedLayerError
-from clars.norms.watch.accumulator import ACCOUNTS, NUMBERS, Account
 from clars.norms.estimator import Estimator
+from clars.norms.watch.accumulator import REGISTRY, Accumulator
 from clars.sharding.gradients import any_left
-from clars.norms.rules.rule import Measure
+
+
+@dataclass
+class Shortcuts:
+    """What is there for speed alone; `benchmarks/ablation.py` measures what each brings.
+
+    Attributes:
+        repeated_calls: a call of the step before is recognised by its arguments (see `repeated_call`).
+        delegation: after the first layer of a backward pass, those in C++ add their norms without asking Python.
+    """
+
+    repeated_calls: bool = True
+    delegation: bool = True
 
 
 class BackwardPass:
@@ -22,14 +35,15 @@ class BackwardPass:
 
     def __init__(self, estimator: Estimator) -> None:
         self.estimator = estimator
+        self.shortcuts = Shortcuts()
         self.number: int | None = None
         self.examples = 0
         self.first = ""
         self.batch_sizes: tuple[int, ...] = ()
-        self.measure, self.blocks = Measure(), 1
-        self.tracker = next(NUMBERS)
-        self.members: list[int] = []  # the numbers of the accounts that share it
-        self.lent: int | None = None  # the pass that was last lent to compiled layers
+        self.measure, self.blocks = estimator.everything, 1
+        self.tracker = REGISTRY.number()
+        self.members: list[int] = []  # the numbers of the accumulators that share it
+        self.delegated: int | None = None  # the pass that layers in C++ were last told of
         self.refused: dict[str, str] = {}  # layers, and what they do in this pass that has no exact norm
         self.gathered: dict[str, str] | None = None  # of all passes, where they are not to raise an error
         self.remedy: Callable[[Sequence[str]], str] = lambda layers: ""  # what to do about layers that are refused
@@ -59,20 +73,19 @@ class BackwardPass:
         return False
 
     def look(self) -> None:
-        """Drop what is booked to gradients that are gone: before those of a new pass arrive, or to read the sums."""
-        there = [account for account in self._accounts() if account.look()]
+        """Drop what belongs to gradients that are gone: before those of a new pass arrive, or to read the sums."""
+        there = [member for member in self._accumulators() if member.look()]
         if there:
-            for account, left in zip(there, any_left([account.gradients for account in there])):
-                account.keep_if(left)
+            for member, left in zip(there, any_left([member.gradients for member in there])):
+                member.keep_if(left)
 
-    def refuse(self, account: "Account | str", problem: str) -> None:
+    def refuse(self, layer: str, problem: str) -> None:
         """Refuse a layer; the error that names all that are refused is raised when the pass is over."""
         if not self.refused:
             Variable._execution_engine.queue_callback(self._raise)
-        name = account if isinstance(account, str) else account.layer
-        self.refused[name] = problem
-        for member in self._accounts():
-            if member.layer == name:
+        self.refused[layer] = problem
+        for member in self._accumulators():
+            if member.layer == layer:
                 member.reset()
 
     def _raise(self) -> None:
@@ -85,7 +98,8 @@ class BackwardPass:
         Raises:
             UnsupportedLayerError: unless they are gathered.
         """
-        ordered = {account.layer: problems[account.layer] for account in self._accounts() if account.layer in problems}
+        names = [member.layer for member in self._accumulators()]
+        ordered = {name: problems[name] for name in names if name in problems}
         if self.gathered is None:
             raise UnsupportedLayerError(ordered, self.remedy(list(ordered)))
         self.gathered |= ordered
@@ -95,21 +109,21 @@ class BackwardPass:
         first, last, _ = self.measure.rows.indices(self.examples)
         return first, last
 
-    def lend(self) -> None:
-        """Have compiled layers book the rest of this pass without asking (see cpu/ledger.h)."""
-        if self.lent != self.number:
-            if self.lent is None:
+    def delegate(self) -> None:
+        """Have layers in C++ add the rest of this pass's norms without asking (see native/autograd/pending.h)."""
+        if self.delegated != self.number and self.shortcuts.delegation:
+            if self.delegated is None:
                 finalize(self, torch.ops.clars.collect, self.tracker).atexit = False
-            self.lent = self.number
-            waiting = [account.number for account in self._accounts() if account.last_pass != self.number]
-            torch.ops.clars.lend(self.tracker, waiting, self.number, self.examples, *self.measured())
+            self.delegated = self.number
+            waiting = [member.number for member in self._accumulators() if member.last_pass != self.number]
+            torch.ops.clars.delegate(self.tracker, waiting, self.number, self.examples, *self.measured())
 
     def catch_up(self) -> None:
-        """Enter what compiled layers have booked without asking."""
-        if self.lent is not None:
+        """Take over what layers in C++ have added without asking."""
+        if self.delegated is not None:
             for number, squares in zip(*torch.ops.clars.collect(self.tracker)):
-                if (account := ACCOUNTS.get(number)) is not None:
-                    account.book(squares)
+                if (member := REGISTRY.get(number)) is not None:
+                    member.add(squares)
 
-    def _accounts(self) -> Iterator[Account]:
-        return filter(None, map(ACCOUNTS.get, self.members))
+    def _accumulators(self) -> Iterator[Accumulator]:
+        return filter(None, map(REGISTRY.get, self.members))

@@ -5,20 +5,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial, wraps
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import nn
 from torch.fx import _symbolic_trace
 
+from clars.native import where
 from clars.norms.watch.interception import Interception
+from clars.norms.watch.watching import Tracker
 from clars.sharding.support import refuse_uneven
 
-if TYPE_CHECKING:
-    from clars.norms.tracker import ExampleNorms
-
-_EXPORTING = getattr(torch.compiler, "is_exporting", lambda: False)  # older torch does not tell
 _BY_FX = getattr(_symbolic_trace, "is_fx_symbolic_tracing", _symbolic_trace.is_fx_tracing)
 
 PLAIN = "_forward_before_tracking"
@@ -30,7 +27,7 @@ class Watch:
     def __init__(self, module: nn.Module) -> None:
         self.module, self.reference = ref(module), None
 
-    def tracker(self) -> "ExampleNorms | None":
+    def tracker(self) -> Tracker | None:
         """Return the tracker at work."""
         tracker = None if self.reference is None else self.reference()
         return tracker if tracker is not None and tracker.active else None
@@ -39,13 +36,13 @@ class Watch:
 WATCHES: "WeakKeyDictionary[nn.Module, Watch]" = WeakKeyDictionary()
 
 
-def tracker_of(module: nn.Module) -> "ExampleNorms | None":
+def tracker_of(module: nn.Module) -> Tracker | None:
     """Return the tracker at work in `module`."""
     watch = WATCHES.get(module)
     return None if watch is None else watch.tracker()
 
 
-def install(module: nn.Module, tracker: "ExampleNorms") -> None:
+def install(module: nn.Module, tracker: Tracker) -> None:
     """Put the watched forward in place of the module's own.
 
     It is a bound method: wrappers that rebind methods, and copies and pickles of the module, treat it as any other.
@@ -91,7 +88,7 @@ def _forward(watch: Watch, module: nn.Module, args: tuple, kwargs: dict):
     if tracker is None or watch.module() is not module or _is_recorded():
         return plain(*args, **kwargs)
     if module is tracker.model:
-        if not torch.compiler.is_compiling():
+        if not where.is_compiling():
             refuse_uneven()
         tracker.refresh_all()
     else:
@@ -105,15 +102,15 @@ def _forward(watch: Watch, module: nn.Module, args: tuple, kwargs: dict):
             y = plain(*args, **kwargs)
     finally:
         tracker.end_watching(before)
-    if not torch.compiler.is_compiling() and interception.refused:
+    if not where.is_compiling() and interception.refused:
         tracker.refuse(interception.refused)
     return y
 
 
 def _is_recorded() -> bool:
     """Tell whether somebody records what runs, to run it elsewhere, or takes gradients that reach no parameter."""
-    if torch.compiler.is_compiling():
-        return _EXPORTING()
+    if where.is_compiling():
+        return where.is_exporting()
     return (
         torch._C._get_tracing_state() is not None
         or torch._C._functorch.peek_interpreter_stack() is not None

@@ -1,23 +1,23 @@
-"""Watches a model's forward and replaces each use of a tracked parameter by one that books its norms."""
+"""Watches a model's forward and replaces each use of a tracked parameter by one that adds up its norms."""
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from clars.errors import UnsupportedLayerError
+from clars.native import where
+from clars.norms.rules import CALLS
+from clars.norms.rules.rule import LayerCall
 from clars.norms.watch import traced
-from clars.norms.rules.functions import ELEMENTWISE, EXPANSIONS, LOOKS_AT_SECOND, RULES, VIEWS
 from clars.norms.watch.inputs import tensors_in
-from clars.norms.watch.repeated_call import known
-from clars.norms.watch.part import Part
-from clars.norms.watch.measured_call import Call, spread, tapped
+from clars.norms.watch.measured_call import expanded, measured
+from clars.norms.watch.repeated_call import recognisable
+from clars.norms.watch.tensor_functions import ELEMENTWISE, EXPANSIONS, LOOKS_AT_SECOND, VIEWS
+from clars.norms.watch.tracked_parameter import TrackedParameter
+from clars.norms.watch.watching import Tracker
 from clars.sharding.fsdp import is_distributed
-
-if TYPE_CHECKING:
-    from clars.norms.tracker import ExampleNorms
 
 DISTRIBUTED = (
     "computes with parameters that are distributed tensors (tensor parallelism), so that a process sees a "
@@ -26,7 +26,7 @@ DISTRIBUTED = (
 
 
 class Interception(TorchFunctionMode):
-    """While it is entered, every use of a tracked parameter is a known rule, harmless, or refused by name.
+    """While it is entered, every use of a tracked parameter has a rule, is harmless, or is refused by name.
 
     What is refused runs as it is, and is told when the whole forward has been seen.
 
@@ -34,74 +34,69 @@ class Interception(TorchFunctionMode):
         tracker: whose parameters are looked for.
     """
 
-    def __init__(self, tracker: "ExampleNorms") -> None:
+    def __init__(self, tracker: Tracker) -> None:
         super().__init__()
-        self.tracker, self.parts = tracker, tracker.parts
-        self.compiling = torch.compiler.is_compiling()
-        self.views: dict[int, Part] = {}  # of parameters
+        self.tracker, self.parameters = tracker, tracker.parameters
+        self.compiling = where.is_compiling()
+        self.views: dict[int, TrackedParameter] = {}
         self.compiled: set[str] = set()  # what a compilation has met so far
-        self.followed: list[tuple[Tensor, Part]] = []  # keeps these views alive, so that no other takes their id
+        self.followed: list[tuple[Tensor, TrackedParameter]] = []  # keeps views alive, so that no other takes their id
         self.refused: dict[str, str] = {}
+        self.find = _Find(self)
 
-    def part(self, value) -> Part | None:
-        """Return whose parameter `value` is, if it is one that requires a gradient now."""
-        part = self._compiled_part(value) if self.compiling else self.parts.get(id(value)) or self.views.get(id(value))
-        return part if part is not None and part.parameter.requires_grad else None
+    def parameter(self, value) -> TrackedParameter | None:
+        """Return which tracked parameter `value` is, if it is one that requires a gradient now."""
+        if self.compiling:
+            found = self._compiled_parameter(value)
+        else:
+            found = self.parameters.get(id(value)) or self.views.get(id(value))
+        return found if found is not None and found.tensor.requires_grad else None
 
-    def _compiled_part(self, value) -> Part | None:
+    def _compiled_parameter(self, value) -> TrackedParameter | None:
         """Do the same while a forward is compiled: to ask a tensor that changes for its id would bind it for good."""
         if isinstance(value, nn.Parameter):
-            return self.parts.get(id(value))
-        for view, part in self.followed:
+            return self.parameters.get(id(value))
+        for view, parameter in self.followed:
             if view is value:
-                return part
+                return parameter
         return None
 
-    def measured_part(self, tensor: Tensor | None) -> Part | None:
-        """Return whose parameter a rule is about to measure; None for other tensors."""
-        part = self.part(tensor)
-        if part is not None:
-            if is_distributed(tensor):  # where its layer computes, fully_shard has put its parts together
-                raise UnsupportedLayerError({part.account.layer: DISTRIBUTED})
-            part.account.measured.add(part.name)
-        return part
-
-    def _note_use(self, part: Part) -> None:
+    def _note_use(self, parameter: TrackedParameter) -> None:
         """Note here a second use, which the compiled backward pass, running no Python, cannot refuse."""
-        use = f"{part.account.layer} {part.name}"
+        use = f"{parameter.accumulator.layer} {parameter.name}"
         if use in self.compiled:
-            part.account.compiled_twice = True
+            parameter.accumulator.compiled_twice = True
         self.compiled.add(use)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling() != self.compiling:
+        if not torch.is_grad_enabled() or where.is_compiling() != self.compiling:
             return func(*args, **kwargs)
         values = (*args, *kwargs.values()) if kwargs else args
         again = None if self.compiling else self._again(func, values, kwargs)
         if again is not None:
             return again
-        used = self._first_part(values)
+        used = self._first_parameter(values)
         return func(*args, **kwargs) if used is None else self._use(used, func, args, kwargs)
 
     def _again(self, func, values, kwargs) -> Tensor | None:
-        """Return the output of a call that is known; None for others."""
-        parts = self.parts
+        """Return the output of a call that is recognised; None for others."""
+        parameters = self.parameters
         for value in values[1:]:
-            part = parts.get(id(value))
-            if part is not None and part.known is not None:
+            parameter = parameters.get(id(value))
+            if parameter is not None and parameter.last_call is not None:
                 first = id(values[0])
-                if first in parts or first in self.views:
+                if first in parameters or first in self.views:
                     return None
-                return part.known.again(func, values, tuple(kwargs))
+                return parameter.last_call.again(func, values, tuple(kwargs))
         return None
 
-    def _first_part(self, values) -> Tensor | None:
+    def _first_parameter(self, values) -> Tensor | None:
         """Return the first tracked parameter among `values`, those in lists and tuples included."""
         for value in values:
             if isinstance(value, (list, tuple)) and value and not isinstance(value[0], int):
-                value = self._first_part(value)
-            if value is not None and self.part(value) is not None:
+                value = self._first_parameter(value)
+            if value is not None and self.parameter(value) is not None:
                 return value
         return None
 
@@ -116,72 +111,94 @@ class Interception(TorchFunctionMode):
 
     def _measure(self, used: Tensor, func, args, kwargs):
         first = args[0] if args else kwargs.get("input")
-        if func in RULES and self.part(first) is None:
+        if func in CALLS and self.parameter(first) is None:
             if self.compiling:
                 return self._traced(func, args, kwargs)
             if first.dim() and first.shape[0] == 0:  # a batch without an example
                 return func(*args, **kwargs)
-            result = RULES[func](self.measured_part, *args, **kwargs)
-            return self._tapped(used, func, args, kwargs, result) if isinstance(result, Call) else result
+            result = CALLS[func](self.find, *args, **kwargs)
+            return self._measured(used, func, args, kwargs, result) if isinstance(result, LayerCall) else result
         if func in LOOKS_AT_SECOND and first is not used:
             return func(*args, **kwargs)
         if func in EXPANSIONS:
             return self._expanded(used, func(*args, **kwargs).shape)
-        if func in ELEMENTWISE and sum(self.part(value) is not None for value in args) == 1:
+        if func in ELEMENTWISE and sum(self.parameter(value) is not None for value in args) == 1:
             return self._broadcast(used, func, args, kwargs)
         result = func(*args, **kwargs)
         if func in VIEWS and result.numel() == used.numel() and _keeps_every_element(func, args):
-            part = self.part(used)
-            self.followed.append((result, part))
-            if not self.compiling:
-                self.views[id(result)] = part
-        elif _differentiable(result):
+            self._follow(result, self.parameter(used))
+        elif any(tensor.requires_grad for tensor in tensors_in((result,))):
             self._refuse((*args, *kwargs.values()), f"in {_name(func)}, for which no exact per-example norm is known.")
         return result
 
-    def _tapped(self, used: Tensor, func, args, kwargs, call: Call) -> Tensor:
-        y, compiled = tapped(call)
-        if compiled is not None and id(used) in self.parts:  # a view is another one at each call
-            self.part(used).known = known(func, (*args, *kwargs.values()), tuple(kwargs), call, compiled)
+    def _follow(self, view: Tensor, parameter: TrackedParameter) -> None:
+        self.followed.append((view, parameter))
+        if not self.compiling:
+            self.views[id(view)] = parameter
+
+    def _measured(self, used: Tensor, func, args, kwargs, call: LayerCall) -> Tensor:
+        y, native_call = measured(call)
+        if native_call is not None and id(used) in self.parameters:  # a view is another one at each call
+            values = (*args, *kwargs.values())
+            self.parameter(used).last_call = recognisable(func, values, tuple(kwargs), call, native_call)
         return y
 
     def _traced(self, func, args, kwargs):
         """Make the call as one function in the graph of a compilation."""
-        tracked, leaves, accounts = [], [], []
+        tracked, leaves, accumulators = [], [], []
         for position, value in enumerate((*args, *kwargs.values())):
-            part = self.part(value)
-            if part is not None:
-                account = part.account
-                self._note_use(part)
-                if account.text not in accounts:
-                    accounts.append(account.text)
-                    leaves.append(account.leaf(value))
-                tracked.append((position, account.text, accounts.index(account.text)))
-                self._check_rows(part, args[0] if args else kwargs["input"])
+            parameter = self.parameter(value)
+            if parameter is not None:
+                accumulator = parameter.accumulator
+                self._note_use(parameter)
+                if accumulator.text not in accumulators:
+                    accumulators.append(accumulator.text)
+                    leaves.append(accumulator.leaf(value))
+                tracked.append((position, accumulator.text, accumulators.index(accumulator.text)))
+                self._check_rows(parameter, args[0] if args else kwargs["input"])
         return traced.call(traced.INDICES[func], tuple(tracked), leaves, args, kwargs)
 
-    def _check_rows(self, part: Part, x: Tensor) -> None:
-        problem = part.account.current.problem_of(x.shape[0]) if x.dim() else None
+    def _check_rows(self, parameter: TrackedParameter, x: Tensor) -> None:
+        problem = parameter.accumulator.current.problem_of(x.shape[0]) if x.dim() else None
         if problem:
-            raise UnsupportedLayerError({part.account.layer: problem})
+            raise UnsupportedLayerError({parameter.accumulator.layer: problem})
 
-    def _broadcast(self, parameter: Tensor, func, args, kwargs):
-        shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors_in(args)))
-        expanded = self._expanded(parameter, shape)
-        return func(*(expanded if value is parameter else value for value in args), **kwargs)
+    def _broadcast(self, tensor: Tensor, func, args, kwargs):
+        shape = torch.broadcast_shapes(*(each.shape for each in tensors_in(args)))
+        wide = self._expanded(tensor, shape)
+        return func(*(wide if value is tensor else value for value in args), **kwargs)
 
-    def _expanded(self, parameter: Tensor, shape: torch.Size) -> Tensor:
-        if len(parameter.shape) == len(shape) and shape and parameter.shape[0] != 1:
-            self._refuse([parameter], f"where dimension 0 of {tuple(shape)} should be the batch.")
+    def _expanded(self, tensor: Tensor, shape: torch.Size) -> Tensor:
+        if len(tensor.shape) == len(shape) and shape and tensor.shape[0] != 1:
+            self._refuse([tensor], f"where dimension 0 of {tuple(shape)} should be the batch.")
         if self.compiling:
-            part = self.part(parameter)
-            self._note_use(part)
-            return traced.expand(parameter, tuple(shape), part.account.text, part.account.leaf(parameter))
-        return spread(shape, [parameter], [self.measured_part(parameter)])[0]
+            parameter = self.parameter(tensor)
+            self._note_use(parameter)
+            accumulator = parameter.accumulator
+            return traced.expand(tensor, tuple(shape), accumulator.text, accumulator.leaf(tensor))
+        return self.find.expand(shape, [tensor])[0]
 
-    def _refuse(self, values: Iterable, where: str) -> None:
-        parts = [part for value in tensors_in(values) if (part := self.part(value)) is not None]
-        raise UnsupportedLayerError({part.account.layer: f"uses its parameters {where}" for part in parts})
+    def _refuse(self, values: Iterable, place: str) -> None:
+        found = [parameter for value in tensors_in(values) if (parameter := self.parameter(value)) is not None]
+        raise UnsupportedLayerError({parameter.layer: f"uses its parameters {place}" for parameter in found})
+
+
+class _Find:
+    """Tells rules which of a call's tensors are tracked parameters that are about to be measured."""
+
+    def __init__(self, interception: Interception) -> None:
+        self.interception = interception
+
+    def __call__(self, tensor: Tensor | None) -> TrackedParameter | None:
+        parameter = self.interception.parameter(tensor)
+        if parameter is not None:
+            if is_distributed(tensor):  # where its layer computes, fully_shard has put its parts together
+                raise UnsupportedLayerError({parameter.layer: DISTRIBUTED})
+            parameter.accumulator.measured.add(parameter.name)
+        return parameter
+
+    def expand(self, shape: torch.Size, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return expanded(shape, tensors, [self(tensor) for tensor in tensors])
 
 
 def _keeps_every_element(func, args) -> bool:
@@ -194,7 +211,3 @@ def _keeps_every_element(func, args) -> bool:
 
 def _name(func) -> str:
     return resolve_name(func) or func.__name__
-
-
-def _differentiable(result) -> bool:
-    return any(tensor.requires_grad for tensor in tensors_in((result,)))

@@ -11,19 +11,38 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clars.norms.watch.accumulator import ACCOUNTS, Account
-from clars.norms.rules.functions import RULES
-from clars.norms.watch.measured_call import Call, spread, tapped
+from clars.norms.rules import CALLS
+from clars.norms.rules.rule import LayerCall
+from clars.norms.watch.accumulator import REGISTRY, Accumulator
+from clars.norms.watch.measured_call import expanded, measured
 
-FUNCTIONS = list(RULES)
+FUNCTIONS = list(CALLS)
 INDICES = {function: index for index, function in enumerate(FUNCTIONS)}
 
 
-class TracedPart(NamedTuple):
-    """Stands for a tracked parameter: the account of its layer, and the leaf that takes the sums out of the graph."""
+class TracedParameter(NamedTuple):
+    """Stands for a tracked parameter: its layer's accumulator, and the leaf that takes the sums out of the graph."""
 
-    account: Account
+    accumulator: Accumulator
     leaf: Tensor
+
+    @property
+    def layer(self) -> str:
+        """The name of its layer."""
+        return self.accumulator.layer
+
+
+class _Find:
+    """Tells rules which of a call's tensors are tracked parameters."""
+
+    def __init__(self, parameters: dict[int, TracedParameter]) -> None:
+        self.parameters = parameters
+
+    def __call__(self, tensor: Tensor | None) -> TracedParameter | None:
+        return self.parameters.get(id(tensor))
+
+    def expand(self, shape: torch.Size, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return expanded(shape, tensors, [self(tensor) for tensor in tensors])
 
 
 def call(index: int, tracked: Sequence[tuple[int, str, int]], leaves: Sequence[Tensor], args: tuple, kwargs: dict):
@@ -32,19 +51,21 @@ def call(index: int, tracked: Sequence[tuple[int, str, int]], leaves: Sequence[T
     Args:
         index: of the function, in FUNCTIONS.
         tracked: for each tracked parameter its position among the arguments, those by keyword last, the number of its
-            account, as text, and that of its leaf.
-        leaves: of the accounts.
+            accumulator, as text, and that of its leaf.
+        leaves: of the accumulators.
         args, kwargs: of the function.
     """
     values = (*args, *kwargs.values())
-    parts = {id(values[at]): TracedPart(ACCOUNTS[int(number)], leaves[leaf]) for at, number, leaf in tracked}
-    result = RULES[FUNCTIONS[index]](lambda tensor: parts.get(id(tensor)), *args, **kwargs)
-    return tapped(result)[0] if isinstance(result, Call) else result
+    parameters = {
+        id(values[at]): TracedParameter(REGISTRY.get(int(number)), leaves[leaf]) for at, number, leaf in tracked
+    }
+    result = CALLS[FUNCTIONS[index]](_Find(parameters), *args, **kwargs)
+    return measured(result)[0] if isinstance(result, LayerCall) else result
 
 
-def expand(parameter: Tensor, shape: Sequence[int], number: str, leaf: Tensor) -> Tensor:
-    """Expand a tracked parameter, by the number of its account, to a shape [B, ...]."""
-    return spread(torch.Size(shape), [parameter], [TracedPart(ACCOUNTS[int(number)], leaf)])[0]
+def expand(tensor: Tensor, shape: Sequence[int], number: str, leaf: Tensor) -> Tensor:
+    """Expand a tracked parameter, by the number of its accumulator, to a shape [B, ...]."""
+    return expanded(torch.Size(shape), [tensor], [TracedParameter(REGISTRY.get(int(number)), leaf)])[0]
 
 
 def keep_whole() -> None:

@@ -10,10 +10,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import clars
-from clars.native import kernels as cpu
-from clars.norms.watch import measured_call as tap
+from clars import native
+from clars.norms.watch.accumulator import REGISTRY
 
-pytestmark = pytest.mark.skipif(not cpu.load().loaded, reason=cpu.load().text)
+pytestmark = pytest.mark.skipif(not native.load().loaded, reason=native.load().text)
 
 LAYERS = {
     "each": (nn.Conv2d(16, 24, 3, padding=1), (5, 16, 40, 33)),
@@ -376,8 +376,8 @@ def test_rows_that_are_not_the_batch_are_refused():
     assert norms.active
 
 
-def test_numbers_of_accounts_are_not_used_again():
+def test_numbers_of_accumulators_are_not_used_again():
     first, second = (clars.ExampleNorms(network()) for _ in range(2))
-    numbers = [account.number for norms in (first, second) for account in norms._accounts.values()]
+    numbers = [each.number for norms in (first, second) for each in norms._accumulators.values()]
     assert len(set(numbers)) == len(numbers)
-    assert all(tap.ACCOUNTS[number].number == number for number in numbers)
+    assert all(REGISTRY.get(number).number == number for number in numbers)

@@ -5,20 +5,27 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from clars.native import kernels as cpu
-from clars.norms.rules.convolution import Conv
-from clars.native import build
-from clars.norms.methods.sizes import chunks, transient
-from clars.norms.rules.rule import Measure
+from clars import native
+from clars.norms.methods import METHODS
+from clars.norms.methods.chooser import Chooser
+from clars.norms.methods.measure import Measure, weight_contribution
+from clars.norms.methods.operands import Geometry
+from clars.norms.rules.convolution import Convolution
 from clars.optim.update import Momentum, squared_norms, update
 
-needs_kernels = pytest.mark.skipif(not cpu.load().loaded, reason=cpu.load().text)
-NONE = build.State(False, "switched off")
+needs_kernels = pytest.mark.skipif(not native.load().loaded, reason=native.load().text)
+METHOD = {method.name: method for method in METHODS}
+PLAIN = Geometry((1, 1), (1, 1), (1, 1), 1)
+
+
+def form(name, operands):
+    return METHOD[name].form(operands, operands.sizes(), None)
 
 
 def squares(per_example):
@@ -82,12 +89,11 @@ WINDOWS = [
 def test_inner_products_of_windows(shape, memory_format, threads):
     torch.manual_seed(0)
     channels, outputs, size, kernel, *geometry = shape
-    rule = Conv(*geometry, 1)
+    rule = Convolution(Geometry(*geometry, 1))
     x, weight = torch.randn(5, channels, *size), torch.randn(outputs, channels, *kernel)
     gy = torch.randn_like(rule.forward(x, weight, None)[0])
     x, gy = (value.to(memory_format=memory_format) for value in (x, gy))
-    problem = rule.problem(gy, x, weight)
-    got = rule.methods(problem)["gram"](gy, x, weight, problem, None)
+    got = form("gram", rule.operands(gy, x, weight))
     _, (each,) = per_example_gradients(lambda x, w: F.conv2d(x, w, None, *geometry), x, gy, weight)
     torch.testing.assert_close(got.squares.double(), squares(each), rtol=2e-6, atol=0)
 
@@ -99,10 +105,9 @@ def test_inner_products_lose_digits_where_the_input_is_far_from_zero(mean, off):
     torch.manual_seed(0)
     x, gy = torch.randn(4, 256, 4, 4) + mean, torch.randn(4, 512, 4, 4)
     gy -= gy.mean((2, 3), keepdim=True)
-    rule, weight = Conv((1, 1), (0, 0), (1, 1), 1), torch.randn(512, 256, 1, 1)
-    problem = rule.problem(gy, x, weight)
+    operands = Convolution(Geometry((1, 1), (0, 0), (1, 1), 1)).operands(gy, x, torch.randn(512, 256, 1, 1))
     expected = squares(gy.double().flatten(2) @ x.double().flatten(2).mT)
-    found = {name: rule.methods(problem)[name](gy, x, weight, problem, None).squares for name in ("gram", "matrix")}
+    found = {name: form(name, operands).squares for name in ("gram", "matrix")}
     torch.testing.assert_close(found["gram"].double(), expected, rtol=off, atol=0)
     torch.testing.assert_close(found["matrix"].double(), expected, rtol=1e-6, atol=0)
 
@@ -112,11 +117,11 @@ def test_inner_products_lose_digits_where_the_input_is_far_from_zero(mean, off):
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_inner_products_of_what_is_no_number_are_none(wrong, size, stride):
-    rule, x, weight = Conv((stride,) * 2, (0, 0), (1, 1), 1), torch.randn(3, 4, 9, 9), torch.randn(5, 4, size, size)
+    rule = Convolution(Geometry((stride,) * 2, (0, 0), (1, 1), 1))
+    x, weight = torch.randn(3, 4, 9, 9), torch.randn(5, 4, size, size)
     x[1, 2, 6, 6] = wrong
     gy = torch.randn_like(rule.forward(x, weight, None)[0])
-    problem = rule.problem(gy, x, weight)
-    found = rule.methods(problem)["gram"](gy, x, weight, problem, None).squares
+    found = form("gram", rule.operands(gy, x, weight)).squares
     assert found.isfinite().tolist() == [True, False, True]
 
 
@@ -128,13 +133,13 @@ def test_inner_products_of_what_is_no_number_are_none(wrong, size, stride):
 def test_small_and_depthwise_convolutions(shape, depthwise, memory_format, threads):
     torch.manual_seed(0)
     channels, outputs, size, kernel, *geometry = shape
-    rule = Conv(*geometry, channels if depthwise else 1)
-    x, weight = torch.randn(5, channels, *size), torch.randn(outputs, channels // rule.groups, *kernel)
+    groups = channels if depthwise else 1
+    rule = Convolution(Geometry(*geometry, groups))
+    x, weight = torch.randn(5, channels, *size), torch.randn(outputs, channels // groups, *kernel)
     gy = torch.randn_like(rule.forward(x, weight, None)[0])
     x, gy = (value.to(memory_format=memory_format) for value in (x, gy))
-    problem = rule.problem(gy, x, weight)
-    got = rule.methods(problem)["direct"](gy, x, weight, problem, None)
-    conv = lambda x, w: F.conv2d(x, w, None, *geometry, rule.groups)  # noqa: E731
+    got = form("direct", rule.operands(gy, x, weight))
+    conv = lambda x, w: F.conv2d(x, w, None, *geometry, groups)  # noqa: E731
     (_, whole), (each,) = per_example_gradients(conv, x, gy, weight)
     assert (got.gradient.double() - whole).norm() <= 1e-6 * whole.norm()
     torch.testing.assert_close(got.squares.double(), squares(each), rtol=2e-6, atol=0)
@@ -147,7 +152,7 @@ def test_sums_over_positions(shape, dims, threads):
     """Whatever lies together in memory: positions, outputs or examples."""
     torch.manual_seed(0)
     gy = (torch.randn(shape) + 2).permute(dims).contiguous().permute(*map(dims.index, range(3)))
-    gradient, found = cpu.kernel("position_sums")(gy)
+    gradient, found = native.kernel("position_sums")(gy)
     each = gy.double().sum(2)
     torch.testing.assert_close(gradient.double(), each.sum(0), rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(found.double(), squares(each), rtol=1e-6, atol=0)
@@ -156,26 +161,27 @@ def test_sums_over_positions(shape, dims, threads):
 @needs_kernels
 def test_a_part_of_the_batch_has_the_squares_of_the_whole(threads):
     torch.manual_seed(0)
-    rule, weight = Conv((1, 1), (1, 1), (1, 1), 1), torch.randn(64, 32, 3, 3)
+    rule, weight, chooser = Convolution(PLAIN), torch.randn(64, 32, 3, 3), Chooser()
     for size in (4, 24):  # by inner products, and by the products themselves
         x, gy = torch.randn(8, 32, size, size), torch.randn(8, 64, size, size)
-        whole = rule.weight_contribution(gy, x, weight, Measure())
-        part = rule.weight_contribution(gy, x, weight, Measure(rows=slice(2, 5)))
+        operands = rule.operands(gy, x, weight)
+        whole = weight_contribution(operands, Measure(chooser))
+        part = weight_contribution(operands, Measure(chooser, slice(2, 5)))
         torch.testing.assert_close(part.squares, whole.squares[2:5], rtol=2e-6, atol=0)
         torch.testing.assert_close(part.gradient, whole.gradient, rtol=1e-5, atol=1e-4)
 
 
 @needs_kernels
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_the_update_is_that_of_torch_s_operators_bit_for_bit(nesterov, threads, monkeypatch):
+def test_the_update_is_that_of_torch_s_operators_bit_for_bit(nesterov, threads):
     torch.manual_seed(0)
     shapes, ends = [(40_001,), (8, 4, 3, 3), (64, 32, 5, 5), ()], []
-    for state in (cpu.load(), NONE):
-        monkeypatch.setattr(cpu, "load", lambda state=state: state)
+    for means in (nullcontext, native.suspended):
         made = torch.Generator().manual_seed(1)
         w, g, b = ([torch.randn(shape, generator=made) for shape in shapes] for _ in range(3))
         w[1], g[1], b[1] = (value[1].to(memory_format=torch.channels_last) for value in (w, g, b))
-        update(w, g, b, [torch.tensor(0.3 + k) for k in range(4)], Momentum(0.9, 0.1, nesterov))
+        with means():
+            update(w, g, b, [torch.tensor(0.3 + k) for k in range(4)], Momentum(0.9, 0.1, nesterov))
         ends.append(w + b)
     assert all(torch.equal(one, other) for one, other in zip(*ends))
 
@@ -190,14 +196,15 @@ def test_squared_norms_of_tensors(threads):
 
 DEADLOCK = """
 import torch
-from clars.norms.conv import Conv
-from clars.norms.rule import Measure
+from clars.norms.methods.chooser import Chooser
+from clars.norms.methods.measure import Measure, weight_contribution
+from clars.norms.methods.operands import ConvolutionOperands, Geometry
 torch.set_num_threads(2)
-rule, weight = Conv((1, 1), (1, 1), (1, 1), 1), torch.randn(64, 64, 3, 3)
 x, gy = torch.randn(8, 64, 28, 28), torch.randn(8, 64, 28, 28)
-rule._gradient(gy[:1], x[:1], weight, 1, wrt_input=False)
+operands = ConvolutionOperands(gy, x, torch.randn(64, 64, 3, 3), Geometry((1, 1), (1, 1), (1, 1), 1))
+operands.of(slice(1)).gradient()
 for _ in range(3):
-    rule.weight_contribution(gy, x, weight, Measure())
+    weight_contribution(operands, Measure(Chooser()))
 """
 
 
@@ -212,25 +219,27 @@ def test_a_primitive_made_for_all_threads_is_not_met_on_one():
 
 @needs_kernels
 def test_memory_bounds_the_examples_under_way():
-    rule, weight = Conv((1, 1), (1, 1), (1, 1), 1), torch.randn(64, 64, 3, 3)
     x, gy = torch.randn(8, 64, 28, 28), torch.randn(8, 64, 28, 28)
     torch.set_num_threads(2)
-    problem = rule.problem(gy, x, weight)
+    sizes = Convolution(PLAIN).operands(gy, x, torch.randn(64, 64, 3, 3)).sizes()
     torch.set_num_threads(1)
-    one = transient(problem, "each")
-    assert [len(chunks(problem, "each", memory)) for memory in (None, 2 * one, 2 * one - 1, 1)] == [4, 4, 8, 8]
+    one = METHOD["each"].bytes(sizes)
+    assert [len(METHOD["each"].pieces(sizes, memory)) for memory in (None, 2 * one, 2 * one - 1, 1)] == [4, 4, 8, 8]
 
 
 def test_fewer_examples_than_threads_are_left_to_torch(monkeypatch):
     x = torch.randn(3, 4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert not cpu.applies(x, x)
+    assert not native.applies(x, x)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert cpu.applies(x, x) == cpu.load().loaded
-    assert not cpu.applies(x.double(), x.double())
+    assert native.applies(x, x) == native.load().loaded
+    assert not native.applies(x.double(), x.double())
 
 
-STATE = "import json; from clars.native.kernels import load; s = load(); print(json.dumps([s.loaded, s.text]))"
+STATE = "import json; from clars.native import load; s = load(); print(json.dumps([s.loaded, s.text]))"
+
+
+SWITCHED_OFF = os.environ.get("CLARS_CPU_KERNELS") == "0"
 
 
 SWITCHED_OFF = os.environ.get("CLARS_CPU_KERNELS") == "0"
@@ -252,7 +261,7 @@ def state(tmp_path, **environment):
 @pytest.mark.skipif(not (sys.platform == "linux" and shutil.which("g++")), reason="needs g++ on Linux")
 def test_they_compile_where_they_can():
     """Else all the tests above would be left out, and nobody would know."""
-    assert cpu.load().loaded, cpu.load().text
+    assert native.load().loaded, native.load().text
 
 
 def test_switched_off(tmp_path):

@@ -10,7 +10,62 @@ from math import prod
 import torch
 from torch import Tensor
 
-from clars.norms.methods.products import matrix_products, squared_norms, wide
+from clars import native
+from clars.norms.methods.contribution import Contribution
+from clars.norms.methods.method import Method, Operands
+from clars.norms.methods.operands import ConvolutionOperands
+from clars.norms.methods.products import dense, matrix_products, squared_norms
+from clars.norms.methods.sizes import Sizes
+from clars.precision import wide
+
+
+class Gram(Method):
+    """The ordinary weight gradient, and the norms from inner products between positions."""
+
+    name = "gram"
+
+    def applies(self, sizes: Sizes) -> bool:
+        return sizes.groups == 1 and (sizes.bare or len(sizes.kernel) == 2 or set(sizes.stride) == {1})
+
+    def numbers(self, sizes: Sizes) -> int:
+        if not sizes.shifted:
+            return 2 * sizes.positions**2 + sizes.windows
+        seen = sizes.phase_positions
+        phase = seen**2 + (seen * sizes.channels if sizes.phases > 1 else 0)
+        return sizes.positions**2 + phase + max(seen, sizes.positions) ** 2
+
+    def operations(self, sizes: Sizes) -> float:
+        shared = sizes.positions**2 * sizes.inputs
+        if sizes.shifted:
+            shared = sizes.phases * sizes.phase_positions**2 * sizes.channels
+        measured = sizes.examples // sizes.blocks
+        return 1 + 2 * measured * (shared + sizes.positions**2 * sizes.outputs) / sizes.operations
+
+    def is_native(self, sizes: Sizes) -> bool:
+        return sizes.native and (sizes.pointwise or (sizes.groups == 1 and len(sizes.kernel) == 2))
+
+    def form(self, operands: Operands, sizes: Sizes, memory: int | None) -> Contribution:
+        if self.is_native(sizes):
+            return Contribution(None, self._by_kernel(operands, sizes, self.at_once(sizes, memory)))
+        pieces = [operands.of(piece) for piece in self.pieces(sizes, memory)]
+        if sizes.bare or set(sizes.stride) != {1}:
+            squares = [gram_squares(piece.outputs(), piece.windows()) for piece in pieces]
+        else:
+            squares = [inner(gram(piece.outputs()), _shifted(piece)) for piece in pieces]
+        return Contribution(None, torch.cat(squares))
+
+    @staticmethod
+    def _by_kernel(operands: Operands, sizes: Sizes, most: int) -> Tensor:
+        if sizes.bare:
+            return native.kernel("gram_squares")(operands.outputs(), dense(operands.windows()), most)
+        stride, padding, dilation, _ = operands.geometry
+        of_windows = native.kernel("window_gram_squares")
+        return of_windows(operands.gy, operands.x, operands.kernel, stride, padding, dilation, most)
+
+
+def _shifted(operands: ConvolutionOperands) -> Tensor:
+    _, padding, dilation, _ = operands.geometry
+    return window_gram(operands.x, operands.kernel, padding, dilation, operands.gy.shape[2:])
 
 
 def gram(x: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import clars
-from clars.native import kernels as cpu
-from clars.norms.watch.repeated_call import Known
+from clars import native
 from clars.norms.plan import plan
+from clars.norms.watch.repeated_call import RepeatedCall
 
-pytestmark = pytest.mark.skipif(not cpu.load().loaded, reason=cpu.load().text)
+pytestmark = pytest.mark.skipif(not native.load().loaded, reason=native.load().text)
 
 
 class Network(nn.Module):
@@ -42,14 +42,14 @@ def step(model, x):
 @pytest.fixture
 def again(monkeypatch):
     """Which calls were recognised."""
-    seen, original = [], Known.again
+    seen, original = [], RepeatedCall.again
 
     def noted(self, function, *arguments):
         y = original(self, function, *arguments)
         seen.append((function, y is not None))
         return y
 
-    monkeypatch.setattr(Known, "again", noted)
+    monkeypatch.setattr(RepeatedCall, "again", noted)
     return seen
 
 

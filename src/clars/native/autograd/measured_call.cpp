@@ -14,7 +14,7 @@
 #include <unordered_map>
 
 #include "layers.h"
-#include "ledger.h"
+#include "pending.h"
 
 namespace clars {
 namespace {
@@ -52,10 +52,10 @@ class Made {
   static inline int64_t last = 0;
 };
 
-// A layer's call on its way through the graph. The accounts are numbers by which Python knows who measures what.
+// A layer's call on its way through the graph. The accumulators are numbers by which Python knows who measures what.
 template <typename Kind>
-struct Call : torch::CustomClassHolder {
-  Call(Pointer<Kind> layer, bool has_bias, int64_t of_weight, int64_t of_bias)
+struct LayerCall : torch::CustomClassHolder {
+  LayerCall(Pointer<Kind> layer, bool has_bias, int64_t of_weight, int64_t of_bias)
       : layer(std::move(layer)), has_bias(has_bias), of_weight(of_weight), of_bias(of_bias) {}
 
   const Pointer<Kind> layer;
@@ -65,7 +65,7 @@ struct Call : torch::CustomClassHolder {
   bool spent = false;
 };
 
-Ledger ledger;
+Pending pending;
 
 // What is told where gradients of gradients are asked for; Python's layers say the same.
 const char* const twice =
@@ -75,19 +75,19 @@ const char* const twice =
 // Whether the pass under way yields only some of the gradients, or leaves some elsewhere than in the parameters.
 bool is_partial() { return !torch::autograd::get_current_graph_task_exec_info()->empty(); }
 
-// Books to an account the tensor that will hold the squared norms of all examples, zero where the layer then fails.
+// Adds to an accumulator the tensor that will hold the squared norms of all examples, zero where the layer then fails.
 // Returns what to measure; nothing where the gradient does not arrive in the parameters. Python, which keeps the
-// accounts, may refuse.
+// accumulators, may refuse.
 template <typename Kind>
-std::optional<Measured> book(const Call<Kind>& call, int64_t account, const Tensor& squares) {
-  using Book = std::tuple<int64_t, int64_t, bool>(int64_t, int64_t, bool, bool, const Tensor&);
-  static const auto python = c10::Dispatcher::singleton().findSchemaOrThrow("clars::book", "").typed<Book>();
+std::optional<Measured> add(const LayerCall<Kind>& call, int64_t accumulator, const Tensor& squares) {
+  using Add = std::tuple<int64_t, int64_t, bool>(int64_t, int64_t, bool, bool, const Tensor&);
+  static const auto python = c10::Dispatcher::singleton().findSchemaOrThrow("clars::add_squares", "").typed<Add>();
   const int64_t pass = call.outer_pass == -1 ? torch::autograd::get_current_graph_task_id() : call.outer_pass;
   const bool partial = is_partial();
   if (!call.spent && !partial)
-    if (const auto measured = ledger.book(account, pass, squares)) return measured;
-  const auto [first, last, booked] = python.call(account, pass, call.spent, partial, squares);
-  return booked ? std::optional<Measured>({first, last}) : std::nullopt;
+    if (const auto measured = pending.add(accumulator, pass, squares)) return measured;
+  const auto [first, last, added] = python.call(accumulator, pass, call.spent, partial, squares);
+  return added ? std::optional<Measured>({first, last}) : std::nullopt;
 }
 
 // A gradient whose numbers are in memory as they are: those that passed through complex conjugation may be there negated,
@@ -105,9 +105,9 @@ void fill(const Tensor& all, Measured part, const Tensor& squares, const Tensor&
 }
 
 template <typename Kind>
-struct Tap : torch::autograd::Function<Tap<Kind>> {
+struct MeasuredCall : torch::autograd::Function<MeasuredCall<Kind>> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Maybe& bias,
-                        c10::intrusive_ptr<Call<Kind>> call) {
+                        c10::intrusive_ptr<LayerCall<Kind>> call) {
     Tensors saved;
     Tensor y = call->layer->forward(x, weight, bias, saved);
     // One tensor more than the layer's own function saves: activation checkpointing, which puts what a recomputed
@@ -121,7 +121,7 @@ struct Tap : torch::autograd::Function<Tap<Kind>> {
 
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
     const auto capsule = ctx->saved_data["call"].toCapsule();
-    auto& call = static_cast<Call<Kind>&>(*capsule);
+    auto& call = static_cast<LayerCall<Kind>&>(*capsule);
     const variable_list all = ctx->get_saved_variables();
     const Needs needs{ctx->needs_input_grad(0), ctx->needs_input_grad(1),
                       call.has_bias && ctx->needs_input_grad(2)};
@@ -145,14 +145,14 @@ struct Tap : torch::autograd::Function<Tap<Kind>> {
   }
 
  private:
-  static Gradients measured(Call<Kind>& call, const Tensor& gy, const variable_list& all, Needs needs) {
+  static Gradients measured(LayerCall<Kind>& call, const Tensor& gy, const variable_list& all, Needs needs) {
     const Tensor &x = all[0], &weight = all[1];
     const bool for_weight = needs.weight && call.of_weight, for_bias = needs.bias && call.of_bias;
     const bool joint = for_weight && for_bias && call.of_weight == call.of_bias;
     std::optional<Measured> weight_part, bias_part;
     Tensor of_weight, of_bias;
-    if (for_weight) weight_part = book(call, call.of_weight, of_weight = at::zeros({x.size(0)}, x.options()));
-    if (for_bias && !joint) bias_part = book(call, call.of_bias, of_bias = at::zeros({x.size(0)}, x.options()));
+    if (for_weight) weight_part = add(call, call.of_weight, of_weight = at::zeros({x.size(0)}, x.options()));
+    if (for_bias && !joint) bias_part = add(call, call.of_bias, of_bias = at::zeros({x.size(0)}, x.options()));
     call.spent = call.spent || weight_part || bias_part;
     const Measured part = weight_part.value_or(bias_part.value_or(Measured{0, x.size(0)}));
     const Gradients got = call.layer->backward(gy, x, weight, Tensors(all.begin() + 3, all.end()), needs, part);
@@ -164,12 +164,12 @@ struct Tap : torch::autograd::Function<Tap<Kind>> {
 
 // None where the layer was made for other calls than this.
 template <typename Kind>
-Maybe tapped(const Tensor& x, const Tensor& weight, const Maybe& bias, int64_t number, int64_t of_weight,
+Maybe called(const Tensor& x, const Tensor& weight, const Maybe& bias, int64_t number, int64_t of_weight,
              int64_t of_bias) {
   Pointer<Kind> layer = Made<Kind>::get(number);
   if (!layer->takes(x, weight)) return std::nullopt;
-  auto call = c10::make_intrusive<Call<Kind>>(std::move(layer), bias.has_value(), of_weight, of_bias);
-  return Tap<Kind>::apply(x, weight, bias, std::move(call));
+  auto call = c10::make_intrusive<LayerCall<Kind>>(std::move(layer), bias.has_value(), of_weight, of_bias);
+  return MeasuredCall<Kind>::apply(x, weight, bias, std::move(call));
 }
 
 template <typename Kind, typename... Arguments>
@@ -180,11 +180,11 @@ int64_t make(const Tensor& x, const Tensor& weight, Arguments... arguments) {
 template <typename Kind, typename... Arguments>
 void define(torch::Library& library, const std::string& kind, const std::string& hyper_parameters) {
   const std::string made = "make." + kind + "(Tensor x, Tensor weight, " + hyper_parameters + ") -> int";
-  const std::string tap = "tap." + kind +
+  const std::string call = "call." + kind +
                           "(Tensor x, Tensor weight, Tensor? bias, int layer, int of_weight, int of_bias) -> Tensor?";
   const std::string drop = "drop." + kind + "(int layer) -> ()";
   library.def(made.c_str(), make<Kind, Arguments...>);
-  library.def(tap.c_str(), tapped<Kind>);
+  library.def(call.c_str(), called<Kind>);
   library.def(drop.c_str(), Made<Kind>::drop);
 }
 
@@ -199,11 +199,11 @@ TORCH_LIBRARY_FRAGMENT(clars, m) {
       m, "BatchNorm", "Tensor? running_mean, Tensor? running_var, float momentum, float eps");
   define<GroupNorm, int64_t, double>(m, "GroupNorm", "int groups, float eps");
   define<LayerNorm, double>(m, "LayerNorm", "float eps");
-  m.def("lend(int tracker, int[] accounts, int backward_pass, int examples, int first, int last) -> ()",
-        [](int64_t tracker, at::IntArrayRef accounts, int64_t backward_pass, int64_t examples, int64_t first,
-           int64_t last) { ledger.lend(tracker, accounts, backward_pass, examples, {first, last}); });
-  m.def("withdraw(int account) -> ()", [](int64_t account) { ledger.withdraw(account); });
-  m.def("collect(int tracker) -> (int[], Tensor[])", [](int64_t tracker) { return ledger.collect(tracker); });
+  m.def("delegate(int tracker, int[] accumulators, int backward_pass, int examples, int first, int last) -> ()",
+        [](int64_t tracker, at::IntArrayRef accumulators, int64_t backward_pass, int64_t examples, int64_t first,
+           int64_t last) { pending.delegate(tracker, accumulators, backward_pass, examples, {first, last}); });
+  m.def("retract(int accumulator) -> ()", [](int64_t accumulator) { pending.retract(accumulator); });
+  m.def("collect(int tracker) -> (int[], Tensor[])", [](int64_t tracker) { return pending.collect(tracker); });
 }
 
 }  // namespace clars

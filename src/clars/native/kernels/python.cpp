@@ -13,7 +13,6 @@ Measured all(const Tensor& x) { return {0, x.size(0)}; }
 
 TORCH_LIBRARY_FRAGMENT(clars, m) {
   m.def("matrix_products(Tensor gy, Tensor x, int most) -> (Tensor, Tensor)");
-  m.def("pointwise_products(Tensor gy, Tensor x, Tensor weight, int[] stride, int most) -> (Tensor, Tensor)");
   m.def(
       "conv_products(Tensor gy, Tensor x, Tensor weight, int[] stride, int[] padding, int[] dilation, int groups, "
       "int most) -> (Tensor, Tensor)");
@@ -39,10 +38,6 @@ TORCH_LIBRARY_FRAGMENT(clars, m) {
 TORCH_LIBRARY_IMPL(clars, CPU, m) {
   m.impl("matrix_products",
          [](const Tensor& gy, const Tensor& x, int64_t most) { return matrix_products(gy, x, most, all(x)); });
-  m.impl("pointwise_products",
-         [](const Tensor& gy, const Tensor& x, const Tensor& weight, at::IntArrayRef stride, int64_t most) {
-           return pointwise_products(gy, x, weight, stride, most, all(x));
-         });
   m.impl("conv_products",
          [](const Tensor& gy, const Tensor& x, const Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
             at::IntArrayRef dilation, int64_t groups, int64_t most) {

@@ -6,23 +6,28 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 
-from clars.norms.watch.accumulator import Account
+from clars.norms.watch.accumulator import Accumulator
 
 if TYPE_CHECKING:
-    from clars.norms.watch.repeated_call import Known
+    from clars.norms.watch.repeated_call import RepeatedCall
 
 
-class Part:
+class TrackedParameter:
     """A parameter of a layer, as it is now: strategies may put another tensor in its place from call to call."""
 
-    __slots__ = ("account", "known", "module", "name", "parameter")
+    __slots__ = ("accumulator", "last_call", "module", "name", "tensor")
     leaf = None  # through which a compiled backward pass would pass its sums on
 
-    def __init__(self, account: Account, module: nn.Module, name: str) -> None:
-        self.account, self.module, self.name = account, module, name
-        account.parts.append(self)
-        self.parameter: Tensor | None = None
-        self.known: Known | None = None  # the call of it that a compiled function made last
+    def __init__(self, accumulator: Accumulator, module: nn.Module, name: str) -> None:
+        self.accumulator, self.module, self.name = accumulator, module, name
+        accumulator.parameters.append(self)
+        self.tensor: Tensor | None = None
+        self.last_call: RepeatedCall | None = None  # of a layer in C++ with it
+
+    @property
+    def layer(self) -> str:
+        """The name of its layer."""
+        return self.accumulator.layer
 
     def present(self) -> Tensor | None:
         """Return the tensor that is in the parameter's place in the module; None where it has no such parameter."""
@@ -30,7 +35,7 @@ class Part:
 
     def gradient_arrives(self) -> bool:
         """Tell, in the midst of a backward pass, whether it adds to the parameter's `.grad`."""
-        return arrives(get_gradient_edge(self.parameter).node)
+        return arrives(get_gradient_edge(self.tensor).node)
 
 
 def arrives(node: Node | None) -> bool:

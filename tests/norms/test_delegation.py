@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import clars
-from clars.native import kernels as cpu
-from clars.norms.watch.accumulator import Account
+from clars import native
+from clars.norms.watch.accumulator import Accumulator
 
-pytestmark = pytest.mark.skipif(not cpu.load().loaded, reason=cpu.load().text)
+pytestmark = pytest.mark.skipif(not native.load().loaded, reason=native.load().text)
 
 
 def network(seed=0):
@@ -33,13 +33,13 @@ def squares_of(model, x):
 @pytest.fixture
 def entered(monkeypatch):
     """The layers that Python was asked about."""
-    seen, original = [], Account.enter
+    seen, original = [], Accumulator.enter
 
     def noted(self, *arguments):
         seen.append(self.layer)
         return original(self, *arguments)
 
-    monkeypatch.setattr(Account, "enter", noted)
+    monkeypatch.setattr(Accumulator, "enter", noted)
     return seen
 
 

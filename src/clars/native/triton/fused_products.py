@@ -145,8 +145,9 @@ def _kernel():
     """
     global tl
     try:
-        import triton
         import triton.language as tl
+
+        import triton
     except ImportError:
         return None
     return triton.jit(_products, do_not_specialize=_UNSPECIALIZED)

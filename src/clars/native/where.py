@@ -1,0 +1,90 @@
+"""Where something runs: on a processor or an accelerator, under autocast, under torch.compile. Asked here alone."""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from clars.native import operators
+
+# Bytes that one piece of work may take by default, on a processor per core, and on an accelerator: small enough for a
+# core's cache, large enough to keep an accelerator busy.
+WORKING_SET = {"cpu": 3 * 2**20, "accelerator": 256 * 2**20}
+
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # older torch does not tell
+
+
+def is_compiling() -> bool:
+    """Tell whether torch.compile looks through what runs.
+
+    A function that names `torch`, and no alias: torch.compile looks through a frame of its own, such as this one within
+    a forward that breaks its graph, only where that is so.
+    """
+    return torch.compiler.is_compiling()
+
+
+def on_processor(tensor: Tensor | str) -> bool:
+    """Tell whether a tensor, or a device by the name of its type, is a processor's."""
+    return (tensor if isinstance(tensor, str) else tensor.device.type) == "cpu"
+
+
+def threads() -> int:
+    """Return the number of threads that torch's operations use; a compiled model keeps that of its compilation."""
+    return torch.get_num_threads()
+
+
+def working_set(device: str) -> int:
+    """Return the bytes that one piece of work may take on a device, on a processor those of a core."""
+    return WORKING_SET["cpu" if on_processor(device) else "accelerator"]
+
+
+def has_batch_norm_libraries(x: Tensor) -> bool:
+    """Tell whether torch chooses among libraries for batch normalisation, as on GPUs, and this may be left to it."""
+    return x.is_cuda and not operators.is_suspended()
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager:
+    """Keep autocast, where a backward pass is called inside of it, from taking norms in half precision."""
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def cast_as_autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Cast to the type in which autocast, where it is on, makes convolutions and matrix products."""
+    device, tensors = x.device.type, (x, *others)
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(value if value is None or value.dtype == torch.float64 else value.to(dtype) for value in tensors)
+
+
+def cast_to_float32(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Cast as accelerators' autocast does for layer and group normalisation; the processors' leaves them alone."""
+    tensors = (x, *others)
+    if on_processor(x) or not torch.is_autocast_enabled(x.device.type):
+        return tensors
+    return tuple(value if value is None or value.dtype == torch.float64 else value.float() for value in tensors)
+
+
+def can_be_timed(device: str) -> bool:
+    """Tell whether a method can be timed now: not while a graph is captured or compiled."""
+    return not operators.is_suspended() and not (device == "cuda" and torch.cuda.is_current_stream_capturing())
+
+
+def seconds(work: Callable[[], object], device: str) -> float:
+    """Return how long some work takes on a device: the best of three runs after one that warms up."""
+    taken = []
+    for _ in range(4):
+        _wait(device)
+        began = time.perf_counter()
+        work()
+        _wait(device)
+        taken.append(time.perf_counter() - began)
+    return min(taken[1:])
+
+
+def _wait(device: str) -> None:
+    if not on_processor(device):
+        torch.accelerator.synchronize()

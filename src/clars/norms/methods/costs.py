@@ -1,0 +1,52 @@
+"""What the methods' estimates of their cost share, in units of the weight gradient's operations.
+
+The numbers were measured on processors.
+
+A method that forms products one by one costs the weight gradient's operations and, beside them, what the calls, and
+writing and reading the products, take. The inner products of `gram` come on top of the gradient formed as usual. So it
+wins where they are fewer than that.
+"""
+
+from math import prod
+
+from clars.norms.methods.sizes import Sizes
+
+NEVER = 1e9  # a method that is not worth while, as long as there is another
+CALL = 1.0  # a way by many more calls, or by windows laid out, where another does without
+
+
+def products(sizes: Sizes) -> float:
+    """Return what products by torch's operators take beside the arithmetic; more where windows overlap."""
+    return 0.1 if sizes.pointwise else 0.25
+
+
+def native_products(sizes: Sizes) -> float:
+    """Return what plain products by the C++ kernels take beside the arithmetic.
+
+    To write and read a product of few positions takes longer than to form it; small ones stay in the cache.
+    """
+    if sizes.operations < 4e6:
+        return 0.0
+    return 0.15 if sizes.positions <= 64 else 0.05
+
+
+def native_calls(sizes: Sizes) -> float:
+    """Return what a library's call for each example takes beside the arithmetic: few positions do not fill it."""
+    return 0.3 if sizes.positions < 200 and not is_small(sizes) else 0.2
+
+
+def is_small(sizes: Sizes) -> bool:
+    """Tell whether a library's call takes longer than so little arithmetic, and than that of few channels."""
+    return sizes.operations < (4e6 if sizes.channels >= 8 else 16e6) * sizes.examples
+
+
+def lays_out(sizes: Sizes) -> bool:
+    """Tell whether laying out windows costs less than torch's convolution calls.
+
+    A call costs more than laying out the windows of so few positions: in each of many groups, and in the whole image
+    where a call takes only one example because it has few channels.
+    """
+    if sizes.groups > 1:
+        return sizes.positions < 16
+    few = sizes.channels % 8 != 0 and sizes.positions <= 1024
+    return prod(sizes.kernel) == 1 or few or sizes.kernel == sizes.stride

@@ -1,0 +1,40 @@
+"""What the watched forward of a module needs to know of who tracks it."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from torch import nn
+
+from clars.norms.watch.tracked_parameter import TrackedParameter
+
+
+class Tracker(Protocol):
+    """A tracker of a model, as its modules' forwards see it.
+
+    Attributes:
+        model: the outermost module that is tracked.
+        active: whether tracking is on.
+        parameters: the tracked parameters, by the id of the tensor that stands for each now.
+    """
+
+    model: nn.Module
+    active: bool
+    parameters: dict[int, TrackedParameter]
+
+    def refresh(self, module: nn.Module) -> None:
+        """Note the tensors that are the module's parameters now."""
+
+    def refresh_all(self) -> None:
+        """Note those of all modules."""
+
+    def is_watching(self) -> bool:
+        """Tell whether a forward of this model is being watched by this thread."""
+
+    def begin_watching(self, inputs: Iterable) -> tuple[int, ...]:
+        """Mark a forward as watched; return what `end_watching` has to know."""
+
+    def end_watching(self, before: tuple[int, ...]) -> None:
+        """Undo `begin_watching`."""
+
+    def refuse(self, problems: dict[str, str]) -> None:
+        """Refuse layers, named with what they do."""
