@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from clars.lab.training import run
+
 ROOT = Path(__file__).parents[1]
 TRAIN = ROOT / "recipes" / "train.py"
 DISTURBED = Path(__file__).with_name("disturbed.py")
@@ -34,6 +36,18 @@ def launch(config, *words, code=0, **arguments):
     )
     assert done.returncode == code, done.stderr[-3000:]
     return done.stderr
+
+
+def interrupt(monkeypatch, step):
+    """Have training in this process stopped by Ctrl-C after a step."""
+    original = run.Run._after_step
+
+    def after(self):
+        original(self)
+        if self.progress.step == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.Run, "_after_step", after)
 
 
 def disturbed(config, kind, step, *words, code=1):

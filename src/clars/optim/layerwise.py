@@ -1,6 +1,5 @@
 """The step that CLARS, LARS and plain Nesterov share; they differ in the denominator of the layer's ratio."""
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -9,15 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clars.errors import UnsupportedLayerError, UserError
+from clars.errors import UserError
 from clars.layers import Layer, LayerUnit, layers, uncompiled
-from clars.optim.options import OPTIONS, by_layer, check, groups, layers_of, merged
+from clars.optim import unmeasured
+from clars.optim.options import by_layer, check_saved, groups, layers_of, merged
+from clars.optim.presence import Presence
 from clars.optim.scaling import unscaled_by
-from clars.optim.stats import LayerStats
+from clars.optim.stats import LastStep, LayerStats, required
 from clars.optim.update import Momentum, update
 from clars.optim.vectors import Constants, squares_by_layer
 from clars.precision import wide
-from clars.sharding.check import UNMEASURED, require_agreement, verify
+from clars.sharding.check import require_agreement, verify
 from clars.sharding.find import find
 from clars.sharding.layout import Layout, Shard, whole_shape
 
@@ -57,7 +58,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
             raise ValueError(f"{type(model).__name__} has no trainable parameter.")
         self.eps, self.norm_floor = eps, norm_floor
         self.model = uncompiled(model)
-        self._reached_by = _ways(self.model, {layer.module for layer in self.layers})
+        self._presence = Presence(self.model, self.layers)
         self._elements = {
             layer.prefix + local: whole_shape(parameter).numel()
             for layer in self.layers
@@ -67,7 +68,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         self._measurements = 0  # so far, with the present layout
         self._stepped = False  # since gradients were cleared
         self._constants: tuple[Any, Constants] | None = None
-        self._last: tuple[list[int], Tensor, Tensor, Tensor, Tensor | None] | None = None
+        self._last: LastStep | None = None
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -159,7 +160,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         if self.layout.steps_in_parts:
             self.layout.hand_over(self)
             return loss
-        self._check_parameters()
+        self._presence.require()
         if all(parameter.grad is None for parameter in self.layout.parameters.values()):
             if closure is not None:
                 self.skip()
@@ -176,7 +177,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
 
     def skip(self) -> None:
         """Note that a step was not taken: it has no statistics."""
-        self._last = ([], *[torch.zeros(0)] * 3, None)
+        self._last = LastStep([], *[torch.zeros(0)] * 3, None)
 
     @property
     def exact(self) -> bool:
@@ -205,30 +206,6 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         super().zero_grad(set_to_none)
         self.cleared()
 
-    def _check_parameters(self) -> None:
-        """Refuse to train what the model no longer uses."""
-        for layer in self.layers:
-            for name, parameter in layer.parameters.items():
-                if layer.module._parameters.get(name) is not parameter:
-                    raise UserError(
-                        f"Parameter {name!r} of layer {layer.name!r} was replaced or sharded after the optimizer was "
-                        "made, so the step would train a tensor that the model no longer uses. Make the optimizer "
-                        "after the change to the model."
-                    )
-        if any(parent._modules.get(name) is not child for parent, name, child in self._reached_by):
-            self._check_modules()
-
-    def _check_modules(self) -> None:
-        """Refuse layers whose modules were taken out of the model; one that was wrapped is still there."""
-        present = set(self.model.modules())
-        gone = [layer.name for layer in self.layers if layer.module not in present]
-        if gone:
-            raise UserError(
-                f"The module of layer {gone[0]!r} is no part of the model any more; what has taken its place would not "
-                "be trained. Make the optimizer after the change to the model."
-            )
-        self._reached_by = _ways(self.model, {layer.module for layer in self.layers})
-
     def measure(self, shards: list[Shard]) -> Tensor:
         """Form the norms of whole layers and the totals of the global batch; return the norm of all gradients.
 
@@ -244,10 +221,11 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
             for tensors, layer_of in zip((weights, gradients), constants.layer_of)
         ]
         partly = self._verify(shards, squares[1])
-        totals, booked = self.totals(squares[0]) or (None, set())
+        totals, measured = self.totals(squares[0]) or (None, set())
         whole, totals = self.layout.whole(torch.stack(squares, 1), totals)
         if totals is not None:
-            self._refuse_unmeasured(self._in_doubt(shards, booked, partly), partly, whole[:, 1], totals[:, 2])
+            doubtful = self._in_doubt(shards, measured, partly)
+            unmeasured.refuse(self.layers, doubtful, partly, whole[:, 1], totals[:, 2], self.remedy)
             totals = torch.where(whole[:, 1:] > 0, totals, 0.0)  # what belongs to gradients that were set to zero
         self._measured = (constants, *whole.sqrt().unbind(1), totals)
         return whole[:, 1].sum().sqrt()
@@ -266,33 +244,12 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         require_agreement(self.layout, [layer.name for layer in self.layers], squares)
         return partly
 
-    def _in_doubt(self, shards: list[Shard], booked: set[str], partly: set[str]) -> list[int]:
+    def _in_doubt(self, shards: list[Shard], measured: set[str], partly: set[str]) -> list[int]:
         """Return the layers with a gradient that has no norms in this process, or not of all of its parameters."""
         reached = {self._number[name] for name in self.layout.reached_by(shards)}
         group_of = by_layer(self.param_groups)
         names = {k: self.layers[k].name for k in sorted(reached)}
-        return [k for k, name in names.items() if group_of[name]["adapt"] and (name not in booked or name in partly)]
-
-    def _refuse_unmeasured(self, doubtful: list[int], partly: set[str], squares: Tensor, examples: Tensor) -> None:
-        """Refuse those of the layers whose gradient is not zero and has no norms of any process's examples.
-
-        It is asked of sums that all processes share, so that all refuse. The device is waited for only where a process
-        is in doubt.
-        """
-        rows = torch.stack([squares, examples], 1)[doubtful].tolist() if doubtful else []
-        refused = [
-            self.layers[k].name
-            for k, (square, count) in zip(doubtful, rows)
-            if square > 0 and (not count or self.layers[k].name in partly)
-        ]
-        if refused and not examples.any():
-            raise UserError(
-                "step() without per-example norms: no backward pass has left the gradients that are there. They were "
-                "set by hand, taken by torch.autograd.grad, or formed where another function stands in the place of "
-                "torch's own. Call loss.backward() after the model's own forward: the norms are formed in it."
-            )
-        if refused:
-            raise UnsupportedLayerError(dict.fromkeys(refused, UNMEASURED), self.remedy(refused))
+        return [k for k, name in names.items() if group_of[name]["adapt"] and (name not in measured or name in partly)]
 
     def rate(self, unscale_norms: Tensor | float = 1.0, unscale_gradients: Tensor | float = 1.0) -> None:
         """Form the ratios. The factors bring what was measured to the unit of the gradients that the step uses."""
@@ -305,7 +262,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         bottom = self.denominators(gradient_norms, totals) + constants.weight_decay * assumed + self.eps
         ratios = torch.where(constants.adapt, constants.trust * assumed / bottom, 1.0)
         active = {self._number[name] for name in self.layout.active()}
-        self._last = (sorted(active), weight_norms, gradient_norms, ratios, totals)
+        self._last = LastStep(sorted(active), weight_norms, gradient_norms, ratios, totals)
 
     def _vectors(self, shards: list[Shard]) -> Constants:
         every = self.layout.shards
@@ -327,7 +284,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
 
     def apply(self, shards: list[Shard]) -> None:
         """Take the step for `shards`, for all that share their scalar options at once."""
-        ratios = self._last[3].unbind()
+        ratios = self._last.ratios.unbind()
         options_of = {name: _options(group) for name, group in by_layer(self.param_groups).items()}
         buckets: dict[tuple, list[Shard]] = {}
         for shard in shards:
@@ -359,20 +316,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         Warns:
             UserWarning: a layer's S_k is below ||g_k||, so that a part of its gradient was not measured.
         """
-        if self._last is None:
-            raise UserError("layer_stats() before the first step: there is nothing to tell yet.")
-        active, *vectors, totals = self._last
-        rows = list(zip(*(vector.tolist() for vector in vectors)))
-        per_example = totals.tolist() if totals is not None else [None] * len(self.layers)
-        stats = {self.layers[k].name: LayerStats.of(*rows[k], per_example[k]) for k in active}
-        short = [name for name, row in stats.items() if row.unmeasured and self.exact]
-        if short:
-            warnings.warn(
-                f"A part of the gradient of {', '.join(short[:3])} did not come through the layer's own forward (a "
-                "penalty in the loss?), so its per-example norms are too small; the ratio is that of LARS there.",
-                stacklevel=2,
-            )
-        return stats
+        return required(self._last).by_layer([layer.name for layer in self.layers], self.exact)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state saved from an optimizer over the same layers in the same order.
@@ -380,39 +324,12 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: the layers differ, or an option in the state is impossible.
         """
-        saved, own = ([_names(group) for group in groups] for groups in (state_dict["param_groups"], self.param_groups))
-        if saved != own:
-            missing = sorted(set(chain(*own)) - set(chain(*saved)))[:3]
-            raise UserError(
-                f"The state is of other layers ({len(saved)} groups against {len(own)} here, without {missing})."
-            )
-        for group in state_dict["param_groups"]:
-            place = f"state of layer {_names(group)[0]!r}"
-            if lacking := [name for name in OPTIONS if name not in group]:  # torch has more among the defaults
-                raise UserError(
-                    f"{place}: lacks the option {lacking[0]!r}. The state was changed, or is of another version."
-                )
-            check({name: group[name] for name in OPTIONS}, place)
+        check_saved(state_dict["param_groups"], self.param_groups)
         super().load_state_dict(state_dict)
 
 
 _layers = layers  # the optimizers' argument has the name of the function
 
 
-def _names(group: dict[str, Any]) -> list[str]:
-    """Return the names of the layers of a saved group, if it has such."""
-    return layers_of(group) if "layers" in group or "layer" in group else []
-
-
 def _options(group: dict[str, Any]) -> tuple:
     return tuple(group[name] for name in ("lr", "momentum", "weight_decay", "nesterov"))
-
-
-def _ways(model: nn.Module, wanted: set[nn.Module]) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Return each step (parent, name, child) on the ways from the model to the modules wanted."""
-    return [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent._modules.items()
-        if child is not None and not wanted.isdisjoint(child.modules())
-    ]

@@ -1,9 +1,10 @@
 """Per-layer options: defaults, overrides by layer-name pattern, and what values are possible."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
-from clars.errors import nearest
+from clars.errors import UserError, nearest
 from clars.layers import Layer, matches
 
 BOUNDS = {
@@ -82,6 +83,33 @@ def layers_of(group: Mapping[str, Any]) -> list[str]:
 def by_layer(groups: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Return for each layer's name the group that it is in."""
     return {layer: group for group in groups for layer in layers_of(group)}
+
+
+def check_saved(saved: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -> None:
+    """Check that the parameter groups of a saved state are those of an optimizer's own layers.
+
+    Raises:
+        UserError: the layers differ, or an option is missing.
+        ValueError: an option is impossible.
+    """
+    names = [[_names(group) for group in groups] for groups in (saved, own)]
+    if names[0] != names[1]:
+        missing = sorted(set(chain(*names[1])) - set(chain(*names[0])))[:3]
+        raise UserError(
+            f"The state is of other layers ({len(saved)} groups against {len(own)} here, without {missing})."
+        )
+    for group in saved:
+        place = f"state of layer {_names(group)[0]!r}"
+        if lacking := [name for name in OPTIONS if name not in group]:  # torch has more among the defaults
+            raise UserError(
+                f"{place}: lacks the option {lacking[0]!r}. The state was changed, or is of another version."
+            )
+        check({name: group[name] for name in OPTIONS}, place)
+
+
+def _names(group: Mapping[str, Any]) -> list[str]:
+    """Return the names of the layers of a saved group, if it has such."""
+    return layers_of(group) if "layers" in group or "layer" in group else []
 
 
 def _matches(layer: Layer, pattern: str) -> bool:

@@ -1,6 +1,12 @@
 """What an optimizer tells about a layer's last step."""
 
+import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from torch import Tensor
+
+from clars.errors import UserError
 
 SMALLEST = 1e-15  # of a gradient's norm: examples' shares of it can still be squared
 
@@ -47,3 +53,49 @@ def _noise_scale(batch_square: float, example_square: float, examples: float) ->
     true_square = (examples * batch_square - example_square) / (examples - 1)
     trace = (example_square - batch_square) / (1 - 1 / examples)
     return trace / true_square if true_square > 0 else float("inf")
+
+
+class LastStep(NamedTuple):
+    """What a step left on the device, vectors over the K layers; `active` are the indices of those with a gradient.
+
+    `totals` [K, 3] are sum of norms, sum of squared norms and number of examples; None where none were formed.
+    """
+
+    active: list[int]
+    weight_norms: Tensor
+    gradient_norms: Tensor
+    ratios: Tensor
+    totals: Tensor | None
+
+    def by_layer(self, names: Sequence[str], exact: bool) -> dict[str, LayerStats]:
+        """Read the statistics from the device.
+
+        Args:
+            names: of the K layers.
+            exact: whether every example was measured.
+
+        Warns:
+            UserWarning: a layer's S_k is below ||g_k||, so that a part of its gradient was not measured.
+        """
+        rows = list(zip(*(vector.tolist() for vector in self[1:4])))
+        per_example = self.totals.tolist() if self.totals is not None else [None] * len(names)
+        stats = {names[k]: LayerStats.of(*rows[k], per_example[k]) for k in self.active}
+        short = [name for name, row in stats.items() if row.unmeasured and exact]
+        if short:
+            warnings.warn(
+                f"A part of the gradient of {', '.join(short[:3])} did not come through the layer's own forward (a "
+                "penalty in the loss?), so its per-example norms are too small; the ratio is that of LARS there.",
+                stacklevel=3,
+            )
+        return stats
+
+
+def required(last: LastStep | None) -> LastStep:
+    """Return the last step.
+
+    Raises:
+        UserError: there was none.
+    """
+    if last is None:
+        raise UserError("layer_stats() before the first step: there is nothing to tell yet.")
+    return last

@@ -8,15 +8,15 @@ from demo import seal, write_run, write_run_into
 from mutations import mutations
 
 from clars.errors import UserError, printable
-from clars.lab.tables.definition import load_table
 from clars.lab import runs
 from clars.lab.runs import compact
-from clars.lab.tables import search
 from clars.lab.runs.jobs import pending
-from clars.lab.tables.jobs import table_jobs
 from clars.lab.runs.metrics import Metrics
-from clars.lab.tables.results import keep
 from clars.lab.runs.record import Record
+from clars.lab.tables import search
+from clars.lab.tables.definition import load_table
+from clars.lab.tables.jobs import table_jobs
+from clars.lab.tables.results import keep
 from clars.lab.tables.summary import summarise
 
 

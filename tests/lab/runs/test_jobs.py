@@ -5,8 +5,8 @@ from demo import write_run, write_run_into
 
 from clars.errors import UserError
 from clars.lab.recipes.load import load
-from clars.lab.tables.definition import load_table
 from clars.lab.runs.jobs import pending, read_jobs, require_distinct, write_jobs
+from clars.lab.tables.definition import load_table
 from clars.lab.tables.jobs import table_jobs
 
 

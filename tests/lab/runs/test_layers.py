@@ -5,8 +5,7 @@ from demo import seal, write_run
 
 from clars.errors import UserError
 from clars.lab import runs
-from clars.lab.runs import compact
-from clars.lab.runs import layers
+from clars.lab.runs import compact, layers
 from clars.lab.runs.metrics import Metrics
 
 

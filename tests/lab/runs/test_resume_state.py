@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from machine import lines, record, same
+from machine import interrupt, lines, record, same
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_resume import interrupt
 
 from clars.lab import digests
 from clars.lab.training import run, script

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from machine import DISTURBED, numbers, same
+from machine import DISTURBED, interrupt, numbers, same
 from safetensors import safe_open
 
-from clars.lab.training import run, script
+from clars.lab.training import script
 
 NO_BATCH_STATISTICS = {
     "model": {"name": "test_convnext2"},
@@ -26,18 +26,6 @@ CHANGES = {
 
 def train(*words):
     return script.main([str(word) for word in words])
-
-
-def interrupt(monkeypatch, step):
-    """Ctrl-C after a step."""
-    original = run.Run._after_step
-
-    def after(self):
-        original(self)
-        if self.progress.step == step:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(run.Run, "_after_step", after)
 
 
 @pytest.mark.parametrize("micro_batch", [256, 64])
