@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from clars.lab.checkpoints.commands import app
 from tiny import change
 from typer.testing import CliRunner
 
 from clars.lab.checkpoints import card, form, manifest
 from clars.lab.checkpoints.measure import splits
+from clars.lab.commands.checkpoints import app
 from clars.lab.recipes.load import load
 from clars.lab.recipes.schema import Recipe
 from clars.lab.runs.record import Record

@@ -114,7 +114,7 @@ def _rows(entry: Entry, record: Record, recipe: Recipe, splits: Splits) -> str:
 
 def _import(recipe: Recipe) -> str:
     own = timm.models.model_entrypoint(recipe.model.name.partition(".")[0]).__module__.startswith("clars.")
-    return "import clars.lab.models  # which adds this network to timm's\n" if own else ""
+    return "import clars.models  # which adds this network to timm's\n" if own else ""
 
 
 def _command(entry: Entry) -> str:

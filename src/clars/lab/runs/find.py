@@ -12,7 +12,8 @@ from clars.lab.runs.record import REMEDY, Record, Run
 def read(out: Path, name: str) -> list[Run]:
     """Return the runs of `name` under `out`, by seed.
 
-    Both forms are read: `<name>/seed<k>/run.json` with `metrics.jsonl` beside it, and the compact `<name>/seed<k>.json`.
+    Both forms are read: `<name>/seed<k>/run.json` with `metrics.jsonl` beside it, and the compact
+    `<name>/seed<k>.json`.
 
     Raises:
         UserError: a file is there but is no record, or is not as the run left it; or a seed is there twice.

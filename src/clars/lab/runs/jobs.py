@@ -8,11 +8,11 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from clars.errors import UserError
-from clars.lab.recipes.load import Resolved, load
 from clars.lab import strict_json
+from clars.lab.files import write_json
+from clars.lab.recipes.load import Resolved, load
 from clars.lab.runs import find, layout, record
 from clars.lab.runs.consistency import agree, mismatch
-from clars.lab.files import write_json
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from pydantic import ConfigDict, PositiveInt, TypeAdapter, ValidationError
 
 from clars.errors import UserError, quoted
 from clars.lab import digests, strict_json
-from clars.lab.runs import layout, metrics
 from clars.lab.files import write_text
-from clars.lab.runs.record import REMEDY, Run, first_problem
+from clars.lab.runs import layout, metrics
 from clars.lab.runs.find import require_file
+from clars.lab.runs.record import REMEDY, Run, first_problem
 
 COLUMNS = ("weight_norm", "gradient_norm", "example_norm_sum", "variance_factor", "noise_scale")
 Values = list[list[float | None]]
@@ -58,7 +58,7 @@ def read(run: Run) -> LayerHistory | None:
 
 
 def write_compact(run: Run, record: Path) -> None:
-    """Write a run's statistics beside its record in compact form, to four digits and with their digest, if there are any."""
+    """Write a run's statistics, if there are any, beside its record in compact form: four digits, and a digest."""
     if history := read(run):
         columns = {
             name: [[None if value is None else float(f"{value:.4g}") for value in row] for row in rows]

@@ -17,9 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-from clars.lab import seeds
 from clars.errors import UserError, quoted, shortened
-from clars.lab import digests, strict_json
+from clars.lab import digests, seeds, strict_json
 from clars.lab.files import write_json
 
 REMEDY = "Restore it, or remove it and run again."

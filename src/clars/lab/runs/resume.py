@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from clars.errors import UserError, quoted
-from clars.lab.recipes.load import Resolved
 from clars.lab import digests, strict_json
 from clars.lab.files import write_tensors
+from clars.lab.recipes.load import Resolved
 from clars.lab.runs.metrics import Mark
 from clars.lab.runs.record import first_problem
 

@@ -22,11 +22,11 @@ from clars.lab.launching.division import Division, divide
 from clars.lab.launching.exits import ignore_stops
 from clars.lab.launching.faults import explained
 from clars.lab.runs import resume
-from clars.lab.runs.folder import RunFolder
 from clars.lab.runs.jobs import Job
 from clars.lab.runs.provenance import provenance
 from clars.lab.runs.record import Record
 from clars.lab.runs.resume import Progress, State
+from clars.lab.runs.run_folder import RunFolder
 from clars.lab.training import init, momentum
 from clars.lab.training.average import Average
 from clars.lab.training.batches import batches_of

@@ -3,7 +3,7 @@ from demo import seal
 from matplotlib import axes, image
 from product import run_rows, write_product
 
-from clars.lab.runs.find import folder
+from clars.lab.runs import folder
 from clars.lab.runs.metrics import Metrics
 from clars.lab.tables.definition import load_table
 from clars.lab.tables.figures import draw
