@@ -8,12 +8,12 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 
-def linked(folder, *names):
-    """Make an environment in `folder` that has these packages and what they need; return its Python."""
+def linked(folder, *wanted):
+    """Make an environment in `folder` that has what the requirements name and need; return its Python."""
     venv.create(folder, with_pip=False, symlinks=True)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     site = Path(folder, "lib", version, "site-packages")
-    for name in needed(names):
+    for name in needed(wanted):
         found = distribution(name)
         for top in {path.parts[0] for path in found.files} - {"..", "__pycache__"}:
             link = site / top
@@ -22,16 +22,17 @@ def linked(folder, *names):
     return str(Path(folder, "bin", "python"))
 
 
-def needed(names):
-    """The packages, and those that they require on this machine."""
-    found, left = set(), list(names)
+def needed(wanted):
+    """The names of packages that requirements ask for, and of what those require on this machine."""
+    found, left = set(), [Requirement(text) for text in wanted]
     while left:
-        name = left.pop()
-        if name.lower() in found:
-            continue
-        found.add(name.lower())
-        for text in distribution(name).requires or ():
-            requirement = Requirement(text)
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                left.append(requirement.name)
-    return found
+        requirement = left.pop()
+        key = (requirement.name.lower(), frozenset(requirement.extras))
+        if key not in found:
+            found.add(key)
+            for text in distribution(requirement.name).requires or ():
+                other = Requirement(text)
+                extras = requirement.extras or {""}
+                if other.marker is None or any(other.marker.evaluate({"extra": extra}) for extra in extras):
+                    left.append(other)
+    return {name for name, _ in found}
