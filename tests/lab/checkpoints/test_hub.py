@@ -43,7 +43,7 @@ def test_there_and_back(hub, uploaded, run):
 
 COMMANDS = """
 import sys
-from clars import cli
+from clars.lab import cli
 for words in {lines}:
     try:
         cli.main(words)

@@ -26,7 +26,7 @@ import json, os, sys, time
 from pathlib import Path
 import torch
 from accelerate import Accelerator
-from clars import exits
+from clars.lab.launching import exits
 from clars.errors import DataError
 
 

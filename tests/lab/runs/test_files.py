@@ -82,7 +82,7 @@ def test_who_may_read_tensors_is_as_for_any_other_file(tmp_path, mask):
 HOLD = """\
 import sys, time
 from pathlib import Path
-from clars.results.files import held
+from clars.lab.files import held
 with held(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

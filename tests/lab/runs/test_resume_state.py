@@ -196,11 +196,9 @@ def test_lines_that_were_changed_while_the_run_wrote_them_are_told(path, monkeyp
 def test_lines_are_on_disk_before_the_state_that_counts_on_them(path, monkeypatch):
     """After a loss of power the state was there, and the lines before it were not."""
     events = []
-    replace, sync = run.checkpoint.write_tensors, run.RunFolder._sync
+    replace, sync = run.resume.write_tensors, run.RunFolder._sync
     monkeypatch.setattr(run.RunFolder, "_sync", lambda self: events.append("lines") or sync(self))
-    monkeypatch.setattr(
-        run.checkpoint, "write_tensors", lambda *arguments: events.append("state") or replace(*arguments)
-    )
+    monkeypatch.setattr(run.resume, "write_tensors", lambda *arguments: events.append("state") or replace(*arguments))
     assert train(path, "--out", "again", "--checkpoint-every", 4) == 0
     assert events == ["lines", "state"] * 4 + ["lines"]  # after steps 4, 5, 8 and 10; then before the record
 

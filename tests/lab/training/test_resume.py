@@ -96,7 +96,7 @@ def steps_done(out):
 FORKS = """\
 import contextlib, os, pathlib, random, signal, sys, threading, time, torch
 from accelerate.utils import extract_model_from_parallel
-from clars.training import script
+from clars.lab.training import script
 
 def inode():
     path = pathlib.Path("parts/small/seed0/layers.jsonl")

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from clars.errors import CheckpointError, nearest, quoted
+from clars.lab import shipped
 from clars.lab.checkpoints import folder, reading
 from clars.lab.checkpoints.folder import FILES, LIMIT, WEIGHTS
 from clars.lab.files import write_json
@@ -104,9 +105,9 @@ class Manifest(Settings):
 
 
 def root() -> Path:
-    """Return $CLARS_CHECKPOINTS, else the folder `checkpoints` beside the recipes, else the package's own."""
+    """Return $CLARS_CHECKPOINTS, else the folder `checkpoints` beside the recipes."""
     chosen = os.environ.get(VARIABLE)
-    return Path(chosen).resolve() if chosen else registry.beside("checkpoints")
+    return Path(chosen).resolve() if chosen else registry.root().parent / "checkpoints"
 
 
 def load(place: Path | None = None) -> Manifest:
@@ -128,11 +129,18 @@ def find(name: str) -> Entry:
         CheckpointError: there is none, or the manifest cannot be used.
     """
     known = load().checkpoints
+    if name not in known and name in (own := load(shipped.folder("checkpoints")).checkpoints):
+        return own[name]
     if name not in known:
         near = nearest(name, known)
         listed = f"There are: {', '.join(sorted(known))}." if known else "None is published there."
         raise CheckpointError(f"{quoted(name)} is no checkpoint of {root() / FILE}.{near} {listed}")
     return known[name]
+
+
+def home(name: str) -> Path:
+    """Return the folder whose manifest knows a name: `root()`, else the package's own."""
+    return root() if name in load().checkpoints else shipped.folder("checkpoints")
 
 
 def add(name: str, entry: Entry) -> Path:

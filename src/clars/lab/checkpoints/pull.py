@@ -58,7 +58,7 @@ def place(name: str, entry: Entry) -> Path:
 
 
 def _read(name: str, entry: Entry) -> Checkpoint:
-    return _cached(name, entry) if entry.address else form.read(manifest.root() / name, entry)
+    return _cached(name, entry) if entry.address else form.read(manifest.home(name) / name, entry)
 
 
 def _entry(folder: Path) -> Entry | None:

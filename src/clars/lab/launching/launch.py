@@ -48,7 +48,7 @@ def find_config(name: str, batches: Iterable[int] = ()) -> Path:
         if not Path(name).is_file():
             raise UserError(f"--launch {name}: there is no such file.")
         return Path(name)
-    folder = registry.beside("configs/accelerate")
+    folder = registry.launch_configs()
     known = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     if name not in known:
         near = nearest(name, [*known, AUTO])
@@ -62,7 +62,7 @@ def command(arguments: Sequence[str], config: Path) -> list[str]:
     Each process has one thread, unless OMP_NUM_THREADS says otherwise: accelerate's own choice, all cores for a
     process on the CPU, makes small networks many times slower where the cores are shared.
     """
-    script = registry.beside("recipes/train.py")
+    script = registry.script()
     threads = [] if "OMP_NUM_THREADS" in os.environ else ["--num_cpu_threads_per_process=1"]
     line = ["accelerate", "launch", "--quiet", *threads, "--config_file", _short(config)]
     return [*line, _short(script), *arguments]
@@ -95,7 +95,7 @@ def launch_together(lists: Sequence[Sequence[str]], config: Path, tell: Callable
     # Of accelerate's command line, only what launches: another of its commands imports timm.
     start, words = ("-m", "accelerate.commands.launch"), [command(arguments, config)[2:] for arguments in lists]
     if own is not None:
-        start, words = (str(registry.beside("recipes/train.py")),), lists
+        start, words = (str(registry.script()),), lists
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / str(number) for number in range(len(lists))]
         environments = [os.environ | (own or {}) | {exits.FILE: str(file)} for file in files]

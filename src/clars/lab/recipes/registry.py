@@ -33,10 +33,16 @@ def root() -> Path:
     )
 
 
-def beside(name: str) -> Path:
-    """Return the folder or file `name` beside the recipes, else the package's own; it may be missing."""
-    own = root().parent / name
-    return own if own.exists() else shipped.folder(name)
+def script() -> Path:
+    """Return the training script among the recipes, else the package's own."""
+    own = root() / "train.py"
+    return own if own.exists() else shipped.folder("recipes") / "train.py"
+
+
+def launch_configs() -> Path:
+    """Return the folder of accelerate's configurations beside the recipes, else the package's own."""
+    own = root().parent / "configs" / "accelerate"
+    return own if own.is_dir() else shipped.folder("configs") / "accelerate"
 
 
 def copy(name: str, to: Path | None = None) -> Path:
