@@ -60,7 +60,8 @@ class Step:
     def __init__(self, name: str, method: str, batch: int, pixels: int, device: torch.device) -> None:
         torch.manual_seed(0)
         self.device = device
-        self.model = timm.create_model(name, num_classes=1000).to(device)
+        size = {"img_size": pixels} if name.startswith("vit") else {}  # which else takes its own alone
+        self.model = timm.create_model(name, num_classes=1000, **size).to(device)
         self.optimizer = optimizer(method, self.model)
         self.x = torch.randn(batch, 3, pixels, pixels, device=device)
         self.y = torch.randint(1000, (batch,), device=device)

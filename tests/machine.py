@@ -38,16 +38,25 @@ def launch(config, *words, code=0, **arguments):
     return done.stderr
 
 
-def interrupt(monkeypatch, step):
-    """Have training in this process stopped by Ctrl-C after a step."""
+def after_steps(monkeypatch, look):
+    """Call `look(run)` after each step of training in this process."""
     original = run.Run._after_step
 
     def after(self):
         original(self)
-        if self.progress.step == step:
-            raise KeyboardInterrupt
+        look(self)
 
     monkeypatch.setattr(run.Run, "_after_step", after)
+
+
+def interrupt(monkeypatch, step):
+    """Have training in this process stopped by Ctrl-C after a step."""
+
+    def look(training):
+        if training.progress.step == step:
+            raise KeyboardInterrupt
+
+    after_steps(monkeypatch, look)
 
 
 def disturbed(config, kind, step, *words, code=1):

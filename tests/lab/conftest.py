@@ -1,13 +1,61 @@
+import io
+import sys
+
+import huggingface_hub
 import pytest
 import yaml
 from demo import make_repository
 from PIL import Image
+
+from clars.lab.launching import launch
 
 
 @pytest.fixture
 def demo(tmp_path, monkeypatch):
     """A repository with the recipes of the folder `demo`; the test runs in it."""
     return make_repository(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A function that lets torch find so many GPUs."""
+
+    def find(count):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: count > 0)
+        monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+
+    return find
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """A function that puts another in the place of starting processes."""
+    return lambda answer: monkeypatch.setattr(launch, "launch", answer)
+
+
+@pytest.fixture
+def hub_client(monkeypatch):
+    """A function that sets what the Hub's client took from its environment: ENDPOINT, HF_HUB_OFFLINE and the like."""
+
+    def take(**constants):
+        for name, value in constants.items():
+            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        huggingface_hub.close_session()  # which knows some of it
+
+    return take
+
+
+@pytest.fixture
+def stream(monkeypatch):
+    """A function that puts a stream of another encoding in the place of sys.stdout or sys.stderr; returns its bytes."""
+
+    def replace(name, encoding):
+        content = io.BytesIO()
+        made = io.TextIOWrapper(content, encoding=encoding, errors="strict", write_through=True)
+        monkeypatch.setattr(sys, name, made)
+        return content
+
+    return replace
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def clars(capsys):
 
 
 @pytest.fixture
-def launched(monkeypatch):
+def launched(launches):
     """The arguments and configurations of each launch; jobs are answered by runs with made-up accuracies."""
     calls = []
 
@@ -49,7 +49,7 @@ def launched(monkeypatch):
                 write_run_into(Path(job["out"]), resolved, job["seed"], 60.0 + resolved.peak_rate)
         return exits.FINISHED
 
-    monkeypatch.setattr(launch, "launch", answer)
+    launches(answer)
     return calls
 
 
@@ -134,11 +134,10 @@ def test_changed_recipes_and_files_run_apart_from_tables(repository):
 @pytest.mark.parametrize(
     "words", [["run", "demo/small"], ["table", "demo"], ["tune", "demo"], ["tune", "demo/small", "--rates", "1"]]
 )
-@pytest.mark.parametrize("gpus, taken", [(0, "cpu"), (1, "gpu"), (2, "ddp"), (3, "gpu")])
-def test_what_trains_takes_the_gpus_that_are_there(clars, launched, monkeypatch, words, gpus, taken):
+@pytest.mark.parametrize("count, taken", [(0, "cpu"), (1, "gpu"), (2, "ddp"), (3, "gpu")])
+def test_what_trains_takes_the_gpus_that_are_there(clars, launched, gpus, words, count, taken):
     """All of them trained on the processor where GPUs were. Three cannot share a batch of 64."""
-    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    gpus(count)
     code, out, _ = clars(*words)
     assert (code, launched[0][1]) == (0, taken)
     assert out.startswith(f"--launch auto takes {taken}: ")
@@ -158,8 +157,8 @@ def test_a_seed_that_is_none_is_told(clars, launched, words):
 
 
 @pytest.mark.parametrize("code", [2, 3, 130, 1])
-def test_run_answers_what_training_answered(clars, monkeypatch, code):
-    monkeypatch.setattr(launch, "launch", lambda *_: code)
+def test_run_answers_what_training_answered(clars, launches, code):
+    launches(lambda *_: code)
     assert clars("run", "demo/small")[0] == code
 
 
@@ -209,8 +208,8 @@ def test_a_published_table_lies_beside_the_recipes(clars, launched):
 
 
 @pytest.mark.parametrize("code, expected", [(3, 0), (1, 1), (2, 2), (130, 130)])
-def test_a_table_goes_on_after_divergence_only(clars, monkeypatch, code, expected):
-    monkeypatch.setattr(launch, "launch", lambda *_: code)
+def test_a_table_goes_on_after_divergence_only(clars, launches, code, expected):
+    launches(lambda *_: code)
     assert clars("table", "demo")[0] == expected
     assert Path("runs/demo/table.md").exists() == (expected == 0)
 

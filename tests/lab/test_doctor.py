@@ -16,13 +16,13 @@ def by_subject(findings):
     return {finding.subject: finding for finding in findings}
 
 
-def test_the_machine(monkeypatch):
+def test_the_machine(monkeypatch, gpus):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     found = by_subject(doctor.machine())
     assert found["torch"].text.startswith(torch.__version__)
     assert found["devices"].text.endswith("cpu")
     assert found["threads"].text.startswith("7 for each process")
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    gpus(0)
     assert by_subject(doctor.machine())["launch"].text == "auto takes cpu: torch finds no GPU here"
     assert found["accelerate"].ok
     assert int(found["fonts"].text.split()[0]) > 10

@@ -1,6 +1,5 @@
 """What the commands print: no orders to a terminal, whatever a file says, and nothing that a terminal cannot show."""
 
-import io
 import os
 import subprocess
 import sys
@@ -97,14 +96,12 @@ def test_a_warning_is_shown_and_not_obeyed(capsys, monkeypatch):
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437"])
 @pytest.mark.parametrize("words", [["recipes"], ["show", "demo/small"], ["table", "demo", "--no-run"]])
-def test_any_terminal_has_an_answer(repository, monkeypatch, encoding, words):
+def test_any_terminal_has_an_answer(repository, stream, encoding, words):
     """Under LC_ALL=C a table ended in a UnicodeEncodeError, by its ± and its lines."""
     write(repository / "recipes", small=SMALL.replace("Nesterov SGD", "Größe → 日本 ±"))
     for seed in (0, 1):
         write_run(Path("runs/demo"), "large", seed)
-    content = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, encoding=encoding, errors="strict"))
-    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict"))
+    content, _ = stream("stdout", encoding), stream("stderr", encoding)
     with pytest.raises(SystemExit) as end:
         cli.main(words)
     sys.stdout.flush()
@@ -125,11 +122,10 @@ def test_a_process_without_a_locale_has_one_too(repository):
     assert b"Gr??e ? ?? at the base batch" in done.stdout
 
 
-def test_training_has_one_too(repository, monkeypatch):
+def test_training_has_one_too(repository, stream):
     from clars.lab.training import script
 
     write(repository / "recipes", über=SMALL.replace("batch_size: 64\nepochs: 3", "batch_size: 512\nepochs: 1"))
-    content = io.BytesIO()
-    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(content, encoding="ascii", errors="strict", write_through=True))
+    content = stream("stderr", "ascii")
     assert script.main(["demo/über", "--out", "größe"]) == 0
     assert b"demo/?ber@v1 seed 0: finished" in content.getvalue()

@@ -227,13 +227,16 @@ def test_memory_bounds_the_examples_under_way():
     assert [len(METHOD["each"].pieces(sizes, memory)) for memory in (None, 2 * one, 2 * one - 1, 1)] == [4, 4, 8, 8]
 
 
-def test_fewer_examples_than_threads_are_left_to_torch(monkeypatch):
-    x = torch.randn(3, 4)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert not native.applies(x, x)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert native.applies(x, x) == native.load().loaded
-    assert not native.applies(x.double(), x.double())
+def test_fewer_examples_than_threads_are_left_to_torch():
+    x, before = torch.randn(3, 4), torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        assert not native.applies(x, x)
+        torch.set_num_threads(3)
+        assert native.applies(x, x) == native.load().loaded
+        assert not native.applies(x.double(), x.double())
+    finally:
+        torch.set_num_threads(before)
 
 
 STATE = "import json; from clars.native import load; s = load(); print(json.dumps([s.loaded, s.text]))"

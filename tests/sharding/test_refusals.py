@@ -341,6 +341,12 @@ class MiCS_Optimizer(SimpleNamespace):
     pass
 
 
+@pytest.fixture
+def installed(monkeypatch):
+    """A function that lets a version of DeepSpeed be the one that is installed."""
+    return lambda number: monkeypatch.setattr(support, "version", lambda package: number)
+
+
 @pytest.mark.parametrize(
     "found, remedy",
     [
@@ -354,8 +360,8 @@ class MiCS_Optimizer(SimpleNamespace):
         ({"zenflow": True}, "ZeRO without it"),
     ],
 )
-def test_kinds_of_parallelism(found, remedy, monkeypatch):
-    monkeypatch.setattr(support, "version", lambda _: "0.19.8")
+def test_kinds_of_parallelism(found, remedy, installed):
+    installed("0.19.8")
     support.check(DeepSpeedZeroOptimizer())
     with pytest.raises(clars.UserError, match=r"MiCS_Optimizer is not supported.*ZeRO stage 1, 2 or 3"):
         support.check(MiCS_Optimizer())
@@ -363,10 +369,10 @@ def test_kinds_of_parallelism(found, remedy, monkeypatch):
         support.check(DeepSpeedZeroOptimizer(**found))
 
 
-def test_versions(monkeypatch):
-    monkeypatch.setattr(support, "version", lambda _: "0.14.5")
+def test_versions(installed):
+    installed("0.14.5")
     with pytest.raises(clars.UserError, match=r"version 0.14.5 is not supported.*'deepspeed>="):
         support.check(DeepSpeedZeroOptimizer())
-    monkeypatch.setattr(support, "version", lambda _: "9.0.0+abc")
+    installed("9.0.0+abc")
     with pytest.warns(UserWarning, match="9.0.0.* is newer than .*, the newest tested"):
         support.check(DeepSpeedZeroOptimizer())

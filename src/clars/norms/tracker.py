@@ -12,7 +12,7 @@ from clars.native import where
 from clars.norms.estimator import Estimator
 from clars.norms.rules.synchronised import PATCH
 from clars.norms.watch.accumulator import SECOND_USE, Accumulator, totals
-from clars.norms.watch.backward_pass import BackwardPass
+from clars.norms.watch.backward_pass import BackwardPass, Shortcuts
 from clars.norms.watch.forward import install, tracker_of, uninstall
 from clars.norms.watch.inputs import tensors_in
 from clars.norms.watch.traced import keep_whole
@@ -167,6 +167,11 @@ class ExampleNorms:
             "Measure the others: clars.ExampleNorms(model, layers=[layer for layer in clars.layers(model) if "
             "layer.name not in error.problems]), with this as the error."
         )
+
+    @property
+    def shortcuts(self) -> Shortcuts:
+        """What is there for speed alone, each with a switch."""
+        return self._pass.shortcuts
 
     def is_watching(self) -> bool:
         """Tell whether a forward of this model is being watched by this thread.

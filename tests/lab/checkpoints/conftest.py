@@ -60,15 +60,15 @@ def published(repository, released):
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
+def hub(monkeypatch, tmp_path, hub_client):
     """A Hub on this machine, at which the client of this process points, logged in as one who may write."""
     server = Hub()
-    constants = huggingface_hub.constants
-    monkeypatch.setattr(constants, "ENDPOINT", server.address)
-    template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    hub_client(
+        ENDPOINT=server.address,
+        HUGGINGFACE_CO_URL_TEMPLATE=server.address + "/{repo_id}/resolve/{revision}/{filename}",
+        HF_HUB_CACHE=str(tmp_path / "hub"),
+        HF_HUB_DISABLE_XET=True,
+    )
     monkeypatch.setenv("HF_TOKEN", "writer")
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the client's attempts
     yield server
@@ -87,7 +87,6 @@ def offered(hub, published):
 
 
 @pytest.fixture
-def uploaded(hub, run, monkeypatch):
+def uploaded(hub, run):
     """The run, published on the Hub, its weights only there."""
-    monkeypatch.setattr("clars.lab.checkpoints.publish.IN_GIT", 1000)
-    return publish(run, "small", Options(REPO, allow_dirty=True, tell=lambda line: None))
+    return publish(run, "small", Options(REPO, allow_dirty=True, in_git=1000, tell=lambda line: None))

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 
-import huggingface_hub
 import pytest
 import timm
 import torch
@@ -100,7 +99,6 @@ def test_a_dry_run_asks_the_hub_for_nothing(hub, run):
 
 def test_an_upload_that_breaks_off(hub, run, monkeypatch):
     """Nothing is in the manifest, and the next attempt sends only what had not arrived."""
-    monkeypatch.setattr("clars.lab.checkpoints.publish.IN_GIT", 1000)
     hub.refuse_parts = 1
     with pytest.raises(CheckpointError, match=r"someone/small on http.*The same command goes on"):
         upload(run)
@@ -166,10 +164,10 @@ def test_addresses_that_lead_nowhere(hub, uploaded, address, message):
         pull.pull("small")
 
 
-def test_no_permission(hub, uploaded, run, monkeypatch):
+def test_no_permission(hub, uploaded, run, monkeypatch, hub_client):
     hub.private.add(REPO)
     monkeypatch.delenv("HF_TOKEN")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", "/nowhere/token")
+    hub_client(HF_TOKEN_PATH="/nowhere/token")
     with pytest.raises(CheckpointError, match=r"\(401\).*hf auth login"):
         pull.pull("small")
     with pytest.raises(CheckpointError, match=r"\(401\).*hf auth login"):
@@ -184,16 +182,13 @@ def test_no_permission(hub, uploaded, run, monkeypatch):
     assert pull.pull("small")
 
 
-def test_offline(hub, uploaded, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    huggingface_hub.close_session()
+def test_offline(hub, uploaded, hub_client):
+    hub_client(HF_HUB_OFFLINE=True)
     with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE is set"):
         pull.pull("small")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    huggingface_hub.close_session()
+    hub_client(HF_HUB_OFFLINE=False)
     folder = pull.pull("small")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    huggingface_hub.close_session()
+    hub_client(HF_HUB_OFFLINE=True)
     assert pull.pull("small") == folder
 
 

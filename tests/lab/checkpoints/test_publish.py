@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -175,10 +176,9 @@ def test_a_dry_run_says_all_and_writes_nothing(run):
     assert "will write 5 files into" in "\n".join(told) and "nothing is written" in told[-1]
 
 
-def test_large_weights_go_to_the_hub(run, monkeypatch):
-    monkeypatch.setattr("clars.lab.checkpoints.publish.IN_GIT", 1000)
+def test_large_weights_go_to_the_hub(run):
     with pytest.raises(UserError, match="bytes are too many for git"):
-        publish(run, "small", QUIET)
+        publish(run, "small", replace(QUIET, in_git=1000))
     assert not manifest.root().exists()
 
 

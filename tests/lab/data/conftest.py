@@ -11,6 +11,12 @@ CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog",
 
 
 @pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """`datasets` sleeps for seconds after each reading, so that no thread outlives the interpreter."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1, raising=False)
+
+
+@pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """An empty cache of `datasets` for every test."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

@@ -15,12 +15,6 @@ from clars.lab.data import load
 from clars.lab.recipes.schema import Data
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    """`datasets` sleeps for seconds after each reading, so that no thread outlives the interpreter."""
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1, raising=False)
-
-
 @pytest.fixture
 def folder(tmp_path):
     return tmp_path / "folder"

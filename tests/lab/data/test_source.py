@@ -5,7 +5,6 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 from datasets.packaged_modules.parquet.parquet import Parquet
 
@@ -22,7 +21,7 @@ def hub_data():
 
 
 @pytest.fixture
-def empty_hub(monkeypatch):
+def empty_hub(hub_client):
     """A server that answers as the Hub does for a data set that it does not have."""
 
     class Answer(BaseHTTPRequestHandler):
@@ -37,24 +36,22 @@ def empty_hub(monkeypatch):
 
     server = HTTPServer(("127.0.0.1", 0), Answer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    hub_client(HF_HUB_OFFLINE=False, ENDPOINT=f"http://127.0.0.1:{server.server_port}")
     yield
     server.shutdown()
     server.server_close()
 
 
-def test_without_network_the_error_comes_at_once_and_says_what_to_do(hub_data, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+def test_without_network_the_error_comes_at_once_and_says_what_to_do(hub_data, hub_client):
+    hub_client(HF_HUB_OFFLINE=False, ENDPOINT="http://127.0.0.1:9")
     start = time.monotonic()
     with pytest.raises(DataError, match=f"'ylecun/mnist' is not on this machine.*{PLACE_A_COPY}"):
         load(hub_data, evaluation="test")
     assert time.monotonic() - start < 8
 
 
-def test_offline_mode_is_named(hub_data, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+def test_offline_mode_is_named(hub_data, hub_client):
+    hub_client(HF_HUB_OFFLINE=True)
     with pytest.raises(DataError, match=f"offline mode is enabled.*{PLACE_A_COPY}"):
         load(hub_data, evaluation="test")
 
@@ -86,8 +83,8 @@ def test_a_damaged_file_is_named(mnist):
         load(mnist, evaluation="test")
 
 
-def test_an_earlier_download_is_used_without_network(mnist, hub_data, cache, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+def test_an_earlier_download_is_used_without_network(mnist, hub_data, cache, hub_client):
+    hub_client(ENDPOINT="http://127.0.0.1:9")
     assert not reachable(hub_data)[0]
     files = {split: [str(path) for path in Path(mnist.path).rglob(f"{split}-*")] for split in ("train", "test")}
     names = {"dataset_name": "mnist", "config_name": "mnist", "config_id": "mnist"}

@@ -12,12 +12,6 @@ from clars.lab.launching.division import divide
 from clars.lab.training.batches import batches_of, epoch_seed
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    """`datasets` sleeps for seconds after each reading, so that no thread outlives the interpreter."""
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1, raising=False)
-
-
 def in_files(data, count):
     """Cut the file of the training split into several."""
     (whole,) = Path(data.path).rglob("train-*")

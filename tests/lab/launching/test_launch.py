@@ -87,8 +87,8 @@ def test_an_unknown_configuration_is_told_what_there_is(repository):
     assert find_config("configs/accelerate/cpu.yaml") == Path("configs/accelerate/cpu.yaml")
 
 
-def test_a_configuration_for_gpus_needs_gpus(repository, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+def test_a_configuration_for_gpus_needs_gpus(repository, gpus):
+    gpus(0)
     with pytest.raises(UserError, match="--launch ddp: needs a GPU"):
         launch(["0"], find_config("ddp"))
 
@@ -169,16 +169,10 @@ GPUS = [
 ]
 
 
-def pretend(monkeypatch, gpus):
-    """Let torch find so many GPUs."""
-    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
-
-
-@pytest.mark.parametrize("gpus, batches, told", GPUS)
-def test_auto_takes_the_gpus_that_are_there(repository, monkeypatch, capsys, gpus, batches, told):
+@pytest.mark.parametrize("count, batches, told", GPUS)
+def test_auto_takes_the_gpus_that_are_there(repository, gpus, capsys, count, batches, told):
     """`clars run` on a machine with GPUs trained on its processor."""
-    pretend(monkeypatch, gpus)
+    gpus(count)
     config = find_config("auto", batches)
     assert f"{config.stem}: " == told[:5]
     assert capsys.readouterr().out == f"--launch auto takes {told}\n"
@@ -187,26 +181,25 @@ def test_auto_takes_the_gpus_that_are_there(repository, monkeypatch, capsys, gpu
 
 
 @pytest.mark.parametrize("driver, found", [(False, 0), (True, 2)])
-def test_torch_is_asked_for_gpus_only_where_there_can_be_some(repository, monkeypatch, driver, found):
+def test_torch_is_asked_for_gpus_only_where_there_can_be_some(repository, gpus, monkeypatch, driver, found):
     """To import it takes longer than to answer a mistake."""
-    pretend(monkeypatch, 2)
+    gpus(2)
     monkeypatch.setattr(devices, "sys", SimpleNamespace(modules={}))
     monkeypatch.setattr(devices, "_driver", lambda: driver)
     assert devices.gpus() == found
 
 
-def test_one_gpu_is_not_quietly_a_processor(repository, monkeypatch):
-    pretend(monkeypatch, 0)
+def test_one_gpu_is_not_quietly_a_processor(repository, gpus):
+    gpus(0)
     with pytest.raises(UserError, match=r"--launch gpu: needs a GPU, and torch finds none here\. Choose --launch cpu"):
         launch(["0"], find_config("gpu"))
     assert not Path("rank0.json").exists()
 
 
-def test_a_gpu_is_for_one_launch_at_a_time(repository, monkeypatch):
-    monkeypatch.setattr("clars.lab.launching.launch.cores", lambda: 32)
-    assert at_once(find_config("gpu"), 100, None) == 1
+def test_a_gpu_is_for_one_launch_at_a_time(repository):
+    assert at_once(find_config("gpu"), 100, None, cores=32) == 1
     with pytest.raises(UserError, match="--parallel 2: gpu takes the machine for one launch"):
-        at_once(find_config("gpu"), 100, 2)
+        at_once(find_config("gpu"), 100, 2, cores=32)
 
 
 def test_several_at_once_tell_line_by_line_and_the_gravest_code_counts(repository):
@@ -217,11 +210,10 @@ def test_several_at_once_tell_line_by_line_and_the_gravest_code_counts(repositor
 
 def test_as_many_at_once_as_there_are_cores_and_jobs(repository, monkeypatch):
     cpu, cpu2 = find_config("cpu"), find_config("cpu2")
-    monkeypatch.setattr("clars.lab.launching.launch.cores", lambda: 32)
-    assert [at_once(cpu, jobs, None) for jobs in (3, 100)] == [3, 8]
-    assert (at_once(cpu, 100, 16), at_once(cpu2, 100, None), at_once(cpu2, 100, 1)) == (16, 1, 1)
+    assert [at_once(cpu, jobs, None, 32) for jobs in (3, 100)] == [3, 8]
+    assert (at_once(cpu, 100, 16, 32), at_once(cpu2, 100, None, 32), at_once(cpu2, 100, 1, 32)) == (16, 1, 1)
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
-    assert at_once(cpu, 100, None) == 4
+    assert at_once(cpu, 100, None, 32) == 4
     with pytest.raises(UserError, match="--parallel 2: cpu2 takes the machine for one launch"):
         at_once(cpu2, 100, 2)
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from machine import launch, lines, record, same, weights
+from machine import interrupt, launch, lines, record, same, weights
 from torch import nn
 
 from clars.errors import UserError
 from clars.lab.recipes.load import load
-from clars.lab.training import run, script
+from clars.lab.training import script
 from clars.lab.training.average import Average
 
 
@@ -49,14 +49,7 @@ def test_it_is_what_is_evaluated_and_saved(recipe):
 def test_it_goes_on_bit_for_bit(recipe, monkeypatch):
     path = recipe(ema={"decay": 0.9}, evaluation={"batch_norm": "recalibrated"})
     assert train(path, "--out", "whole") == 0
-    original = run.Run._after_step
-
-    def after(self):
-        original(self)
-        if self.progress.step == 7:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(run.Run, "_after_step", after)
+    interrupt(monkeypatch, 7)
     assert train(path, "--out", "parts", "--checkpoint-every", 3) == 130
     monkeypatch.undo()
     monkeypatch.chdir(path.parents[3])

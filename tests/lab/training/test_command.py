@@ -9,7 +9,6 @@ import pytest
 from machine import ROOT, numbers, record, same
 
 from clars.lab import cli
-from clars.lab.launching import launch
 from clars.lab.launching.division import divide
 from clars.lab.recipes.load import load
 from clars.lab.runs.jobs import Job
@@ -18,7 +17,7 @@ from clars.lab.training.command import repeating
 
 
 @pytest.fixture
-def repeat(monkeypatch):
+def repeat(launches):
     """Run a command line of `clars` with its launches in this process; return the configurations that it took."""
     taken = []
 
@@ -26,7 +25,7 @@ def repeat(monkeypatch):
         taken.append(config.stem)
         return script.main(arguments)
 
-    monkeypatch.setattr(launch, "launch", instead)
+    launches(instead)
 
     def run(line):
         program, *words = shlex.split(line)

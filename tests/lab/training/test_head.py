@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from machine import launch, record
+from machine import after_steps, launch, record
 from safetensors.torch import load_file
 
-from clars.lab.training import run, script
+from clars.lab.training import script
 
 FROZEN = {"base_rate": 0.5, "base_batch": 256, "frozen_head_epochs": 1}
 
@@ -21,14 +21,12 @@ def train(*words):
 def heads(monkeypatch):
     """The classifier's weights, and whether it has momentum, after each step."""
     seen = []
-    original = run.Run._after_step
 
-    def after(self):
-        original(self)
-        weight = self.plain.get_classifier().weight
-        seen.append((weight.detach().clone(), bool(self.inner.state.get(weight))))
+    def look(training):
+        weight = training.plain.get_classifier().weight
+        seen.append((weight.detach().clone(), bool(training.inner.state.get(weight))))
 
-    monkeypatch.setattr(run.Run, "_after_step", after)
+    after_steps(monkeypatch, look)
     return seen
 
 

@@ -221,10 +221,10 @@ def test_what_accelerate_would_leave_out_or_split_otherwise_is_refused(monkeypat
 
 
 @pytest.mark.parametrize("config, on_cpu", [("gpu", False), ("cpu", True)])
-def test_one_process_is_where_its_configuration_says(monkeypatch, config, on_cpu):
+def test_one_process_is_where_its_configuration_says(monkeypatch, gpus, config, on_cpu):
     """No strategy on a GPU either; a processor stays one where there is a GPU."""
     settings = yaml.safe_load((ROOT / "configs" / "accelerate" / f"{config}.yaml").read_text())
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    gpus(1)
     for name, value in environment_of(settings).items():
         monkeypatch.setenv(name, value)
     assert (strategy.asked(), strategy._on_cpu()) == ("single", on_cpu)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from machine import lines, record
+from machine import after_steps, lines, record
 
 from clars.lab.evaluation import Scores
 from clars.lab.launching.division import Division
@@ -79,13 +79,12 @@ def test_the_rate_of_a_line_is_that_of_the_next_step(recipe):
 def test_statistics_of_layers_are_those_of_their_step(recipe, monkeypatch):
     """Of every third step, each layer once, with the values that the optimizer tells then."""
     seen = {}
-    original = run.Run._after_step
 
-    def after(self):
-        original(self)
-        seen[self.progress.step] = {name: stats._asdict() for name, stats in self.inner.layer_stats().items()}
+    def look(training):
+        told = training.inner.layer_stats()
+        seen[training.progress.step] = {name: stats._asdict() for name, stats in told.items()}
 
-    monkeypatch.setattr(run.Run, "_after_step", after)
+    after_steps(monkeypatch, look)
     assert train(recipe(layer_statistics=3), "--out", "runs") == 0
     rows = lines("runs", "layers.jsonl")
     expected = [{"step": step, "layer": name, **stats} for step in (3, 6, 9) for name, stats in seen[step].items()]

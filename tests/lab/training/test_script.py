@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from machine import interrupt
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -85,10 +86,7 @@ def test_resuming_gives_the_uninterrupted_numbers_bit_for_bit(recipe, monkeypatc
 
 def test_resuming_another_run_is_refused(recipe, monkeypatch, capsys):
     path = recipe()
-    original = run.Run._train_epoch
-    monkeypatch.setattr(
-        run.Run, "_train_epoch", lambda self, epoch: original(self, epoch) if epoch == 0 else _interrupt()
-    )
+    interrupt(monkeypatch, 6)
     assert train(path, "--out", "runs") == 130
     assert train(path, "--out", "runs", "optimizer.weight_decay=0") == 2
     assert "with overrides '', not 'optimizer.weight_decay=0'" in capsys.readouterr().err

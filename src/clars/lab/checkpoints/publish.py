@@ -30,6 +30,7 @@ class Options:
         allow_dirty: take runs of a tree with changes, or outside of git.
         replace: take the place of a checkpoint of the same name.
         dry_run: check all, say what would be done, and write nothing.
+        in_git: bytes of weights that may stay beside the manifest.
         tell: is called with each line about what will be done.
     """
 
@@ -37,6 +38,7 @@ class Options:
     allow_dirty: bool = False
     replace: bool = False
     dry_run: bool = False
+    in_git: int = IN_GIT
     tell: Callable[[str], None] = field(default=print)
 
 
@@ -60,11 +62,12 @@ def publish(run: Path, name: str | None = None, options: Options = Options()) ->
         staged = Path(temporary)
         entry = _stage(run, record, resolved, name, staged, options.repo)
         size = entry.files[form.WEIGHTS].bytes
-        if size > IN_GIT and not options.repo:
+        if size > options.in_git and not options.repo:
             raise CheckpointError(
-                f"{run / form.WEIGHTS}: {size:,} bytes are too many for git ({IN_GIT:,}). Upload them: --repo ORG/NAME."
+                f"{run / form.WEIGHTS}: {size:,} bytes are too many for git ({options.in_git:,}). Upload them: --repo "
+                "ORG/NAME."
             )
-        for line in _plan(name, entry, target, options.repo):
+        for line in _plan(name, entry, target, options):
             options.tell(line)
         if options.dry_run:
             options.tell("nothing is written: --dry-run")
@@ -72,7 +75,7 @@ def publish(run: Path, name: str | None = None, options: Options = Options()) ->
         if options.repo:
             address = hub.upload(staged, options.repo, f"{name}: {entry.recipe}@{entry.version} seed {entry.seed}")
             entry = entry.model_copy(update={"address": address})
-        _place(staged, target, form.FILES if size <= IN_GIT else form.FILES[1:])
+        _place(staged, target, form.FILES if size <= options.in_git else form.FILES[1:])
         options.tell(f"wrote {manifest.add(name, entry)}")
         return entry
 
@@ -154,16 +157,18 @@ def _default_name(resolved: Resolved) -> str:
     return "-".join(part.lower().replace("_", "-") for part in parts)
 
 
-def _plan(name: str, entry: Entry, target: Path, repo: str | None) -> list[str]:
+def _plan(name: str, entry: Entry, target: Path, options: Options) -> list[str]:
     top1, total = entry.top1, sum(file.bytes for file in entry.files.values())
     lines = [
         f"{name}: {entry.architecture} of {entry.recipe}@{entry.version}, seed {entry.seed}",
         f"  top-1 {top1.value:.2f} % ({top1.split} split of {top1.data}), measured again within {top1.tolerance:.2f}",
     ]
-    if repo:
-        lines.append(f"  will create {repo} on {hub.endpoint()} unless it is there, and upload {total:,} bytes to it:")
+    if options.repo:
+        lines.append(
+            f"  will create {options.repo} on {hub.endpoint()} unless it is there, and upload {total:,} bytes to it:"
+        )
         lines += [f"    {file} {what.bytes:,} bytes" for file, what in entry.files.items()]
-    kept = len(form.FILES) - (entry.files[form.WEIGHTS].bytes > IN_GIT)
+    kept = len(form.FILES) - (entry.files[form.WEIGHTS].bytes > options.in_git)
     return [*lines, f"  will write {kept} files into {target} and its entry into {manifest.root() / manifest.FILE}"]
 
 

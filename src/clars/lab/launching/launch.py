@@ -106,10 +106,11 @@ def launch_together(lists: Sequence[Sequence[str]], config: Path, tell: Callable
     return exits.gravest(exits.FAULT if code == exits.INTERRUPTED and not stopped else code for code in codes)
 
 
-def at_once(config: Path, jobs: int, wanted: int | None) -> int:
+def at_once(config: Path, jobs: int, wanted: int | None, cores: int | None = None) -> int:
     """Return how many launches of a configuration run side by side: `wanted`, or as many as there are cores for.
 
-    By default there are at most 8, and one where a launch has several processes or a GPU of its own.
+    By default there are at most 8, and one where a launch has several processes or a GPU of its own. `cores` are those
+    that this process may use, counted where it is None.
 
     Raises:
         UserError: several are wanted of such a configuration.
@@ -119,10 +120,10 @@ def at_once(config: Path, jobs: int, wanted: int | None) -> int:
     if takes_all and wanted not in (None, 1):
         raise UserError(f"--parallel {wanted}: {config.stem} takes the machine for one launch. Choose --launch cpu.")
     threads = int(os.environ.get("OMP_NUM_THREADS") or 1)
-    return min(jobs, wanted or (1 if takes_all else max(1, min(8, cores() // threads))))
+    return min(jobs, wanted or (1 if takes_all else max(1, min(8, (cores or _cores()) // threads))))
 
 
-def cores() -> int:
+def _cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
