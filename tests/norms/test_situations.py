@@ -3,6 +3,8 @@
 import copy
 import gc
 import pickle
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -339,3 +341,24 @@ def test_empty_loss_reaches_no_layer():
     norms = clars.ExampleNorms(model)
     model(images()).sum().detach()
     assert norms.totals() == {}
+
+
+PUT_BACK = """
+import gc
+from torch import nn
+from torch.nn.modules import batchnorm
+import clars
+before = batchnorm.sync_batch_norm
+first, second = (clars.ExampleNorms(nn.Linear(3, 2)) for _ in range(2))
+assert batchnorm.sync_batch_norm is not before
+first.remove()
+assert batchnorm.sync_batch_norm is not before
+del second
+gc.collect()
+assert batchnorm.sync_batch_norm is before
+"""
+
+
+def test_torch_s_batch_normalisation_is_put_back():
+    """It was replaced in the whole process for good, by the first tracker that was made."""
+    subprocess.run([sys.executable, "-c", PUT_BACK], check=True)

@@ -13,7 +13,8 @@ from tiny import change, tensors_of
 
 import clars
 from clars.errors import CheckpointError
-from clars.lab.checkpoints import form, manifest
+from clars.lab import shipped
+from clars.lab.checkpoints import form, manifest, pull
 from clars.lab.checkpoints.verify import verify
 
 
@@ -187,3 +188,9 @@ def test_the_network_is_described_to_timm_as_if_timm_had_read_it(published):
         tuple(ours[key]) == tuple(theirs[key]) if isinstance(ours[key], (tuple, list)) else ours[key] == theirs[key]
         for key in keys
     )
+
+
+def test_a_checkpoint_of_the_package_is_known_in_other_repositories(published):
+    """In a folder with recipes of its own, names of the package's manifest were unknown."""
+    assert pull.read("digits-resnet8-clars").path == shipped.CLONE / "checkpoints" / "digits-resnet8-clars"
+    assert pull.read("small").path == published

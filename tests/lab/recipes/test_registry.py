@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 from demo import SMALL, write
 
-from clars.errors import RecipeError
+from clars.errors import RecipeError, UserError
 from clars.lab import shipped
 from clars.lab.recipes import registry
 
@@ -78,3 +80,29 @@ def test_a_file_inside_the_layout_keeps_its_name(demo):
 def test_a_file_elsewhere_is_unversioned(demo):
     (demo / "mine.yaml").write_text(SMALL)
     assert registry.find("mine.yaml")[:2] == ("mine", "unversioned")
+
+
+def test_a_recipe_is_copied_to_a_new_file(demo):
+    made = registry.copy("demo/small")
+    assert made == Path("small.yaml") and made.read_bytes() == registry.find("demo/small")[2].read_bytes()
+    with pytest.raises(RecipeError, match=r"small\.yaml is there already"):
+        registry.copy("demo/large", made)
+    assert made.read_bytes() == registry.find("demo/small")[2].read_bytes()
+    with pytest.raises(RecipeError, match=r"demo is a table .* Copy one of them: demo/large, demo/small"):
+        registry.copy("demo")
+    with pytest.raises(RecipeError, match=r"--to other: recipes are \.yaml files"):
+        registry.copy("demo/small", Path("other"))
+
+
+def test_what_is_not_beside_the_recipes_is_the_package_s(demo):
+    assert registry.script() == shipped.CLONE / "recipes" / "train.py"
+    assert registry.launch_configs() == shipped.CLONE / "configs" / "accelerate"
+    (demo / "recipes" / "train.py").touch()
+    assert registry.script() == demo / "recipes" / "train.py"
+
+
+def test_nothing_is_written_into_the_installed_package(demo, monkeypatch):
+    shipped.require_own(demo / "recipes")
+    monkeypatch.setattr(shipped, "WHEEL", demo)
+    with pytest.raises(UserError, match="belongs to the installed package"):
+        shipped.require_own(demo / "recipes")
