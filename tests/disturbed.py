@@ -17,7 +17,11 @@ from clars.lab.launching import exits
 from clars.lab.training import run, script
 
 DISTURBANCE, STEP = sys.argv[1], int(sys.argv[2])
-after_step, forward_backward, save_file = run.Run._after_step, run.Run._forward_backward, tensors_of.save_file
+after_step, forward_backward, save_file = (
+    run.TrainingRun._after_step,
+    run.TrainingRun._forward_backward,
+    tensors_of.save_file,
+)
 cross_entropy = run.F.cross_entropy
 
 
@@ -64,9 +68,9 @@ def half(tensors, path, metadata):
 
 
 if DISTURBANCE == "interrupt":
-    run.Run._after_step = after
+    run.TrainingRun._after_step = after
 elif DISTURBANCE == "half":
     tensors_of.save_file = half
 else:
-    run.Run._forward_backward = alone
+    run.TrainingRun._forward_backward = alone
 sys.exit(exits.report(script.main(sys.argv[3:])))

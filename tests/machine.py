@@ -40,13 +40,13 @@ def launch(config, *words, code=0, **arguments):
 
 def after_steps(monkeypatch, look):
     """Call `look(run)` after each step of training in this process."""
-    original = run.Run._after_step
+    original = run.TrainingRun._after_step
 
     def after(self):
         original(self)
         look(self)
 
-    monkeypatch.setattr(run.Run, "_after_step", after)
+    monkeypatch.setattr(run.TrainingRun, "_after_step", after)
 
 
 def interrupt(monkeypatch, step):

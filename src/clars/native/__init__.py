@@ -9,6 +9,6 @@ Nothing outside this package asks for the type of a device, or whether torch.com
 """
 
 from clars.native.build import State
-from clars.native.operators import Layer, applies, kernel, load, loaded, most_workers, suspended
+from clars.native.operators import NativeLayer, applies, kernel, load, loaded, most_workers, suspended
 
-__all__ = ["Layer", "State", "applies", "kernel", "load", "loaded", "most_workers", "suspended"]
+__all__ = ["NativeLayer", "State", "applies", "kernel", "load", "loaded", "most_workers", "suspended"]

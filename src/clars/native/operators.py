@@ -56,7 +56,7 @@ def kernel(name: str) -> Callable:
     return getattr(torch.ops.clars, name).default
 
 
-class Layer:
+class NativeLayer:
     """A layer in C++ (see autograd/layers.h): for inputs as the first of `arguments`, with a weight as the second.
 
     Its `operator` takes an input, weight, bias, the layer's `number` and those of two accumulators. It returns the

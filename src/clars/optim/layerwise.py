@@ -13,8 +13,8 @@ from clars.layers import Layer, LayerUnit, layers, uncompiled
 from clars.optim import unmeasured
 from clars.optim.options import by_layer, check_saved, groups, layers_of, merged
 from clars.optim.presence import Presence
-from clars.optim.scaling import unscaled_by
 from clars.optim.stats import LastStep, LayerStats, required
+from clars.optim.unscaling import unscaled_by
 from clars.optim.update import Momentum, update
 from clars.optim.vectors import Constants, squares_by_layer
 from clars.precision import wide

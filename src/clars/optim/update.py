@@ -64,7 +64,7 @@ def update(
 
 
 def _alike(parameters: Sequence[Tensor], *others: Sequence[Tensor]) -> list[bool]:
-    """Tell of each parameter whether the compiled kernel can walk through its memory and the others' together."""
+    """Tell of each parameter whether the C++ kernel can walk through its memory and the others' together."""
     return list(map(all, zip(*(native.kernel("alike")(parameters, other) for other in others))))
 
 

@@ -1,4 +1,4 @@
-"""What has become of the gradients that booked norms belong to: whether anything is left of them."""
+"""What has become of the gradients that norms belong to: whether anything is left of them."""
 
 from collections.abc import Sequence
 from typing import Protocol

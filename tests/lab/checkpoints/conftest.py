@@ -7,7 +7,7 @@ import huggingface_hub
 import pytest
 
 from clars.lab.checkpoints import form, manifest
-from clars.lab.checkpoints.publish import Options, publish
+from clars.lab.checkpoints.publish import PublishOptions, publish
 from clars.lab.training import script
 
 sys.path.append(str(Path(__file__).parent))  # for the modules beside this file
@@ -48,7 +48,7 @@ def released(trained, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLARS_RECIPES", str(trained / "recipes"))
         patch.setenv(manifest.VARIABLE, str(root))
-        publish(trained / "runs" / "small" / "seed3", "small", Options(allow_dirty=True, tell=lambda line: None))
+        publish(trained / "runs" / "small" / "seed3", "small", PublishOptions(allow_dirty=True, tell=lambda line: None))
     return root
 
 
@@ -89,4 +89,4 @@ def offered(hub, published):
 @pytest.fixture
 def uploaded(hub, run):
     """The run, published on the Hub, its weights only there."""
-    return publish(run, "small", Options(REPO, allow_dirty=True, in_git=1000, tell=lambda line: None))
+    return publish(run, "small", PublishOptions(REPO, allow_dirty=True, in_git=1000, tell=lambda line: None))

@@ -14,11 +14,11 @@ from tiny import files, readdress
 import clars
 from clars.errors import CheckpointError
 from clars.lab.checkpoints import form, manifest, pull
-from clars.lab.checkpoints.publish import Options, publish
+from clars.lab.checkpoints.publish import PublishOptions, publish
 
 
 def upload(run, **options):
-    return publish(run, "small", Options(REPO, allow_dirty=True, tell=lambda line: None, **options))
+    return publish(run, "small", PublishOptions(REPO, allow_dirty=True, tell=lambda line: None, **options))
 
 
 def test_there_and_back(hub, uploaded, run):
@@ -195,7 +195,7 @@ def test_offline(hub, uploaded, hub_client):
 def test_names_of_repositories(run):
     for repo in ("small", "a/b/c", "../up", "a/b c"):
         with pytest.raises(CheckpointError, match="--repo"):
-            publish(run, "small", Options(repo, allow_dirty=True))
+            publish(run, "small", PublishOptions(repo, allow_dirty=True))
     assert not manifest.root().exists()
 
 

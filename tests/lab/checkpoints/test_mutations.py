@@ -18,7 +18,7 @@ from tiny import change, tensors_of, write_recipe
 
 from clars.errors import UserError, printable
 from clars.lab.checkpoints import form, manifest
-from clars.lab.checkpoints.publish import Options, publish
+from clars.lab.checkpoints.publish import PublishOptions, publish
 from clars.lab.training import script
 
 SECONDS = 5
@@ -36,7 +36,7 @@ def slim(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLARS_RECIPES", str(root / "recipes"))
         patch.setenv(manifest.VARIABLE, str(root / "checkpoints"))
-        publish(root / "runs" / "slim" / "seed0", "slim", Options(allow_dirty=True, tell=lambda line: None))
+        publish(root / "runs" / "slim" / "seed0", "slim", PublishOptions(allow_dirty=True, tell=lambda line: None))
     return root / "checkpoints"
 
 

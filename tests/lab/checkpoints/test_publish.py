@@ -19,11 +19,11 @@ from clars.errors import UserError
 from clars.lab import models
 from clars.lab.checkpoints import card, form, manifest
 from clars.lab.checkpoints.measure import splits
-from clars.lab.checkpoints.publish import Options, publish
+from clars.lab.checkpoints.publish import PublishOptions, publish
 from clars.lab.recipes.load import load
 from clars.lab.runs.record import Record
 
-QUIET = Options(allow_dirty=True, tell=lambda line: None)
+QUIET = PublishOptions(allow_dirty=True, tell=lambda line: None)
 
 
 def logits(network, images):
@@ -161,7 +161,7 @@ def test_a_run_that_no_commit_tells_of(run, git, message):
 def test_names(run, published):
     with pytest.raises(UserError, match="small is published already"):
         publish(run, "small", QUIET)
-    publish(run, "small", Options(allow_dirty=True, replace=True, tell=lambda line: None))
+    publish(run, "small", PublishOptions(allow_dirty=True, replace=True, tell=lambda line: None))
     for name in ("../up", "a/b", "", "A", "a..b", ".a", "a" * 97, "a\n"):
         with pytest.raises(UserError, match="cannot be the name of a checkpoint"):
             publish(run, name, QUIET) if name else manifest.check_name(name)
@@ -171,7 +171,7 @@ def test_names(run, published):
 
 def test_a_dry_run_says_all_and_writes_nothing(run):
     before, told = files("."), []
-    publish(run, "small", Options(allow_dirty=True, dry_run=True, tell=told.append))
+    publish(run, "small", PublishOptions(allow_dirty=True, dry_run=True, tell=told.append))
     assert files(".") == before
     assert "will write 5 files into" in "\n".join(told) and "nothing is written" in told[-1]
 

@@ -181,13 +181,13 @@ def test_lines_that_are_not_all_there_are_told(path, capsys, name, damage):
 
 def test_lines_that_were_changed_while_the_run_wrote_them_are_told(path, monkeypatch, capsys):
     """The run ended as finished, with a file that is not what it wrote."""
-    original = run.Run._finish
+    original = run.TrainingRun._finish
 
     def finish(self, *ends):
         self.folder.path.joinpath("metrics.jsonl").write_text("")
         return original(self, *ends)
 
-    monkeypatch.setattr(run.Run, "_finish", finish)
+    monkeypatch.setattr(run.TrainingRun, "_finish", finish)
     assert train(path, "--out", "parts") == 2
     assert "metrics.jsonl was changed while the run wrote it" in capsys.readouterr().err
     assert record("parts")["status"] == "interrupted"

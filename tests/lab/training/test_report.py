@@ -42,13 +42,13 @@ def test_a_record_by_hand(recipe):
 @pytest.mark.parametrize("micro_batch", [256, 64])
 def test_the_training_loss_is_the_mean_over_the_steps_of_an_epoch(recipe, monkeypatch, micro_batch):
     losses = []
-    original = run.Run._forward_backward
+    original = run.TrainingRun._forward_backward
 
     def recording(self, x, y):
         losses.append(original(self, x, y))
         return losses[-1]
 
-    monkeypatch.setattr(run.Run, "_forward_backward", recording)
+    monkeypatch.setattr(run.TrainingRun, "_forward_backward", recording)
     assert train(recipe(), "--micro-batch", micro_batch, "--out", "runs") == 0
     assert len(losses) == 2 * 5 * 256 // micro_batch
     means = torch.stack(losses).view(2, -1).double().mean(1).tolist()
@@ -58,7 +58,7 @@ def test_the_training_loss_is_the_mean_over_the_steps_of_an_epoch(recipe, monkey
 def test_the_lines_of_an_epoch_and_the_best_of_them(recipe, monkeypatch):
     """Accuracies 30, 70, 70, 50: the best is the first of equal ones, the last is the result."""
     ends = [Scores(top1, 90.0, 1.0 + top1) for top1 in (30.0, 70.0, 70.0, 50.0)]
-    monkeypatch.setattr(run.Run, "_evaluate", lambda self: ends[self.progress.epoch])
+    monkeypatch.setattr(run.TrainingRun, "_evaluate", lambda self: ends[self.progress.epoch])
     assert train(recipe(epochs=4), "--out", "runs") == 0
     found = [[line[key] for key in ("epoch", "step", "top1", "top5", "val_loss")] for line in lines("runs")]
     assert found == [[n, 5 * n, end.top1, 90.0, end.loss] for n, end in enumerate(ends, start=1)]

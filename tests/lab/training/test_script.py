@@ -60,14 +60,14 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(recipe):
 def test_resuming_gives_the_uninterrupted_numbers_bit_for_bit(recipe, monkeypatch, optimizer):
     path = recipe(epochs=3, optimizer={"name": optimizer}, data={"name": "digits", "image_size": 8, "channels": 1})
     assert train(path, "--out", "whole") == 0
-    original = run.Run._train_epoch
+    original = run.TrainingRun._train_epoch
 
     def interrupted(self, epoch):
         if epoch == 2:
             raise KeyboardInterrupt
         return original(self, epoch)
 
-    monkeypatch.setattr(run.Run, "_train_epoch", interrupted)
+    monkeypatch.setattr(run.TrainingRun, "_train_epoch", interrupted)
     assert train(path, "--out", "parts") == 130
     record = read("parts/small/seed0")
     assert (record.status, record.epochs, record.steps) == ("interrupted", 2, 10)
@@ -94,7 +94,7 @@ def test_resuming_another_run_is_refused(recipe, monkeypatch, capsys):
 
 def test_killed_between_the_last_epoch_and_the_record(recipe, monkeypatch):
     path = recipe()
-    monkeypatch.setattr(run.Run, "_finish", lambda self, status, scores: _interrupt())
+    monkeypatch.setattr(run.TrainingRun, "_finish", lambda self, status, scores: _interrupt())
     train(path)
     monkeypatch.undo()
     monkeypatch.chdir(path.parents[3])

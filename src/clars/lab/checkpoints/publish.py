@@ -22,7 +22,7 @@ IN_GIT = 1_200_000  # bytes of weights, room for a ResNet-20; larger ones go to 
 
 
 @dataclass(frozen=True)
-class Options:
+class PublishOptions:
     """How to publish.
 
     Args:
@@ -42,7 +42,7 @@ class Options:
     tell: Callable[[str], None] = field(default=print)
 
 
-def publish(run: Path, name: str | None = None, options: Options = Options()) -> Entry:
+def publish(run: Path, name: str | None = None, options: PublishOptions = PublishOptions()) -> Entry:
     """Publish the run in a folder as a checkpoint, whole or not at all; return its entry of the manifest.
 
     Raises:
@@ -157,7 +157,7 @@ def _default_name(resolved: Resolved) -> str:
     return "-".join(part.lower().replace("_", "-") for part in parts)
 
 
-def _plan(name: str, entry: Entry, target: Path, options: Options) -> list[str]:
+def _plan(name: str, entry: Entry, target: Path, options: PublishOptions) -> list[str]:
     top1, total = entry.top1, sum(file.bytes for file in entry.files.values())
     lines = [
         f"{name}: {entry.architecture} of {entry.recipe}@{entry.version}, seed {entry.seed}",

@@ -64,6 +64,6 @@ def publish(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check all, and write nothing")] = False,
 ) -> None:
     """Publish a run: measure it again, write its card, and add it to the manifest."""
-    from clars.lab.checkpoints.publish import Options, publish
+    from clars.lab.checkpoints.publish import PublishOptions, publish
 
-    publish(run, name, Options(repo, allow_dirty, replace, dry_run, _say))
+    publish(run, name, PublishOptions(repo, allow_dirty, replace, dry_run, _say))

@@ -42,7 +42,7 @@ CHECK_EVERY = 50  # steps between looks at the loss: each look waits for the dev
 
 
 @dataclass(frozen=True)
-class Options:
+class MachineOptions:
     """What the machine and the person at it decide; nothing that changes the numbers of a run.
 
     The state to resume from is written after each epoch, and after every `checkpoint_every` steps where that is given.
@@ -62,10 +62,10 @@ class Diverged(Exception):
     """The loss, or a gradient, is not finite."""
 
 
-class Run:
+class TrainingRun:
     """A run in its folder, under the strategy that the launch asks for."""
 
-    def __init__(self, job: Job, accelerator: Accelerator, options: Options, display: Display) -> None:
+    def __init__(self, job: Job, accelerator: Accelerator, options: MachineOptions, display: Display) -> None:
         self.job, self.accelerator, self.options, self.display = job, accelerator, options, display
         self.resolved = job.resolved
         self.recipe = recipe = job.resolved.recipe

@@ -13,7 +13,7 @@ from clars.lab.launching.faults import explained
 from clars.lab.recipes.load import load
 from clars.lab.runs.jobs import Job, pending, read_jobs, require_distinct
 from clars.lab.training.display import Display
-from clars.lab.training.run import Options, Run
+from clars.lab.training.run import MachineOptions, TrainingRun
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_all(words: argparse.Namespace) -> int:
-    options = Options(words.micro_batch, words.overwrite, words.checkpoint_every, words.timeout)
+    options = MachineOptions(words.micro_batch, words.overwrite, words.checkpoint_every, words.timeout)
     jobs = _jobs(words)
     require_distinct(jobs)
     if words.skip_finished and not words.overwrite:
@@ -68,13 +68,13 @@ def _run_all(words: argparse.Namespace) -> int:
     with explained(), Display(len(jobs), shown=main, done=words.done) as display:
         for job in jobs:
             with held(job.folder) if main else nullcontext():
-                if _run(Run(job, accelerator, options, display), words.log_with) == "diverged":
+                if _run(TrainingRun(job, accelerator, options, display), words.log_with) == "diverged":
                     worst = exits.DIVERGED
         accelerator.end_training()
     return worst
 
 
-def _run(run: Run, log_with: str | None) -> str:
+def _run(run: TrainingRun, log_with: str | None) -> str:
     job, accelerator, display = run.job, run.accelerator, run.display
     if log_with:
         settings = {"recipe": job.resolved.full_name, "seed": job.seed, "sha256": job.resolved.sha256}

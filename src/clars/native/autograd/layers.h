@@ -1,4 +1,4 @@
-// The layers that a compiled function does whole: their values as torch computes them, and their backward passes with
+// The layers that a function in C++ does whole: their values as torch computes them, and their backward passes with
 // norms. An object is one layer's call, made for inputs of certain sizes.
 #pragma once
 

@@ -31,7 +31,7 @@ class Chooser:
         self.memory, self._timed = memory, timed
         self.report: Report | None = None
         self._seconds: dict[tuple, dict[str, float]] = {}
-        self._layers: dict[tuple, native.Layer | None] = {}
+        self._layers: dict[tuple, native.NativeLayer | None] = {}
 
     def choose(self, sizes: Sizes, operands: Operands, layer: str = "") -> Method:
         """Return the cheapest method for a call of the layer of that name."""
@@ -72,7 +72,7 @@ class Chooser:
 
     def native_layer(
         self, kind: str, arguments: tuple, x: torch.Tensor, weight: torch.Tensor, foresee: Callable, blocks: int
-    ) -> native.Layer | None:
+    ) -> native.NativeLayer | None:
         """Return the layer in C++ that does forward and backward of calls like this one, made once.
 
         None where other means are needed, or somebody watches the choices.
@@ -95,7 +95,7 @@ class Chooser:
             method = cheapest(sizes, self.allowed(sizes))
             most = method.at_once(sizes, self.memory)
             fits = method.is_native(sizes)
-            self._layers[key] = native.Layer(kind, x, weight, *arguments, method.name, most) if fits else None
+            self._layers[key] = native.NativeLayer(kind, x, weight, *arguments, method.name, most) if fits else None
         return self._layers[key]
 
 

@@ -36,7 +36,7 @@ class Convolution(Rule):
             bias_contribution(gy.flatten(2), measure) if for_bias else Contribution(),
         )
 
-    def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, blocks: int) -> native.Layer | None:
+    def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, blocks: int) -> native.NativeLayer | None:
         if any(self.geometry.padding) and prod(weight.shape[2:]) == 1:  # no kernel for what such a rarity sees
             return None
         return chooser.native_layer("Conv", tuple(self.geometry), x, weight, self._foreseen, blocks)

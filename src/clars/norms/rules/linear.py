@@ -31,7 +31,7 @@ class Linear(Rule):
             bias_contribution(operands.gy, measure) if for_bias else Contribution(),
         )
 
-    def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, blocks: int) -> native.Layer | None:
+    def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, blocks: int) -> native.NativeLayer | None:
         return chooser.native_layer("Linear", (), x, weight, self._foreseen, blocks)
 
     def _foreseen(self, x: Tensor, weight: Tensor) -> Sizes:

@@ -93,9 +93,11 @@ class BatchNorm(Rule):
             mean, rstd = self.running_mean.clone(), (self.running_var + self.eps).rsqrt()
         return y, (mean, rstd, None if self.training else self.running_var.clone(), *how)
 
-    def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, blocks: int) -> native.Layer | None:
+    def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, blocks: int) -> native.NativeLayer | None:
         if self.training and native.applies(x, weight) and x.is_contiguous():
-            return native.Layer("BatchNorm", x, weight, self.running_mean, self.running_var, self.momentum, self.eps)
+            return native.NativeLayer(
+                "BatchNorm", x, weight, self.running_mean, self.running_var, self.momentum, self.eps
+            )
         return None
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
@@ -130,8 +132,8 @@ class LayerNorm(Rule):
         y, mean, rstd = aten.native_layer_norm(x, self.shape, weight, bias, self.eps)
         return y, (mean, rstd)
 
-    def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, blocks: int) -> native.Layer | None:
-        return native.Layer("LayerNorm", x, weight, self.eps) if native.applies(x, weight) else None
+    def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, blocks: int) -> native.NativeLayer | None:
+        return native.NativeLayer("LayerNorm", x, weight, self.eps) if native.applies(x, weight) else None
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         mean, rstd = saved
@@ -158,9 +160,9 @@ class GroupNorm(Rule):
         )
         return y, (mean, rstd)
 
-    def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, blocks: int) -> native.Layer | None:
+    def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, blocks: int) -> native.NativeLayer | None:
         if native.applies(x, weight) and x.is_contiguous():
-            return native.Layer("GroupNorm", x, weight, self.groups, self.eps)
+            return native.NativeLayer("GroupNorm", x, weight, self.groups, self.eps)
         return None
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:

@@ -10,7 +10,7 @@ from clars.norms.methods.contribution import Contribution
 from clars.norms.methods.measure import Measure
 
 if TYPE_CHECKING:
-    from clars.native import Layer
+    from clars.native import NativeLayer
     from clars.norms.methods.chooser import Chooser
 
 __all__ = ["Contribution", "Find", "Gradients", "LayerCall", "Measure", "Parameter", "Rule", "need_batch"]
@@ -46,8 +46,8 @@ class Rule(Protocol):
             measure: which examples to measure.
         """
 
-    def native_layer(self, x: Tensor, weight: Tensor, chooser: "Chooser", blocks: int) -> "Layer | None":
-        """Return the layer in C++ that does forward and backward of calls like this one (see `native.Layer`).
+    def native_layer(self, x: Tensor, weight: Tensor, chooser: "Chooser", blocks: int) -> "NativeLayer | None":
+        """Return the layer in C++ that does forward and backward of calls like this one (see `native.NativeLayer`).
 
         None where there is none. `blocks` of the batch are drawn from, of which one is measured.
         """

@@ -34,7 +34,7 @@ class NativeCall(NamedTuple):
     other means, the operator returns None.
     """
 
-    layer: native.Layer
+    layer: native.NativeLayer
     arguments: tuple  # weight, bias, the layer's number and those of two accumulators
 
 
@@ -58,7 +58,7 @@ def measured(call: LayerCall) -> tuple[Tensor, NativeCall | None]:
     return _MeasuredCall.apply(rule, parameters, x, weight, bias, *leaves), None
 
 
-def _native_layer(call: LayerCall, estimator) -> native.Layer | None:
+def _native_layer(call: LayerCall, estimator) -> native.NativeLayer | None:
     return call.rule.native_layer(call.x, call.weight, estimator.chooser, estimator.cut(len(call.x)))
 
 
