@@ -46,6 +46,7 @@ bench: $(BENCHABLE)  ## measure the cost of a step, alone, beside other tools an
 	$(BIN)/python benchmarks/subset.py
 	$(BIN)/python benchmarks/sharding_time.py
 	$(BIN)/python benchmarks/compiled_step.py
+	$(BIN)/python benchmarks/ablation.py
 
 tables: $(INSTALLED)  ## regenerate every committed table and figure from its committed records
 	for results in recipes/*/results/v*/*/table.md; do \
