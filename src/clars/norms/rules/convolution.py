@@ -51,7 +51,7 @@ class Convolution(Rule):
 
 
 def _convolution(dimensions: int) -> Callable[..., LayerCall]:
-    """Return what stands for torch.nn.functional.conv1d, conv2d or conv3d."""
+    """Return what stands for torch.nn.functional.conv1d, conv2d or conv3d: input [B, C, *size], bias [P]."""
     each = _ntuple(dimensions)
 
     def convolution(find: Find, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> LayerCall:

@@ -57,7 +57,8 @@ def embedding(
     norm_type=2.0,
     scale_grad_by_freq=False,
     sparse=False,
-):
+) -> LayerCall:
+    """Stand for torch.nn.functional.embedding: indices [B, ...], weight [N, D]."""
     need_batch(find, weight, None, input, 1)
     if scale_grad_by_freq or sparse:
         option = "sparse" if sparse else "scale_grad_by_freq"

@@ -45,7 +45,7 @@ def _by_feature(x: Tensor) -> Tensor:
 
 
 def linear(find: Find, input, weight, bias=None) -> LayerCall:
-    """Stand for torch.nn.functional.linear."""
+    """Stand for torch.nn.functional.linear: input [B, ..., D], weight [P, D], bias [P]."""
     need_batch(find, weight, bias, input, 2)
     parameters = find(weight), find(bias)
     if weight.dim() != 2 or (bias is not None and bias.requires_grad and bias.shape != weight.shape[:1]):

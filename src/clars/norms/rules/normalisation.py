@@ -210,7 +210,8 @@ def batch_norm(
     training=False,
     momentum=0.1,
     eps=1e-5,
-):
+) -> LayerCall:
+    """Stand for torch.nn.functional.batch_norm: input [B, C, ...], weight and bias [C]."""
     _need_weight(find, weight, bias)
     if training:
         _need_several(input, input.numel() // input.shape[1])
@@ -218,7 +219,8 @@ def batch_norm(
     return LayerCall(rule, input, weight, bias, (find(weight), find(bias)))
 
 
-def layer_norm(find: Find, input, normalized_shape, weight=None, bias=None, eps=1e-5):
+def layer_norm(find: Find, input, normalized_shape, weight=None, bias=None, eps=1e-5) -> LayerCall | Tensor:
+    """Stand for torch.nn.functional.layer_norm: input [B, ..., *normalized_shape], weight and bias of that shape."""
     _need_weight(find, weight, bias)
     need_batch(find, weight, bias, input, len(normalized_shape) + 1)
     if tuple(weight.shape) != tuple(normalized_shape):
@@ -227,7 +229,8 @@ def layer_norm(find: Find, input, normalized_shape, weight=None, bias=None, eps=
     return LayerCall(LayerNorm(tuple(normalized_shape), eps), *where.cast_to_float32(input, weight, bias), parameters)
 
 
-def group_norm(find: Find, input, num_groups, weight=None, bias=None, eps=1e-5):
+def group_norm(find: Find, input, num_groups, weight=None, bias=None, eps=1e-5) -> LayerCall:
+    """Stand for torch.nn.functional.group_norm: input [B, C, ...], weight and bias [C]."""
     _need_weight(find, weight, bias)
     _need_several(input, input.numel() // num_groups)
     parameters = find(weight), find(bias)
@@ -244,8 +247,11 @@ def instance_norm(
     use_input_stats=True,
     momentum=0.1,
     eps=1e-5,
-):
-    """Do as torch does, a batch normalisation of B * C channels, with scale and shift spread over the examples."""
+) -> Tensor:
+    """Stand for torch.nn.functional.instance_norm: input [B, C, ...], weight and bias [C].
+
+    As torch does it, a batch normalisation of B * C channels, with scale and shift expanded over the examples.
+    """
     examples, channels = input.shape[:2]
     present = [value for value in (weight, bias) if value is not None]
     rows = find.expand(torch.Size((examples, channels)), present)

@@ -22,8 +22,8 @@ def scale_and_shift(y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return y * weight.view(shape) + bias.view(shape)
 
 
-def scaled_and_shifted(find: Find, y, weight, bias):
-    """Scale and shift the channels of what `SyncBatchNorm` has normalised."""
+def scaled_and_shifted(find: Find, y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Scale and shift the channels of what `SyncBatchNorm` has normalised: y [B, C, ...], weight and bias [C]."""
     rows = find.expand(torch.Size(y.shape[:2]), [weight, bias])
     scale, shift = (row.view(*row.shape, *[1] * (y.dim() - 2)) for row in rows)
     return y * scale + shift
