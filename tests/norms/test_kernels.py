@@ -245,9 +245,6 @@ STATE = "import json; from clars.native import load; s = load(); print(json.dump
 SWITCHED_OFF = os.environ.get("CLARS_CPU_KERNELS") == "0"
 
 
-SWITCHED_OFF = os.environ.get("CLARS_CPU_KERNELS") == "0"
-
-
 def state(tmp_path, **environment):
     without_switch = {name: value for name, value in os.environ.items() if name != "CLARS_CPU_KERNELS"}
     done = subprocess.run(
