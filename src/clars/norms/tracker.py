@@ -210,7 +210,6 @@ class ExampleNorms:
             UnsupportedLayerError: a layer was used twice in a compiled forward.
         """
         self._refuse_unreadable()
-        self._pass.catch_up()
         if look:
             self._pass.look()
         twice = [name for name, accumulator in self._accumulators.items() if accumulator.compiled_twice]
@@ -246,27 +245,23 @@ class ExampleNorms:
         those of the drawn examples. A compiled model leaves sums only, and none of these.
         """
         self._refuse_unreadable()
-        self._pass.catch_up()
         self._pass.look()
         found = {name: accumulator.squares() for name, accumulator in self._accumulators.items()}
         return {name: torch.cat(squares) for name, squares in found.items() if squares}
 
     def reset(self) -> None:
         """Forget the sums; the next backward pass starts anew."""
-        self._pass.catch_up()
         for accumulator in self._accumulators.values():
             accumulator.reset()
 
     def cleared(self) -> None:
         """Forget the sums of gradients that somebody has just cleared, but for those that cannot be cleared so."""
-        self._pass.catch_up()
         for accumulator in self._accumulators.values():
             if not accumulator.gradients.elsewhere():
                 accumulator.reset()
 
     def scale(self, factor: float) -> None:
         """Multiply the sums, as somebody has multiplied the gradients."""
-        self._pass.catch_up()
         for accumulator in self._accumulators.values():
             accumulator.scale(factor)
 

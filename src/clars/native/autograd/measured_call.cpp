@@ -14,7 +14,6 @@
 #include <unordered_map>
 
 #include "layers.h"
-#include "pending.h"
 
 namespace clars {
 namespace {
@@ -65,8 +64,6 @@ struct LayerCall : torch::CustomClassHolder {
   bool spent = false;
 };
 
-Pending pending;
-
 // What is told where gradients of gradients are asked for; Python's layers say the same.
 const char* const twice =
     "A layer that clars measures cannot be differentiated twice (a gradient penalty in the loss?). Take the tracking "
@@ -84,8 +81,6 @@ std::optional<Measured> add(const LayerCall<Kind>& call, int64_t accumulator, co
   static const auto python = c10::Dispatcher::singleton().findSchemaOrThrow("clars::add_squares", "").typed<Add>();
   const int64_t pass = call.outer_pass == -1 ? torch::autograd::get_current_graph_task_id() : call.outer_pass;
   const bool partial = is_partial();
-  if (!call.spent && !partial)
-    if (const auto measured = pending.add(accumulator, pass, squares)) return measured;
   const auto [first, last, added] = python.call(accumulator, pass, call.spent, partial, squares);
   return added ? std::optional<Measured>({first, last}) : std::nullopt;
 }
@@ -199,11 +194,6 @@ TORCH_LIBRARY_FRAGMENT(clars, m) {
       m, "BatchNorm", "Tensor? running_mean, Tensor? running_var, float momentum, float eps");
   define<GroupNorm, int64_t, double>(m, "GroupNorm", "int groups, float eps");
   define<LayerNorm, double>(m, "LayerNorm", "float eps");
-  m.def("delegate(int tracker, int[] accumulators, int backward_pass, int examples, int first, int last) -> ()",
-        [](int64_t tracker, at::IntArrayRef accumulators, int64_t backward_pass, int64_t examples, int64_t first,
-           int64_t last) { pending.delegate(tracker, accumulators, backward_pass, examples, {first, last}); });
-  m.def("retract(int accumulator) -> ()", [](int64_t accumulator) { pending.retract(accumulator); });
-  m.def("collect(int tracker) -> (int[], Tensor[])", [](int64_t tracker) { return pending.collect(tracker); });
 }
 
 }  // namespace clars

@@ -55,11 +55,10 @@ class Registry:
         self._members: WeakValueDictionary[int, Accumulator] = WeakValueDictionary()
         self._numbers = count(1)
 
-    def number(self, member: "Accumulator | None" = None) -> int:
-        """Return a number that is nobody's yet, as that of `member` if there is one."""
+    def add(self, member: "Accumulator") -> int:
+        """Take up an accumulator; return its number, which no other ever had."""
         number = next(self._numbers)
-        if member is not None:
-            self._members[number] = member
+        self._members[number] = member
         return number
 
     def get(self, number: int) -> "Accumulator | None":
@@ -80,7 +79,7 @@ class Accumulator:
 
     def __init__(self, layer: Layer, current: "BackwardPass") -> None:
         self.layer = layer.name
-        self.number = REGISTRY.number(self)
+        self.number = REGISTRY.add(self)
         self.text = str(self.number)  # for torch.compile, which takes numbers for something that may change
         current.members.append(self.number)
         self.current = current
@@ -134,7 +133,6 @@ class Accumulator:
             examples: how many rows the layer saw.
             spent: whether an earlier pass has measured this same call of the layer.
         """
-        self.current.catch_up()
         if number == self.last_pass:
             self.current.refuse(self.layer, SECOND_USE)
             return False
@@ -145,8 +143,6 @@ class Accumulator:
         if not allowed:
             return False
         self.last_pass = number
-        if self.current.delegated == number:
-            torch.ops.clars.retract(self.number)
         return True
 
     def add(self, squares: Tensor) -> None:

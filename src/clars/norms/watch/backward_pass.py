@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from weakref import finalize
 
-import torch
 from torch.autograd import Variable
 
 from clars.errors import UnsupportedLayerError
@@ -15,15 +13,13 @@ from clars.sharding.gradients import any_left
 
 @dataclass
 class Shortcuts:
-    """What is there for speed alone; `benchmarks/ablation.py` measures what each brings.
+    """What is there for speed alone; `benchmarks/ablation.py` measures what it brings.
 
     Attributes:
         repeated_calls: a call of the step before is recognised by its arguments (see `repeated_call`).
-        delegation: after the first layer of a backward pass, those in C++ add their norms without asking Python.
     """
 
     repeated_calls: bool = True
-    delegation: bool = True
 
 
 class BackwardPass:
@@ -41,9 +37,7 @@ class BackwardPass:
         self.first = ""
         self.batch_sizes: tuple[int, ...] = ()
         self.measure, self.blocks = estimator.everything, 1
-        self.tracker = REGISTRY.number()
         self.members: list[int] = []  # the numbers of the accumulators that share it
-        self.delegated: int | None = None  # the pass that layers in C++ were last told of
         self.refused: dict[str, str] = {}  # layers, and what they do in this pass that has no exact norm
         self.gathered: dict[str, str] | None = None  # of all passes, where they are not to raise an error
         self.remedy: Callable[[Sequence[str]], str] = lambda layers: ""  # what to do about layers that are refused
@@ -108,22 +102,6 @@ class BackwardPass:
         """Return the first of the examples to be measured, and the one after the last."""
         first, last, _ = self.measure.rows.indices(self.examples)
         return first, last
-
-    def delegate(self) -> None:
-        """Have layers in C++ add the rest of this pass's norms without asking (see native/autograd/pending.h)."""
-        if self.delegated != self.number and self.shortcuts.delegation:
-            if self.delegated is None:
-                finalize(self, torch.ops.clars.collect, self.tracker).atexit = False
-            self.delegated = self.number
-            waiting = [member.number for member in self._accumulators() if member.last_pass != self.number]
-            torch.ops.clars.delegate(self.tracker, waiting, self.number, self.examples, *self.measured())
-
-    def catch_up(self) -> None:
-        """Take over what layers in C++ have added without asking."""
-        if self.delegated is not None:
-            for number, squares in zip(*torch.ops.clars.collect(self.tracker)):
-                if (member := REGISTRY.get(number)) is not None:
-                    member.add(squares)
 
     def _accumulators(self) -> Iterator[Accumulator]:
         return filter(None, map(REGISTRY.get, self.members))

@@ -116,8 +116,6 @@ def add_squares(number: int, backward_pass: int, spent: bool, partial: bool, squ
     if not accumulator.enter(backward_pass, examples, spent):
         return 0, examples, False
     first, last = accumulator.current.measured()
-    if not partial:
-        accumulator.current.delegate()
     accumulator.add(squares if last - first == examples else squares[first:last])
     return first, last, True
 

@@ -1,4 +1,4 @@
-"""A backward pass that is lent to compiled layers: Python is asked once, and nothing is booked that it would refuse."""
+"""Backward passes through layers in C++: several at once, parts of a graph, and what is refused in their midst."""
 
 import threading
 
@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 import clars
 from clars import native
-from clars.norms.watch.accumulator import Accumulator
 
 pytestmark = pytest.mark.skipif(not native.load().loaded, reason=native.load().text)
 
@@ -30,29 +29,6 @@ def squares_of(model, x):
     return norms.squares()
 
 
-@pytest.fixture
-def entered(monkeypatch):
-    """The layers that Python was asked about."""
-    seen, original = [], Accumulator.enter
-
-    def noted(self, *arguments):
-        seen.append(self.layer)
-        return original(self, *arguments)
-
-    monkeypatch.setattr(Accumulator, "enter", noted)
-    return seen
-
-
-def test_python_is_asked_once_in_a_pass_also_where_norms_add_up(entered):
-    model = network()
-    norms = clars.ExampleNorms(model)
-    for _ in range(3):
-        model(images()).square().sum().backward()
-    assert entered == ["7"] * 3
-    assert all(len(squares) == 18 for squares in norms.squares().values())
-    assert len(norms.squares()) == 6
-
-
 def test_two_models_in_one_backward_pass():
     one, other, x = network(1), network(2), images()
     expected = squares_of(one, x), squares_of(other, x)
@@ -63,16 +39,6 @@ def test_two_models_in_one_backward_pass():
         (one(x).square().sum() + other(x).square().sum()).backward()
     for norms, squares in zip(trackers, expected):
         torch.testing.assert_close(norms.squares(), squares, rtol=1e-6, atol=0)
-
-
-def test_what_one_tracker_collects_is_its_own():
-    models, x = [network(seed) for seed in range(2)], images()
-    trackers = [clars.ExampleNorms(model) for model in models]
-    for model in models:
-        model(x).square().sum().backward()
-    taken, _ = torch.ops.clars.collect(trackers[0]._pass.tracker)
-    assert len(taken) == 5
-    assert [len(norms.squares()) for norms in trackers] == [1, 6]
 
 
 def test_backward_passes_at_the_same_time():
@@ -97,7 +63,7 @@ def test_backward_passes_at_the_same_time():
 
 
 class Twice(nn.Module):
-    """A parameter in a compiled layer and, before or after that, in an operation that Python measures."""
+    """A parameter in a layer in C++ and, before or after that, in an operation that Python measures."""
 
     def __init__(self, after):
         super().__init__()
@@ -153,7 +119,7 @@ class Branches(nn.Module):
 
 @pytest.mark.parametrize("cleared", [False, True])
 def test_a_layer_that_a_later_pass_does_not_reach(cleared):
-    """What was booked stays as long as its gradient does."""
+    """What was added stays as long as its gradient does."""
     norms = clars.ExampleNorms(model := Branches())
     model(torch.randn(4, 8), True).square().sum().backward()
     if cleared:
@@ -170,20 +136,6 @@ def test_gradients_taken_part_by_part():
         model.function = lambda m, x, part=part: m[part](x)
         torch.autograd.grad(model(torch.randn(4, 8)).square().sum(), list(model.layers[part].parameters()))
     assert norms.squares() == {}
-
-
-def test_what_a_pass_did_not_reach_is_not_lent_to_the_next(entered):
-    """Neither by the same tracker nor by another, which is asked first."""
-    one, other = Branches(), Branches()
-    norms, of_other = clars.ExampleNorms(one), clars.ExampleNorms(other)
-    one(torch.randn(4, 8), False).square().sum().backward()
-    one(torch.randn(4, 8), True).square().sum().backward()
-    assert entered == ["one", "other"]
-    one(torch.randn(4, 8), False).square().sum().backward()
-    (one(torch.randn(4, 8), True).square().sum() + other(torch.randn(4, 8), True).square().sum()).backward()
-    assert entered[2:] == ["one", "other", "other"]
-    assert {name: len(squares) for name, squares in norms.squares().items()} == {"one": 16, "other": 8}
-    assert set(of_other.squares()) == {"one", "other"}
 
 
 def test_a_layer_used_twice_is_refused():
@@ -208,7 +160,7 @@ def test_a_second_pass_through_a_part_of_the_graph_is_refused():
     assert norms.active
 
 
-def test_what_is_booked_for_a_tracker_that_is_gone_is_dropped():
+def test_what_was_added_for_a_tracker_that_is_gone_is_dropped():
     model, x = network(), images()
     expected = squares_of(model, x)
     gone = clars.ExampleNorms(model)
