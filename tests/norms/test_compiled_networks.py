@@ -90,7 +90,7 @@ def test_whole():
 
 @pytest.mark.slow
 def test_uncompiled_after_compiled():
-    """What a compiled backward pass leaves behind does not keep a later one from booking by Python."""
+    """What a compiled backward pass leaves behind does not keep a later one from adding by Python."""
     model = small_network()
     run = torch.compile(model, backend="aot_eager", fullgraph=True)
     train_and_compare(model, run, 8, ((True, 2),))

@@ -234,7 +234,7 @@ def images(n=4):
     return torch.randn(n, 3, 6, 6, generator=torch.Generator().manual_seed(1))
 
 
-def booked(model, *steps):
+def added(model, *steps):
     """What is measured by calling each of `steps` with the model."""
     norms = clars.ExampleNorms(model)
     for step in steps:
@@ -247,8 +247,8 @@ def booked(model, *steps):
 def test_micro_batches_add_up():
     model = network()
     model[1].eval()
-    whole = booked(model, lambda m: m(images()).square().sum().backward())
-    parts = booked(model, *(lambda m, part=part: m(part).square().sum().backward() for part in images().split(2)))
+    whole = added(model, lambda m: m(images()).square().sum().backward())
+    parts = added(model, *(lambda m, part=part: m(part).square().sum().backward() for part in images().split(2)))
     torch.testing.assert_close(parts, whole, rtol=1e-6, atol=0)
 
 
@@ -262,8 +262,8 @@ def test_under_activation_checkpointing(reentrant):
         def forward(self, x):
             return checkpoint(self.net, x.requires_grad_(), use_reentrant=reentrant)
 
-    expected = booked(network(), lambda m: m(images()).square().sum().backward())
-    found = booked(Checkpointed(), lambda m: m(images()).square().sum().backward())
+    expected = added(network(), lambda m: m(images()).square().sum().backward())
+    found = added(Checkpointed(), lambda m: m(images()).square().sum().backward())
     torch.testing.assert_close(list(found.values()), list(expected.values()), rtol=1e-6, atol=0)
 
 
@@ -273,8 +273,8 @@ def test_a_backward_pass_inside_of_autocast_has_full_precision():
         with torch.autocast("cpu", torch.bfloat16):
             loss.backward()
 
-    expected = booked(network(), lambda m: m(images()).square().sum().backward())
-    torch.testing.assert_close(booked(network(), inside), expected, rtol=1e-6, atol=0)
+    expected = added(network(), lambda m: m(images()).square().sum().backward())
+    torch.testing.assert_close(added(network(), inside), expected, rtol=1e-6, atol=0)
 
 
 def test_a_drawn_block_has_its_own_squares():

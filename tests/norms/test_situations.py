@@ -362,3 +362,24 @@ assert batchnorm.sync_batch_norm is before
 def test_torch_s_batch_normalisation_is_put_back():
     """It was replaced in the whole process for good, by the first tracker that was made."""
     subprocess.run([sys.executable, "-c", PUT_BACK], check=True)
+
+
+def test_copies_of_weights_go_with_their_forward():
+    """A cycle kept them until Python looked for garbage, which knows nothing of a device's memory."""
+
+    class Copying(nn.Linear):
+        def forward(self, x):
+            copy = self.weight.clone()
+            seen.append(weakref.ref(copy))
+            return F.linear(x, copy, self.bias)
+
+    seen, model = [], nn.Sequential(Copying(3, 3), nn.Linear(3, 2))
+    norms = clars.ExampleNorms(model)
+    gc.collect()
+    gc.disable()
+    try:
+        model(torch.randn(4, 3)).square().sum().backward()
+        assert seen[0]() is None
+    finally:
+        gc.enable()
+    assert norms.sums()["0"] > 0

@@ -20,6 +20,6 @@ def require_own(path: Path) -> None:
     """
     if path.resolve().is_relative_to(WHEEL.resolve()):
         raise UserError(
-            f"{path} belongs to the installed package. Clone the repository, or set CLARS_RECIPES to a folder of your "
-            "own with recipes/FOLDER/v1/NAME.yaml in it, and publish from there."
+            f"{path} belongs to the installed package. Clone the repository, or set CLARS_RECIPES to a recipes "
+            "folder of your own, with FOLDER/v1/NAME.yaml in it, and publish from there."
         )

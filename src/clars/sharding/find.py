@@ -97,7 +97,7 @@ def canonical(named: Iterable[tuple[str, T]]) -> Iterator[tuple[str, T]]:
 def plain_model(model: nn.Module) -> nn.Module:
     """Return the model within the wrappers of DistributedDataParallel, DeepSpeed and torch.compile."""
     while True:
-        if type(model).__name__ == "OptimizedModule":
+        if "_orig_mod" in (*vars(model), *model._modules):  # by torch.compile, or accelerate's compilation by regions
             model = model._orig_mod
         elif isinstance(model, (DistributedDataParallel, nn.DataParallel)) or _is_engine(model):
             model = model.module
@@ -106,7 +106,8 @@ def plain_model(model: nn.Module) -> nn.Module:
 
 
 def _is_engine(model: nn.Module) -> bool:
-    return type(model).__module__.startswith("deepspeed.") and hasattr(model, "module")
+    engines = [kind for kind in type(model).__mro__ if kind.__module__.startswith("deepspeed.")]
+    return bool(engines) and hasattr(model, "module")
 
 
 def unwrapped(optimizer: Any) -> Iterator[Any]:

@@ -128,9 +128,7 @@ def find(name: str) -> Entry:
     Raises:
         CheckpointError: there is none, or the manifest cannot be used.
     """
-    known = load().checkpoints
-    if name not in known and name in (own := load(shipped.folder("checkpoints")).checkpoints):
-        return own[name]
+    known = {name: entry for name, (entry, _) in every().items()}
     if name not in known:
         near = nearest(name, known)
         listed = f"There are: {', '.join(sorted(known))}." if known else "None is published there."
@@ -138,9 +136,17 @@ def find(name: str) -> Entry:
     return known[name]
 
 
-def home(name: str) -> Path:
-    """Return the folder whose manifest knows a name: `root()`, else the package's own."""
-    return root() if name in load().checkpoints else shipped.folder("checkpoints")
+def every() -> dict[str, tuple[Entry, Path]]:
+    """Return all entries by name, each with the folder of its manifest: those of `root()`, then the package's own.
+
+    Where $CLARS_CHECKPOINTS names a folder, that is all there is.
+    """
+    places = [root()] if os.environ.get(VARIABLE) else [root(), shipped.folder("checkpoints")]
+    found: dict[str, tuple[Entry, Path]] = {}
+    for place in places:
+        for name, entry in load(place).checkpoints.items():
+            found.setdefault(name, (entry, place))
+    return found
 
 
 def add(name: str, entry: Entry) -> Path:

@@ -58,16 +58,16 @@ def place(name: str, entry: Entry) -> Path:
 
 
 def _read(name: str, entry: Entry) -> Checkpoint:
-    return _cached(name, entry) if entry.address else form.read(manifest.home(name) / name, entry)
+    return _cached(name, entry) if entry.address else form.read(manifest.every()[name][1] / name, entry)
 
 
 def _entry(folder: Path) -> Entry | None:
     """Return what the manifest says of a folder, whichever of its names the path takes: links, `..`, another case."""
     known = {}
     with suppress(RecipeError):  # there is no repository here
-        known = manifest.load().checkpoints
-    for name, entry in known.items():
-        for candidate in (manifest.root() / name, place(name, entry)):
+        known = manifest.every()
+    for name, (entry, home) in known.items():
+        for candidate in (home / name, place(name, entry)):
             if candidate.exists() and candidate.samefile(folder):
                 return entry
     return None

@@ -24,7 +24,7 @@ def listed() -> None:
     """List the published checkpoints."""
     from clars.lab.checkpoints import manifest, pull
 
-    for name, entry in manifest.load().checkpoints.items():
+    for name, (entry, _) in manifest.every().items():
         top1, pulled = entry.top1, entry.address is None or pull.place(name, entry).exists()
         where = "here" if pulled else entry.address
         seeds = f", mean {top1.mean:.2f} % over {top1.n} seeds" if top1.half_width is not None else ""
@@ -66,4 +66,4 @@ def publish(
     """Publish a run: measure it again, write its card, and add it to the manifest."""
     from clars.lab.checkpoints.publish import PublishOptions, publish
 
-    publish(run, name, PublishOptions(repo, allow_dirty, replace, dry_run, _say))
+    publish(run, name, PublishOptions(repo, allow_dirty, replace, dry_run, tell=_say))

@@ -17,7 +17,7 @@ Batch = tuple[Tensor, Tensor]
 class Images(Dataset, ABC):
     """A map-style data set that returns whole batches: images float32 [n, c, h, w] and labels int64 [n].
 
-    A DataLoader takes the batches as they are with a batch sampler and `collate_fn=clars.data.collate`.
+    A DataLoader takes the batches as they are with a batch sampler and `collate_fn=clars.lab.data.collate`.
     """
 
     labels: Tensor

@@ -145,9 +145,8 @@ def _kernel():
     """
     global tl
     try:
-        import triton.language as tl
-
         import triton
+        import triton.language as tl
     except ImportError:
         return None
     return triton.jit(_products, do_not_specialize=_UNSPECIALIZED)

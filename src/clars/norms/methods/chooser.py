@@ -1,7 +1,8 @@
 """Which exact method forms the per-example norms of a weight: the cheapest, by an estimate or by the clock."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -15,22 +16,40 @@ Report = Callable[[str, Sizes, Operands, Method], None]
 MOST_LAYERS = 10_000  # that are remembered: to plan one at every call would take longer than a small product
 
 
+class Timings:
+    """How long methods took for calls of which sizes: measured once, by whichever tracker needs it first."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple, dict[str, float]] = {}
+
+    def seconds(self, key: tuple, device: str, works: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+        """Return the seconds of each work by name; empty where they are not known and nothing can be timed now."""
+        if key not in self._seconds:
+            if not where.can_be_timed(device):
+                return {}
+            self._seconds[key] = {name: where.seconds(work, device) for name, work in works.items()}
+        return self._seconds[key]
+
+
+TIMINGS = Timings()
+
+
 class Chooser:
     """Chooses a method for each call of a tracker's layers, and remembers what it has found out.
 
     Args:
         memory: bytes that one piece of work may take beside the gradient itself; None is the device's default.
         timed: whether methods are timed, once per sizes, instead of estimated; None: on accelerators alone.
+        timings: what was timed so far; by default that of the process.
 
     Attributes:
         report: called, where somebody wants to know, with the name of a layer, the sizes and tensors of its call, and
             the method chosen.
     """
 
-    def __init__(self, memory: int | None = None, timed: bool | None = None) -> None:
-        self.memory, self._timed = memory, timed
+    def __init__(self, memory: int | None = None, timed: bool | None = None, timings: Timings = TIMINGS) -> None:
+        self.memory, self._timed, self._timings = memory, timed, timings
         self.report: Report | None = None
-        self._seconds: dict[tuple, dict[str, float]] = {}
         self._layers: dict[tuple, native.NativeLayer | None] = {}
 
     def choose(self, sizes: Sizes, operands: Operands, layer: str = "") -> Method:
@@ -56,15 +75,8 @@ class Chooser:
 
     def seconds(self, sizes: Sizes, operands: Operands, among: Sequence[Method]) -> dict[str, float]:
         """Return the seconds that each method takes, weight gradient included; empty where nothing can be timed now."""
-        key = (sizes, *(method.name for method in among))
-        if key not in self._seconds:
-            if not where.can_be_timed(sizes.device):
-                return {}
-            self._seconds[key] = {
-                method.name: where.seconds(lambda form=method.form: self._whole(form, operands, sizes), sizes.device)
-                for method in among
-            }
-        return self._seconds[key]
+        works = {method.name: partial(self._whole, method.form, operands, sizes) for method in among}
+        return self._timings.seconds((sizes, self.memory, *works), sizes.device, works)
 
     def _whole(self, form: Callable, operands: Operands, sizes: Sizes) -> None:
         if form(operands, sizes, self.memory).gradient is None:

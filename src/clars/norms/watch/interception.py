@@ -42,7 +42,6 @@ class Interception(TorchFunctionMode):
         self.compiled: set[str] = set()  # what a compilation has met so far
         self.followed: list[tuple[Tensor, TrackedParameter]] = []  # keeps views alive, so that no other takes their id
         self.refused: dict[str, str] = {}
-        self.find = _Find(self)
 
     def parameter(self, value) -> TrackedParameter | None:
         """Return which tracked parameter `value` is, if it is one that requires a gradient now."""
@@ -116,7 +115,7 @@ class Interception(TorchFunctionMode):
                 return self._traced(func, args, kwargs)
             if first.dim() and first.shape[0] == 0:  # a batch without an example
                 return func(*args, **kwargs)
-            result = CALLS[func](self.find, *args, **kwargs)
+            result = CALLS[func](_Find(self), *args, **kwargs)
             return self._measured(used, func, args, kwargs, result) if isinstance(result, LayerCall) else result
         if func in LOOKS_AT_SECOND and first is not used:
             return func(*args, **kwargs)
@@ -176,7 +175,7 @@ class Interception(TorchFunctionMode):
             self._note_use(parameter)
             accumulator = parameter.accumulator
             return traced.expand(tensor, tuple(shape), accumulator.text, accumulator.leaf(tensor))
-        return self.find.expand(shape, [tensor])[0]
+        return _Find(self).expand(shape, [tensor])[0]
 
     def _refuse(self, values: Iterable, place: str) -> None:
         found = [parameter for value in tensors_in(values) if (parameter := self.parameter(value)) is not None]
@@ -184,7 +183,10 @@ class Interception(TorchFunctionMode):
 
 
 class _Find:
-    """Tells rules which of a call's tensors are tracked parameters that are about to be measured."""
+    """Tells rules which of a call's tensors are tracked parameters that are about to be measured.
+
+    Made for a call, not kept: a cycle would keep copies of weights until Python looks for garbage.
+    """
 
     def __init__(self, interception: Interception) -> None:
         self.interception = interception

@@ -13,7 +13,6 @@ from torch.autograd.graph import Node
 from clars import native
 from clars.errors import UnsupportedLayerError
 from clars.native import where
-from clars.norms.methods.chooser import Chooser
 from clars.norms.methods.measure import Measure
 from clars.norms.methods.products import squared_norms
 from clars.norms.rules.rule import LayerCall
@@ -24,7 +23,6 @@ TWICE = (
     "A layer that clars measures cannot be differentiated twice (a gradient penalty in the loss?). Take the tracking "
     "away for it: norms.remove(), with optimizer.norms as norms."
 )
-NOBODYS = Measure(Chooser(timed=False))  # of layers whose norms nobody wants in a pass
 
 
 class NativeCall(NamedTuple):
@@ -167,7 +165,8 @@ def _enter(ctx, examples: int, nodes: Sequence[Node | None]) -> tuple[Measure, l
                 accumulators.append(parameter.accumulator)
     ctx.spent = ctx.spent or bool(asked)
     if not accumulators:
-        return NOBODYS, accumulators
+        some = next(parameter for parameter in ctx.parameters if parameter is not None)
+        return some.accumulator.current.estimator.everything, accumulators
     return accumulators[0].current.measure._replace(layer=accumulators[0].layer), accumulators
 
 
