@@ -35,7 +35,7 @@ from clars.lab.runs.jobs import Job
 from clars.lab.tables.search import candidate, jobs_of, summarise
 from clars.lab.tables.summary import interval
 from clars.lab.training.display import Display
-from clars.lab.training.run import Options, Run
+from clars.lab.training.run import MachineOptions, TrainingRun
 from clars.optim import CLARS
 
 RECIPE = "quickstart/clars-512"
@@ -59,7 +59,7 @@ def estimates(squares: Iterable[Tensor]) -> Tensor:
 def accuracy(job: Job, accelerator: Accelerator) -> float:
     """Run a job; return its accuracy at the end, in per cent."""
     with Display(1, shown=False) as display:
-        record = Run(job, accelerator, Options(), display)()
+        record = TrainingRun(job, accelerator, MachineOptions(), display)()
     accelerator.free_memory()
     return record.final.top1
 
