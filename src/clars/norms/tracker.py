@@ -6,7 +6,7 @@ from threading import get_ident
 import torch
 from torch import Tensor, nn
 
-from clars.errors import UnsupportedLayerError, UserError
+from clars.errors import UserError
 from clars.layers import Layer, layers, uncompiled
 from clars.native import where
 from clars.norms.estimator import Estimator
@@ -17,17 +17,9 @@ from clars.norms.watch.forward import install, tracker_of, uninstall
 from clars.norms.watch.inputs import tensors_in
 from clars.norms.watch.traced import keep_whole
 from clars.norms.watch.tracked_parameter import TrackedParameter
+from clars.norms.watch.untrackable import COMPUTED, TIED, refuse_scripted, refuse_shared
 from clars.sharding.fsdp import cut_gradients
 from clars.sharding.gradients import Gradients, Holder
-
-COMPUTED = (
-    "that was a parameter when the tracking began and is computed from other tensors now (pruning, weight_norm or "
-    "another parametrization, torch.func.functional_call), so that its norm would be none of a parameter's."
-)
-TIED = (
-    "Each example's contributions through both must be summed before the norm is taken, for which there is no rule. "
-    "Untie the weights."
-)
 
 
 class ExampleNorms:
@@ -78,8 +70,8 @@ class ExampleNorms:
         self.estimator = Estimator(estimator, fraction, seed, memory, timed)
         self.model = model = uncompiled(model)
         self.layers = list(layers) if layers is not None else _default(model)
-        _refuse_shared(model, self.layers)
-        _refuse_scripted(self.layers)
+        refuse_shared(model, self.layers)
+        refuse_scripted(self.layers)
         self.active, self.replaced = True, False
         self._pass = BackwardPass(self.estimator)
         self._pass.remedy = self._remedy
@@ -305,24 +297,3 @@ def _called(model: nn.Module, owners: set[nn.Module]) -> list[nn.Module]:
 
 
 _default = layers  # the class's own argument has the name of the function
-
-
-def _refuse_scripted(tracked: Sequence[Layer]) -> None:
-    """Refuse layers of torch.jit.script: what they compute is out of Python's sight."""
-    scripted = [layer.name for layer in tracked if isinstance(layer.module, torch.jit.ScriptModule)]
-    if scripted:
-        what = "is compiled by torch.jit.script, which shows none of its operations. Track the model it was made from."
-        raise UnsupportedLayerError(dict.fromkeys(scripted, what))
-
-
-def _refuse_shared(model: nn.Module, tracked: Sequence[Layer]) -> None:
-    """Refuse parameters with two names: their uses would have to be summed before the norm."""
-    owners: dict[int, str] = {}
-    wanted = {id(parameter): layer.name for layer in tracked for parameter in layer.parameters.values()}
-    problems = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        first = owners.setdefault(id(parameter), name)
-        if first != name and id(parameter) in wanted:
-            problems[wanted[id(parameter)]] = f"has one parameter under the names {first!r} and {name!r}. {TIED}"
-    if problems:
-        raise UnsupportedLayerError(problems)
