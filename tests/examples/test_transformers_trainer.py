@@ -85,7 +85,10 @@ def test_accumulation(name, tmp_path):
     by_hand.assert_same(model, expected)
 
 
-@pytest.mark.skipif(not hasattr(transformers.Trainer, "loss_is_scaled_for_ga"), reason="an older Trainer")
+@pytest.mark.skipif(
+    not hasattr(transformers.Trainer, "loss_is_scaled_for_ga"),
+    reason="needs a newer transformers, which make test installs",
+)
 def test_accumulation_of_a_loss_that_is_to_be_divided(tmp_path):
     class Dividing(transformers.Trainer):
         loss_is_scaled_for_ga = False

@@ -257,7 +257,7 @@ def state(tmp_path, **environment):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.skipif(SWITCHED_OFF, reason="switched off")
+@pytest.mark.skipif(SWITCHED_OFF, reason="CLARS_CPU_KERNELS=0 switches the kernels off")
 @pytest.mark.skipif(not (sys.platform == "linux" and shutil.which("g++")), reason="needs g++ on Linux")
 def test_they_compile_where_they_can():
     """Else all the tests above would be left out, and nobody would know."""

@@ -38,7 +38,7 @@ def digest() -> str:
     return hashlib.sha256(b"".join(draw.images(split, 1024).tobytes() for split in ("train", "test"))).hexdigest()
 
 
-@pytest.mark.skipif(features.version("freetype2") != "2.14.3", reason="other versions may draw shapes otherwise")
+@pytest.mark.skipif(features.version("freetype2") != "2.14.3", reason="needs FreeType 2.14.3: others draw otherwise")
 def test_a_change_of_what_is_drawn_is_noticed():
     assert (store.VERSION, digest()) == (1, DIGEST)
 
