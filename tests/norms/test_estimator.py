@@ -44,7 +44,7 @@ def test_the_mean_over_all_draws_is_the_exact_sum(examples):
     norms.remove()
     norms = clars.ExampleNorms(model, "subset", fraction=1 / 4)
     blocks = min(4, examples)
-    means = {name: torch.zeros(3) for name in exact}
+    means = {name: torch.zeros(4) for name in exact}
     for block in range(blocks):
         norms.estimator._random.randrange = lambda count, block=block: block
         norms.reset()

@@ -33,6 +33,7 @@ class Case:
     groups: int = 1
     dtype: torch.dtype = torch.float32
     layout: str = "nchw"
+    group: int = 1
     programs: int | None = None  # on a device of one multiprocessor; None: on the device as it is
 
     def operands(self, device, seed=0):
@@ -58,7 +59,7 @@ class Case:
         return tensor
 
     def result(self, gy, x):
-        arguments = (self.kernel, self.stride, self.padding, self.dilation, self.groups)
+        arguments = (self.kernel, self.stride, self.padding, self.dilation, self.groups, self.group)
         if self.programs is None:
             return fused.fused_products(gy, x, *arguments)
         few = {"PROGRAMS_PER_PROCESSOR": self.programs, "_processors": lambda device: 1}
@@ -66,13 +67,13 @@ class Case:
             return fused.fused_products(gy, x, *arguments)
 
     def expected(self, gy, x):
-        """Return the gradient and the squared norms in float64, from one call per example."""
+        """Return the gradient and the squared norms in float64, from one call per example or group."""
         gy, x = gy.double().cpu(), x.double().cpu()
         weight = x.new_empty(self.outputs, x.shape[1] // self.groups, *self.kernel)
         form = (None, self.stride, self.padding, self.dilation, False, (0, 0), self.groups, (False, True, False))
         own = [
-            torch.ops.aten.convolution_backward(gy_one[None], x_one[None], weight, *form)[1]
-            for gy_one, x_one in zip(gy, x)
+            torch.ops.aten.convolution_backward(gy_one, x_one, weight, *form)[1]
+            for gy_one, x_one in zip(gy.split(self.group), x.split(self.group))
         ]
         return sum(own), torch.stack([gradient.square().sum() for gradient in own])
 
@@ -115,6 +116,12 @@ CASES = {
     "one program": Case((5, 6, 6, 7), 8, (3, 3), padding=(1, 1), programs=1),
     "uneven split": Case((7, 6, 6, 7), 8, (3, 3), padding=(1, 1), programs=3),
     "uneven split, groups": Case((7, 6, 6, 7), 8, (3, 3), padding=(1, 1), groups=2, programs=6),
+    "groups of two": Case((6, 7, 6, 8), 9, (3, 3), padding=(1, 1), group=2, programs=2),
+    "groups of three and a rest": Case((8, 7, 6, 8), 9, (3, 3), (2, 1), (1, 1), groups=1, group=3, programs=8),
+    "one group": Case((5, 6, 6, 7), 8, (3, 3), padding=(1, 1), groups=2, group=5, programs=4),
+    "bfloat16, groups of four": Case(
+        (9, 32, 7, 7), 48, (3, 3), (2, 2), (1, 1), dtype=torch.bfloat16, layout="channels last", group=4, programs=6
+    ),
     "bfloat16": Case((3, 20, 9, 7), 33, (3, 3), padding=(1, 1), dtype=torch.bfloat16),
     "bfloat16, channels last": Case(
         (4, 32, 7, 7), 48, (3, 3), (2, 2), (1, 1), dtype=torch.bfloat16, layout="channels last", programs=6

@@ -72,8 +72,8 @@ def compiled(y):
     return "CppNode" in type(y.grad_fn).__name__ or "CppNode" in y.grad_fn.name()
 
 
-def definition(layer, x, gy):
-    """Gradients of input and parameters, and the parameters' squared norms by example, in float64.
+def definition(layer, x, gy, group=1):
+    """Gradients of input and parameters, and the parameters' squared norms by example or group, in float64.
 
     Of contiguous tensors: older torch crashes in group normalisation of channels that lie together in float64.
     """
@@ -82,9 +82,9 @@ def definition(layer, x, gy):
     parameters = dict(twin.named_parameters())
     whole = torch.autograd.grad(y, [x, *parameters.values()], gy, retain_graph=True)
     squares = {name: [] for name in parameters}
-    for i in range(len(x)):
+    for i in range(0, len(x), group):
         alone = torch.zeros_like(y)
-        alone[i] = gy[i]
+        alone[i : i + group] = gy[i : i + group]
         for name, part in zip(parameters, torch.autograd.grad(y, list(parameters.values()), alone, retain_graph=True)):
             squares[name].append(part.square().sum())
     return y.detach(), whole, {name: torch.stack(each) for name, each in squares.items()}
@@ -120,7 +120,7 @@ def test_by_definition(name, together, threads):
 def test_a_part_by_definition(name, block, threads, monkeypatch):
     layer, x = prepared(name)
     norms = clars.ExampleNorms(layer, "subset", fraction=1 / 3, layers=clars.layers(layer, "parameter"))
-    blocks = norms.estimator.cut(len(x))
+    blocks = norms.estimator.cut(len(x)).blocks
     monkeypatch.setattr(norms.estimator._random, "randrange", lambda count: min(block, count - 1))
     x.requires_grad_()
     y = layer(x)
@@ -135,6 +135,28 @@ def test_a_part_by_definition(name, block, threads, monkeypatch):
     rows = slice(drawn * len(x) // blocks, (drawn + 1) * len(x) // blocks)
     for key, value in norms.squares().items():
         torch.testing.assert_close(value.double(), squares[key][rows], rtol=5e-6, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:A backward pass of")
+@pytest.mark.parametrize("group", [2, 3, 30])
+@pytest.mark.parametrize("together", [False, True], ids=["", "channels together"])
+@pytest.mark.parametrize("name", [*LAYERS, *OTHERS])
+def test_groups_by_definition(name, together, group, threads):
+    layer, x = prepared(name)
+    if together:
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    norms = clars.ExampleNorms(layer, "group", group=group, layers=clars.layers(layer, "parameter"))
+    x.requires_grad_()
+    y = layer(x)
+    gy = torch.randn_like(y)
+    y.backward(gy)
+    norms.remove()
+    tolerance = 5e-6 if compiled(y) else 2e-5
+    _, whole, squares = definition(layer, x.detach(), gy, group)
+    for got, value in zip((x.grad, *(p.grad for p in layer.parameters())), whole):
+        assert (got.double() - value).norm() <= tolerance * value.norm()
+    for key, value in squares.items():
+        torch.testing.assert_close(norms.squares()[key].double(), value, rtol=tolerance, atol=0)
 
 
 @pytest.mark.parametrize("where", ["gradient", "input"])

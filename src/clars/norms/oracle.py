@@ -11,9 +11,9 @@ from clars.norms.watch.forward import paused
 
 
 def mask_norms(
-    model: nn.Module, loss_fn: Callable[..., Tensor], *batch: Tensor, by: LayerUnit = "module"
+    model: nn.Module, loss_fn: Callable[..., Tensor], *batch: Tensor, by: LayerUnit = "module", group: int = 1
 ) -> dict[str, Tensor]:
-    """Return S_k per layer by masking the layer's output gradient to one example at a time.
+    """Return S_k per layer by masking the layer's output gradient to one example, or one group of them, at a time.
 
     For layer k and example i: c_{i,k} = vector-Jacobian product of layer k alone with its output gradient, all rows
     but row i set to zero. S_k = sum_i ||c_{i,k}||_2, a scalar tensor in the unit of the gradient. One vector-Jacobian
@@ -24,16 +24,19 @@ def mask_norms(
         loss_fn: called as `loss_fn(model, *batch)`, returns a scalar.
         batch: passed on to `loss_fn`.
         by: the unit of a layer, as in `clars.layers`.
+        group: how many consecutive examples are taken together.
 
     Raises:
         ValueError: a layer is used twice; a layer's module returns no single tensor; a loose parameter's module
             holds batch statistics, so that masking the module's output is not masking the layer.
     """
     with paused(model):
-        return _mask_norms(model, layers(model, by), loss_fn, *batch)
+        return _mask_norms(model, layers(model, by), group, loss_fn, *batch)
 
 
-def _mask_norms(model: nn.Module, found: list[Layer], loss_fn: Callable[..., Tensor], *batch) -> dict[str, Tensor]:
+def _mask_norms(
+    model: nn.Module, found: list[Layer], group: int, loss_fn: Callable[..., Tensor], *batch
+) -> dict[str, Tensor]:
     outputs: dict[nn.Module, Tensor] = {}
 
     def keep(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
@@ -57,20 +60,20 @@ def _mask_norms(model: nn.Module, found: list[Layer], loss_fn: Callable[..., Ten
     gradients = torch.autograd.grad(loss, [outputs[layer.module] for layer in used], retain_graph=True)
     sums = {layer.name: loss.new_zeros(()) for layer in found}
     for layer, gradient in zip(used, gradients):
-        sums[layer.name] = _sum_of_norms(layer, outputs[layer.module], gradient)
+        sums[layer.name] = _sum_of_norms(layer, outputs[layer.module], gradient, group)
     return sums
 
 
-def _sum_of_norms(layer: Layer, output: Tensor, gradient: Tensor) -> Tensor:
+def _sum_of_norms(layer: Layer, output: Tensor, gradient: Tensor, group: int) -> Tensor:
     inner = [module for module in layer.module.modules() if module is not layer.module]
     if any(isinstance(module, _BatchNorm) and module.training for module in inner):
         raise ValueError(
             f"{layer.name} belongs to a module that holds batch statistics; no mask of its output is exact."
         )
     total = gradient.new_zeros(())
-    for example in range(len(gradient)):
+    for first in range(0, len(gradient), group):
         mask = torch.zeros_like(gradient)
-        mask[example] = 1
+        mask[first : first + group] = 1
         parts = torch.autograd.grad(
             output, list(layer.parameters.values()), mask * gradient, retain_graph=True, allow_unused=True
         )

@@ -30,7 +30,7 @@ class Choice:
 
 
 def plan(
-    model: nn.Module, loss_fn: Callable[..., Tensor], *batch: Tensor, memory: int | None = None, time: bool = False
+    model: nn.Module, loss_fn: Callable[..., Tensor], *batch: Tensor, memory: int | None = None, time: bool = False, group: int = 1
 ) -> tuple[list[Choice], dict[str, str]]:
     """Return the choices of one backward pass, and which layers are refused, with what they do that has no exact norm.
 
@@ -41,6 +41,7 @@ def plan(
         loss_fn: called as `loss_fn(model, *batch)`, returns a scalar.
         batch: passed on to `loss_fn`.
         memory: as for `ExampleNorms`.
+        group: how many examples are measured together.
         time: time every method that applies, and choose by that.
     """
     choices: dict[str, Choice] = {}
@@ -51,7 +52,8 @@ def plan(
         each = pieces[0].stop - pieces[0].start
         choices[layer] = Choice(layer, sizes, method.name, len(pieces), each * method.bytes(sizes), seconds)
 
-    norms = ExampleNorms(model, memory=memory, timed=time)
+    options = {"estimator": "group", "group": group} if group > 1 else {}
+    norms = ExampleNorms(model, memory=memory, timed=time, **options)
     norms.estimator.report_to(note)
     refused = norms.gather_refusals()
     try:

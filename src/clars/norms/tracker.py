@@ -39,9 +39,13 @@ class ExampleNorms:
 
     Args:
         model: the model; move it and wrap it as you like afterwards. Dimension 0 of its input is the batch.
-        estimator: "exact" forms the norm of every example. "subset" draws a block of the examples anew at each
-            backward pass, and scales its sums up: an unbiased estimate.
+        estimator: "exact" forms the norm of every example. "group" forms those of sums over groups of consecutive
+            examples: S_k is then between that of single examples and the norm of the gradient, which is one group's.
+            "subset" draws a block of the examples anew at each backward pass, and scales its sums up: an unbiased
+            estimate.
         layers: the layers to track; by default all of `clars.layers(model)`.
+        group: how many examples a group of "group" has; 8 by default. Groups do not reach over backward passes or
+            processes; what is left over in one makes a smaller group.
         fraction: of the batch that "subset" measures; 1/8 by default.
         seed: of the draws of "subset".
         memory: bytes that forming the norms of one layer may take beside its gradient, as long as one example fits;
@@ -50,7 +54,8 @@ class ExampleNorms:
             from run to run), or by an estimate of their cost; by default timed on accelerators, estimated on the CPU.
 
     Raises:
-        ValueError: unknown estimator, a fraction outside (0, 1], memory that is not positive.
+        ValueError: unknown estimator, a fraction outside (0, 1], a group that is no whole number above 0, both
+            together, memory that is not positive.
         UnsupportedLayerError: one parameter belongs to several modules; and, at the end of the first forward or
             backward pass that shows it, a parameter used in a function without a rule or more than once. All layers
             of which that is known by then are named.
@@ -62,12 +67,13 @@ class ExampleNorms:
         estimator: str = "exact",
         *,
         layers: Sequence[Layer] | None = None,
+        group: int | None = None,
         fraction: float | None = None,
         seed: int = 0,
         memory: int | None = None,
         timed: bool | None = None,
     ) -> None:
-        self.estimator = Estimator(estimator, fraction, seed, memory, timed)
+        self.estimator = Estimator(estimator, fraction, seed, memory, timed, group)
         self.model = model = uncompiled(model)
         self.layers = list(layers) if layers is not None else _default(model)
         refuse_shared(model, self.layers)
@@ -189,9 +195,9 @@ class ExampleNorms:
         self._watching.discard(_here())
 
     def totals(self, look: bool = True) -> dict[str, Tensor]:
-        """Return, for each layer that a backward pass reached and whose gradient is there, a tensor [3]:
+        """Return, for each layer that a backward pass reached and whose gradient is there, a tensor [4]:
 
-        sum of norms, sum of squared norms, number of examples.
+        sum of norms, sum of squared norms, number of examples, sum of the squared sizes of the groups.
 
         Args:
             look: whether to find out first which gradients were cleared since; else those are still counted that were
@@ -233,8 +239,8 @@ class ExampleNorms:
     def squares(self) -> dict[str, Tensor]:
         """Return, per layer name, the squared norms [n] of the contributions of each example that is in the gradient.
 
-        They stand in the order of the backward passes, and of the examples in each. With estimator="subset" they are
-        those of the drawn examples. A compiled model leaves sums only, and none of these.
+        They stand in the order of the backward passes, and of the examples in each. With estimator="group" they are
+        those of the groups, with "subset" those of the drawn examples. A compiled model leaves sums only, and none of these.
         """
         self._refuse_unreadable()
         self._pass.look()

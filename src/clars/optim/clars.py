@@ -20,7 +20,8 @@ class CLARS(LayerwiseOptimizer):
         ratio_k = trust_coefficient * ||w_k|| / (S_k + weight_decay * ||w_k|| + eps)
 
     with S_k the sum over examples of the norm of their contribution to the gradient of layer k: for an averaged loss,
-    the mean of the per-example gradient norms (see `ExampleNorms`). The update is stated at `LayerwiseOptimizer`.
+    the mean of the per-example gradient norms (see `ExampleNorms`). With estimator="group" it is the sum over groups of
+    consecutive examples: from groups of one to one group, CLARS passes into LARS. The update is stated at `LayerwiseOptimizer`.
 
     An ordinary torch optimizer with one parameter group per layer, in which "layer" is its name. It takes the model
     because S_k is formed in the model's backward pass. With several processes it assumes that gradients are averaged
@@ -43,8 +44,9 @@ class CLARS(LayerwiseOptimizer):
             Options: lr, momentum, weight_decay, trust_coefficient, nesterov, adapt. Layers with adapt=False have the
             ratio 1 and are not tracked.
         norms: an `ExampleNorms` of the same layers, made before; by default one is made.
-        estimator, fraction: of the `ExampleNorms` that is made: "exact", or "subset" with the share of the batch to
-            measure.
+        estimator, group, fraction: of the `ExampleNorms` that is made: "exact", "group" with the number of examples
+            whose contributions are summed before the norm is taken (8 by default), or "subset" with the share of the
+            batch to measure (1/8 by default).
         eps: added to the denominator, in the gradient's unit.
         norm_floor: smallest root-mean-square weight assumed of a layer; see `LayerwiseOptimizer`.
 
@@ -67,12 +69,13 @@ class CLARS(LayerwiseOptimizer):
         norms: ExampleNorms | None = None,
         *,
         estimator: str = "exact",
+        group: int | None = None,
         fraction: float | None = None,
         eps: float = 1e-8,
         norm_floor: float = 1e-3,
     ) -> None:
-        if norms is not None and (estimator != "exact" or fraction is not None):
-            raise ValueError("estimator and fraction belong to the ExampleNorms given as norms; set them there.")
+        if norms is not None and (estimator != "exact" or group is not None or fraction is not None):
+            raise ValueError("estimator, group and fraction belong to the ExampleNorms given as norms; set them there.")
         super().__init__(
             model,
             lr,
@@ -87,7 +90,8 @@ class CLARS(LayerwiseOptimizer):
         )
         adapted = self._adapted()
         tracked = [layer for layer in self.layers if layer.name in adapted]
-        self.norms = norms if norms is not None else ExampleNorms(model, estimator, layers=tracked, fraction=fraction)
+        options = {"layers": tracked, "group": group, "fraction": fraction}
+        self.norms = norms if norms is not None else ExampleNorms(model, estimator, **options)
         self.norms.advise(self.remedy)
         self._tracked = {layer.name for layer in self.norms.layers}
         missing = adapted - self._tracked
@@ -103,7 +107,7 @@ class CLARS(LayerwiseOptimizer):
         totals = self.norms.totals(look=False)
         for name in self._adapted() - self._tracked:
             raise UserError(f"Layer {name!r} was made with adapt=False and is not tracked; make the optimizer anew.")
-        none = like.new_zeros(3)
+        none = like.new_zeros(4)
         return torch.stack([totals.get(layer.name, none).to(none) for layer in self.layers]), set(totals)
 
     def place(self, layout: Layout) -> None:

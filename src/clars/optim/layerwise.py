@@ -106,10 +106,10 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
 
     @abstractmethod
     def denominators(self, gradient_norms: Tensor, totals: Tensor | None) -> Tensor:
-        """Return the ratios' denominators [K] from ||g|| [K] and the examples' totals [K, 3], both of whole layers."""
+        """Return the ratios' denominators [K] from ||g|| [K] and the examples' totals [K, 4], both of whole layers."""
 
     def totals(self, like: Tensor) -> tuple[Tensor, set[str]] | None:
-        """Return the totals [K, 3] of this process's examples, and the layers of which there are any.
+        """Return the totals [K, 4] of this process's examples, and the layers of which there are any.
 
         They are in the unit of the gradients, and of the type and device of `like`. None if none are formed.
         """
@@ -256,8 +256,8 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         constants, weight_norms, gradient_norms, totals = self._measured
         gradient_norms = gradient_norms * unscale_gradients
         if totals is not None:
-            sums, squares, examples = totals.unbind(1)
-            totals = torch.stack([sums * unscale_norms, squares * unscale_norms * unscale_norms, examples], 1)
+            sums, squares, *counts = totals.unbind(1)
+            totals = torch.stack([sums * unscale_norms, squares * unscale_norms * unscale_norms, *counts], 1)
         assumed = torch.maximum(weight_norms, constants.floor)
         bottom = self.denominators(gradient_norms, totals) + constants.weight_decay * assumed + self.eps
         ratios = torch.where(constants.adapt, constants.trust * assumed / bottom, 1.0)

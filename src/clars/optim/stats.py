@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from clars.errors import UserError
+from clars.norms.noise import estimates
 
 SMALLEST = 1e-15  # of a gradient's norm: examples' shares of it can still be squared
 
@@ -14,9 +15,10 @@ SMALLEST = 1e-15  # of a gradient's norm: examples' shares of it can still be sq
 class LayerStats(NamedTuple):
     """One layer at the last step. Norms are of weights, and of gradients in the gradient's own unit.
 
-    variance_factor is M_k = mean_i ||grad f_i||^2 / ||g||^2. noise_scale is tr(Sigma) / ||G||^2 from unbiased
-    estimates of both (McCandlish et al. 2018, arXiv 1812.06162, appendix A), in examples; it is infinite where the
-    estimate of ||G||^2 is not positive. What needs per-example norms is None where none were formed.
+    variance_factor is M_k = mean_i ||grad f_i||^2 / ||g||^2, estimated where groups of examples were measured.
+    noise_scale is tr(Sigma) / ||G||^2 from unbiased estimates of both (see `clars.norms.noise.estimates`), in examples;
+    it is infinite where the estimate of ||G||^2 is not positive. What needs per-example norms is None where none were
+    formed, or all examples are one group.
     """
 
     weight_norm: float
@@ -37,28 +39,25 @@ class LayerStats(NamedTuple):
 
     @classmethod
     def of(cls, weight: float, gradient: float, ratio: float, total: list[float] | None) -> "LayerStats":
-        """Form the statistics from norms and the layer's [sum of norms, sum of squares, number of examples]."""
+        """Form the statistics from norms and the layer's totals (see `clars.ExampleNorms.totals`)."""
         if total is None or not total[2]:
             return cls(weight, gradient, ratio)
-        sum_of_norms, sum_of_squares, examples = total
-        batch_square = gradient**2
-        example_square = examples * sum_of_squares  # mean_i ||grad f_i||^2: contributions carry the factor 1/B
-        factor = example_square / batch_square if batch_square else float("inf")
-        return cls(weight, gradient, ratio, sum_of_norms, factor, _noise_scale(batch_square, example_square, examples))
-
-
-def _noise_scale(batch_square: float, example_square: float, examples: float) -> float | None:
-    if examples < 2:
-        return None
-    true_square = (examples * batch_square - example_square) / (examples - 1)
-    trace = (example_square - batch_square) / (1 - 1 / examples)
-    return trace / true_square if true_square > 0 else float("inf")
+        sum_of_norms, sum_of_squares, examples, group_squares = total
+        square, noise, example_square = gradient**2, None, None
+        if examples**2 - group_squares > 1e-6 * examples**2:  # not all of them are one group
+            trace, true_square = estimates(square, sum_of_squares, examples, group_squares)
+            noise = trace / true_square if true_square > 0 else float("inf")
+            example_square = trace + true_square
+        if group_squares == examples:
+            example_square = examples * sum_of_squares  # no estimate: contributions carry the factor 1/B
+        factor = None if example_square is None else example_square / square if square else float("inf")
+        return cls(weight, gradient, ratio, sum_of_norms, factor, noise)
 
 
 class LastStep(NamedTuple):
     """What a step left on the device, vectors over the K layers; `active` are the indices of those with a gradient.
 
-    `totals` [K, 3] are sum of norms, sum of squared norms and number of examples; None where none were formed.
+    `totals` [K, 4] are those of the examples (see `clars.ExampleNorms.totals`); None where none were formed.
     """
 
     active: list[int]

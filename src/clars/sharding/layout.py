@@ -92,11 +92,12 @@ class Layout:
         """Make the layers' sums those of whole layers and of the global batch, by one all-reduce at most.
 
         The processes' gradients are averaged, so a contribution counts 1 / world size of what its own process saw:
-        sums of norms are averaged, sums of squared norms divided twice, examples counted together.
+        sums of norms are averaged, sums of squared norms divided twice, examples and groups counted together.
 
         Args:
             squares: [K, 2], sums of squares of the weights and gradients held here.
-            totals: [K, 3], sum of norms, sum of squared norms and number of this process's examples.
+            totals: [K, 4], sum of norms, sum of squared norms, number of this process's examples, and sum of the
+                squared sizes of the groups that they were measured in.
         """
         world = self.world
         if world == 1:
@@ -108,7 +109,7 @@ class Layout:
         if self.sharded:
             squares = table[:, :2]
         if totals is not None:
-            totals = table[:, -3:] / table.new_tensor([world, world**2, 1.0])
+            totals = table[:, -4:] / table.new_tensor([world, world**2, 1.0, 1.0])
         return squares, totals
 
     def exchange(self, table: Tensor) -> Tensor:

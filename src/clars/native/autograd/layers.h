@@ -1,5 +1,5 @@
 // The layers that a function in C++ does whole: their values as torch computes them, and their backward passes with
-// norms. An object is one layer's call, made for inputs of certain sizes.
+// norms. An object is one layer's call, made for inputs of certain sizes and for norms of groups of so many examples.
 #pragma once
 
 #include <ATen/Context.h>
@@ -24,7 +24,7 @@ struct Needs {
   bool x, weight, bias;
 };
 
-// What a layer's backward pass yields: gradients, and the measured examples' squared norms of two of them.
+// What a layer's backward pass yields: gradients, and the measured examples' or groups' squared norms of two of them.
 struct Gradients {
   Tensor x, weight, bias;
   Tensor weight_squares, bias_squares;
@@ -32,8 +32,9 @@ struct Gradients {
 
 class Layer {
  public:
-  Layer(const Tensor& x, const Tensor& weight)
-      : sizes(x.sizes().vec()),
+  Layer(const Tensor& x, const Tensor& weight, int64_t group)
+      : group(group),
+        sizes(x.sizes().vec()),
         strides(x.strides().vec()),
         weight_sizes(weight.sizes().vec()),
         threads(at::get_num_threads()) {}
@@ -44,6 +45,8 @@ class Layer {
            weight.sizes() == weight_sizes && at::get_num_threads() == threads &&
            at::globalContext().userEnabledMkldnn() && !at::autocast::is_autocast_enabled(at::kCPU);
   }
+
+  const int64_t group;
 
  private:
   static bool plain(const Tensor& tensor) {
@@ -58,9 +61,9 @@ class Layer {
 // A convolution, of any number of dimensions.
 class Conv : public Layer {
  public:
-  Conv(const Tensor& x, const Tensor& weight, std::vector<int64_t> stride, std::vector<int64_t> padding,
+  Conv(const Tensor& x, const Tensor& weight, int64_t group, std::vector<int64_t> stride, std::vector<int64_t> padding,
        std::vector<int64_t> dilation, int64_t groups, std::string method, int64_t most)
-      : Layer(x, weight), stride(stride), padding(padding), dilation(dilation), groups(groups), method(method),
+      : Layer(x, weight, group), stride(stride), padding(padding), dilation(dilation), groups(groups), method(method),
         most(most) {}
 
   Tensor forward(const Tensor& x, const Tensor& weight, const Maybe& bias, Tensors&) const {
@@ -72,7 +75,7 @@ class Conv : public Layer {
     Gradients got;
     if (needs.x) got.x = std::get<0>(plain(gy, x, weight, {true, false, false}));
     if (needs.weight) std::tie(got.weight, got.weight_squares) = products(gy, x, weight, measured);
-    if (needs.bias) std::tie(got.bias, got.bias_squares) = measured.of(position_sums(gy.flatten(2)));
+    if (needs.bias) std::tie(got.bias, got.bias_squares) = measured.of(position_sums(gy.flatten(2), group));
     return got;
   }
 
@@ -90,13 +93,13 @@ class Conv : public Layer {
     if (method == "each") return conv_products(gy, x, weight, stride, padding, dilation, groups, most, measured);
     const at::IntArrayRef kernel = weight.sizes().slice(2);
     if (method == "direct")
-      return measured.of(groups > 1 ? depthwise_products(gy, x, kernel, stride, padding, dilation, most)
-                                    : small_conv_products(gy, x, kernel, stride, padding, dilation, most));
+      return measured.of(groups > 1 ? depthwise_products(gy, x, kernel, stride, padding, dilation, most, group)
+                                    : small_conv_products(gy, x, kernel, stride, padding, dilation, most, group));
     TORCH_INTERNAL_ASSERT(method == "gram");
     const bool point = weight.numel() == weight.size(0) * weight.size(1);
     const Tensor some_gy = measured.of(gy), some_x = measured.of(x);
     return {std::get<1>(plain(gy, x, weight, {false, true, false})),
-            point ? gram_squares(some_gy.flatten(2), points(some_x, stride), most)
+            point ? gram_squares(some_gy.flatten(2), points(some_x, stride), most, group)
                   : window_gram_squares(some_gy, some_x, kernel, stride, padding, dilation, most)};
   }
 
@@ -109,8 +112,8 @@ class Conv : public Layer {
 // Of x [B, ..., D] with gy [B, ..., P].
 class Linear : public Layer {
  public:
-  Linear(const Tensor& x, const Tensor& weight, std::string method, int64_t most)
-      : Layer(x, weight), method(method), most(most) {}
+  Linear(const Tensor& x, const Tensor& weight, int64_t group, std::string method, int64_t most)
+      : Layer(x, weight, group), method(method), most(most) {}
 
   Tensor forward(const Tensor& x, const Tensor& weight, const Maybe& bias, Tensors&) const {
     return at::linear(x, weight, bias);
@@ -129,10 +132,10 @@ class Linear : public Layer {
       } else {
         TORCH_INTERNAL_ASSERT(method == "gram");
         got.weight = at::mm(gy.reshape({-1, gy.size(-1)}).t(), x.reshape({-1, x.size(-1)}));
-        got.weight_squares = gram_squares(measured.of(outputs), measured.of(inputs), most);
+        got.weight_squares = gram_squares(measured.of(outputs), measured.of(inputs), most, group);
       }
     }
-    if (needs.bias) std::tie(got.bias, got.bias_squares) = measured.of(position_sums(outputs));
+    if (needs.bias) std::tie(got.bias, got.bias_squares) = measured.of(position_sums(outputs, group));
     return got;
   }
 
@@ -149,8 +152,9 @@ inline Gradients arranged(Affine all, Measured measured) {
 // In training mode, of contiguous x [B, C, ...].
 class BatchNorm : public Layer {
  public:
-  BatchNorm(const Tensor& x, const Tensor& weight, Maybe running_mean, Maybe running_var, double momentum, double eps)
-      : Layer(x, weight), running_mean(running_mean), running_var(running_var), momentum(momentum), eps(eps) {}
+  BatchNorm(const Tensor& x, const Tensor& weight, int64_t group, Maybe running_mean, Maybe running_var,
+            double momentum, double eps)
+      : Layer(x, weight, group), running_mean(running_mean), running_var(running_var), momentum(momentum), eps(eps) {}
 
   Tensor forward(const Tensor& x, const Tensor& weight, const Maybe& bias, Tensors& saved) const {
     auto [y, mean, rstd] = at::native_batch_norm(x, weight, bias, running_mean, running_var, true, momentum, eps);
@@ -160,7 +164,7 @@ class BatchNorm : public Layer {
 
   Gradients backward(const Tensor& gy, const Tensor& x, const Tensor& weight, const Tensors& saved, Needs,
                      Measured measured) const {
-    return arranged(batch_norm_backward(gy.contiguous(), x, saved[0], saved[1], weight), measured);
+    return arranged(batch_norm_backward(gy.contiguous(), x, saved[0], saved[1], weight, group), measured);
   }
 
  private:
@@ -171,8 +175,8 @@ class BatchNorm : public Layer {
 // Of contiguous x [B, C, ...].
 class GroupNorm : public Layer {
  public:
-  GroupNorm(const Tensor& x, const Tensor& weight, int64_t groups, double eps)
-      : Layer(x, weight), groups(groups), eps(eps) {}
+  GroupNorm(const Tensor& x, const Tensor& weight, int64_t group, int64_t groups, double eps)
+      : Layer(x, weight, group), groups(groups), eps(eps) {}
 
   Tensor forward(const Tensor& x, const Tensor& weight, const Maybe& bias, Tensors& saved) const {
     const int64_t examples = x.size(0), channels = x.size(1), positions = x.numel() / (examples * channels);
@@ -183,7 +187,7 @@ class GroupNorm : public Layer {
 
   Gradients backward(const Tensor& gy, const Tensor& x, const Tensor& weight, const Tensors& saved, Needs,
                      Measured measured) const {
-    return arranged(group_norm_backward(gy.contiguous(), x, saved[0], saved[1], weight), measured);
+    return arranged(group_norm_backward(gy.contiguous(), x, saved[0], saved[1], weight, group), measured);
   }
 
  private:
@@ -194,7 +198,7 @@ class GroupNorm : public Layer {
 // Over the last dimensions of x [B, ..., *weight's].
 class LayerNorm : public Layer {
  public:
-  LayerNorm(const Tensor& x, const Tensor& weight, double eps) : Layer(x, weight), eps(eps) {}
+  LayerNorm(const Tensor& x, const Tensor& weight, int64_t group, double eps) : Layer(x, weight, group), eps(eps) {}
 
   Tensor forward(const Tensor& x, const Tensor& weight, const Maybe& bias, Tensors& saved) const {
     auto [y, mean, rstd] = at::native_layer_norm(x, weight.sizes(), weight, bias, eps);
@@ -206,7 +210,7 @@ class LayerNorm : public Layer {
                      Measured measured) const {
     const std::vector<int64_t> by_position{x.size(0), -1, weight.numel()};
     Gradients got = arranged(layer_norm_backward(gy.contiguous().view(by_position), x.contiguous().view(by_position),
-                                                 saved[0], saved[1], weight.contiguous().view(-1)),
+                                                 saved[0], saved[1], weight.contiguous().view(-1), group),
                              measured);
     return {got.x.view(x.sizes()), got.weight.view(weight.sizes()), got.bias.view(weight.sizes()), got.weight_squares,
             got.bias_squares};

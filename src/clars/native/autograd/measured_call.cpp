@@ -72,17 +72,18 @@ const char* const twice =
 // Whether the pass under way yields only some of the gradients, or leaves some elsewhere than in the parameters.
 bool is_partial() { return !torch::autograd::get_current_graph_task_exec_info()->empty(); }
 
-// Adds to an accumulator the tensor that will hold the squared norms of all examples, zero where the layer then fails.
+// Adds to an accumulator the tensor that will hold the squared norms of all examples, or of all groups of them, zero where
+// the layer then fails.
 // Returns what to measure; nothing where the gradient does not arrive in the parameters. Python, which keeps the
 // accumulators, may refuse.
 template <typename Kind>
-std::optional<Measured> add(const LayerCall<Kind>& call, int64_t accumulator, const Tensor& squares) {
-  using Add = std::tuple<int64_t, int64_t, bool>(int64_t, int64_t, bool, bool, const Tensor&);
+std::optional<Measured> add(const LayerCall<Kind>& call, int64_t accumulator, int64_t examples, const Tensor& squares) {
+  using Add = std::tuple<int64_t, int64_t, bool>(int64_t, int64_t, bool, bool, int64_t, const Tensor&);
   static const auto python = c10::Dispatcher::singleton().findSchemaOrThrow("clars::add_squares", "").typed<Add>();
   const int64_t pass = call.outer_pass == -1 ? torch::autograd::get_current_graph_task_id() : call.outer_pass;
   const bool partial = is_partial();
-  const auto [first, last, added] = python.call(accumulator, pass, call.spent, partial, squares);
-  return added ? std::optional<Measured>({first, last}) : std::nullopt;
+  const auto [first, last, added] = python.call(accumulator, pass, call.spent, partial, examples, squares);
+  return added ? std::optional<Measured>({first, last, call.layer->group}) : std::nullopt;
 }
 
 // A gradient whose numbers are in memory as they are: those that passed through complex conjugation may be there negated,
@@ -91,12 +92,12 @@ Tensor in_memory(const Tensor& gy) {
   return gy._is_zerotensor() ? at::zeros(gy.sizes(), gy.options()) : gy.resolve_neg();
 }
 
-// Puts the measured examples' squared norms, or the sums of two of them, in their places among those of all.
+// Puts the squared norms that were formed, or the sums of two of them, in their places among those of all.
 void fill(const Tensor& all, Measured part, const Tensor& squares, const Tensor& more = {}) {
   float* to = all.mutable_data_ptr<float>() + part.first;
   const float* from = squares.const_data_ptr<float>();
   const float* and_from = more.defined() ? more.const_data_ptr<float>() : nullptr;
-  for (int64_t i = 0; i < part.last - part.first; i++) to[i] = from[i] + (and_from ? and_from[i] : 0.f);
+  for (int64_t i = 0; i < part.norms(); i++) to[i] = from[i] + (and_from ? and_from[i] : 0.f);
 }
 
 template <typename Kind>
@@ -146,10 +147,12 @@ struct MeasuredCall : torch::autograd::Function<MeasuredCall<Kind>> {
     const bool joint = for_weight && for_bias && call.of_weight == call.of_bias;
     std::optional<Measured> weight_part, bias_part;
     Tensor of_weight, of_bias;
-    if (for_weight) weight_part = add(call, call.of_weight, of_weight = at::zeros({x.size(0)}, x.options()));
-    if (for_bias && !joint) bias_part = add(call, call.of_bias, of_bias = at::zeros({x.size(0)}, x.options()));
+    const int64_t examples = x.size(0), group = call.layer->group;
+    const auto none = [&] { return at::zeros({groups_of(examples, group)}, x.options()); };
+    if (for_weight) weight_part = add(call, call.of_weight, examples, of_weight = none());
+    if (for_bias && !joint) bias_part = add(call, call.of_bias, examples, of_bias = none());
     call.spent = call.spent || weight_part || bias_part;
-    const Measured part = weight_part.value_or(bias_part.value_or(Measured{0, x.size(0)}));
+    const Measured part = weight_part.value_or(bias_part.value_or(Measured{0, examples, group}));
     const Gradients got = call.layer->backward(gy, x, weight, Tensors(all.begin() + 3, all.end()), needs, part);
     if (weight_part) fill(of_weight, part, got.weight_squares, joint ? got.bias_squares : Tensor());
     if (bias_part) fill(of_bias, part, got.bias_squares);
@@ -168,13 +171,13 @@ Maybe called(const Tensor& x, const Tensor& weight, const Maybe& bias, int64_t n
 }
 
 template <typename Kind, typename... Arguments>
-int64_t make(const Tensor& x, const Tensor& weight, Arguments... arguments) {
-  return Made<Kind>::add(std::make_shared<Kind>(x, weight, std::move(arguments)...));
+int64_t make(const Tensor& x, const Tensor& weight, int64_t group, Arguments... arguments) {
+  return Made<Kind>::add(std::make_shared<Kind>(x, weight, group, std::move(arguments)...));
 }
 
 template <typename Kind, typename... Arguments>
 void define(torch::Library& library, const std::string& kind, const std::string& hyper_parameters) {
-  const std::string made = "make." + kind + "(Tensor x, Tensor weight, " + hyper_parameters + ") -> int";
+  const std::string made = "make." + kind + "(Tensor x, Tensor weight, int group, " + hyper_parameters + ") -> int";
   const std::string call = "call." + kind +
                           "(Tensor x, Tensor weight, Tensor? bias, int layer, int of_weight, int of_bias) -> Tensor?";
   const std::string drop = "drop." + kind + "(int layer) -> ()";

@@ -1,6 +1,7 @@
-// Per-example weight gradients of depthwise convolutions: every output channel sees one input channel.
+// Weight gradients, of examples or groups, of depthwise convolutions: every output channel sees one input channel.
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include <optional>
 
@@ -61,7 +62,7 @@ class Planes {
         x_(part * g.stride[0] * g.stride[1] + length),
         gy_(length) {}
 
-  // product [P, taps] for x [C, H, W] and gy [P, h, w] of the given strides.
+  // product [P, taps] += that of x [C, H, W] and gy [P, h, w] of the given strides.
   void operator()(const float* x, at::IntArrayRef xs, const float* gy, at::IntArrayRef gs, int64_t channels,
                   int64_t outputs, float* product) {
     const int64_t each = outputs / channels;
@@ -102,7 +103,7 @@ class Planes {
         float sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t lane = 0; lane < LANES; lane++) sum += lanes[lane];
-        product[tap + k] = sum;
+        product[tap + k] += sum;
       }
     }
   }
@@ -125,7 +126,7 @@ class Lanes {
         gy_(g.rows * g.columns * LANES),
         sums(seen_at.size()) {}
 
-  // product [C, taps] for x [C, H, W] and gy [C, h, w] of the given strides.
+  // product [C, taps] += that of x [C, H, W] and gy [C, h, w] of the given strides.
   void operator()(const float* x, at::IntArrayRef xs, const float* gy, at::IntArrayRef gs, int64_t channels,
                   float* product) {
     for (int64_t c = 0; c < channels; c += LANES) {
@@ -138,7 +139,7 @@ class Lanes {
       std::fill(sums.begin(), sums.end(), Vector{});
       for (int64_t row = 0; row < g.rows; row++) add_row(row);
       for (int64_t lane = 0; lane < lanes; lane++)
-        for (int64_t tap = 0; tap < g.taps(); tap++) product[(c + lane) * g.taps() + tap] = sums[tap][lane];
+        for (int64_t tap = 0; tap < g.taps(); tap++) product[(c + lane) * g.taps() + tap] += sums[tap][lane];
     }
   }
 
@@ -179,9 +180,10 @@ class Lanes {
 }  // namespace
 
 // The gradient [P, 1, *kernel] of a depthwise convolution's weight for gy [B, P, h, w] and x [B, C, H, W], P a multiple
-// of C, summed over the examples, and the squared norm of each example's own [B].
+// of C, summed over the examples, and the squared norms of the sums over each group of examples. Of few groups, several
+// threads share the channels of one.
 Products depthwise_products(const Tensor& gy, const Tensor& x, at::IntArrayRef kernel, at::IntArrayRef stride,
-                            at::IntArrayRef padding, at::IntArrayRef dilation, int64_t most) {
+                            at::IntArrayRef padding, at::IntArrayRef dilation, int64_t most, int64_t group) {
   const int64_t examples = x.size(0), channels = x.size(1), outputs = gy.size(1);
   const Geometry g{x.size(2),  x.size(3),  gy.size(2),  gy.size(3),   {kernel[0], kernel[1]},
                    {stride[0], stride[1]}, {padding[0], padding[1]}, {dilation[0], dilation[1]}};
@@ -190,26 +192,35 @@ Products depthwise_products(const Tensor& gy, const Tensor& x, at::IntArrayRef k
   // Planes take the rows of large images a vector at a time; every other column they have to gather.
   const bool gathers = channels >= LANES && (stride[0] > 1 || stride[1] > 1 || g.height * g.width <= 400);
   const bool by_lanes = channels == outputs && channels > 1 && (together || gathers);
-  const int64_t workers = workers_for(examples, most);
-  Tensor squares = at::empty({examples}, x.options()), totals = at::empty({workers, outputs * g.taps()}, x.options());
+  const int64_t groups = groups_of(examples, group), workers = workers_for(examples, most), each = outputs / channels;
+  const bool few = group > 1 && groups < 2 * workers && groups % workers;
+  const int64_t some = rounded_up(few ? groups_of(channels, workers) : channels, by_lanes ? LANES : 1);
+  const int64_t parts = groups_of(channels, some);
+  Tensor squares = at::empty({groups, parts}, x.options()), totals = at::zeros({workers, outputs * g.taps()}, x.options());
   float *square = squares.mutable_data_ptr<float>(), *totals_ = totals.mutable_data_ptr<float>();
   const float *x_ = x.const_data_ptr<float>(), *gy_ = gy.const_data_ptr<float>();
   const at::IntArrayRef xs = x.strides(), gs = gy.strides();
-  share(examples, workers, [&](int64_t worker, int64_t first, int64_t last) {
+  share(groups * parts, workers, [&](int64_t worker, int64_t first, int64_t last) {
     std::optional<Planes> planes;
     std::optional<Lanes> lanes;
     by_lanes ? void(lanes.emplace(g)) : void(planes.emplace(g));
-    std::vector<float> product(outputs * g.taps());
-    for (int64_t i = first; i < last; i++) {
-      if (by_lanes)
-        (*lanes)(x_ + i * xs[0], xs.slice(1), gy_ + i * gs[0], gs.slice(1), channels, product.data());
-      else
-        (*planes)(x_ + i * xs[0], xs.slice(1), gy_ + i * gs[0], gs.slice(1), channels, outputs, product.data());
-      square[i] = add_and_square(totals_ + worker * product.size(), product.data(), product.size(), i == first);
+    std::vector<float> product(some * each * g.taps());
+    for (int64_t unit = first; unit < last; unit++) {
+      const int64_t channel = unit % parts * some, n = std::min(some, channels - channel);
+      std::fill(product.begin(), product.end(), 0.f);
+      for (int64_t i = unit / parts * group; i < std::min((unit / parts + 1) * group, examples); i++) {
+        const float *from = x_ + i * xs[0] + channel * xs[1], *gy_from = gy_ + i * gs[0] + channel * each * gs[1];
+        if (by_lanes)
+          (*lanes)(from, xs.slice(1), gy_from, gs.slice(1), n, product.data());
+        else
+          (*planes)(from, xs.slice(1), gy_from, gs.slice(1), n, n * each, product.data());
+      }
+      float* total = totals_ + (worker * outputs + channel * each) * g.taps();
+      square[unit] = add_and_square(total, product.data(), n * each * g.taps(), false);
     }
   });
   const Tensor gradient = workers == 1 ? totals[0] : totals.sum(0);
-  return {gradient.view({outputs, 1, g.kernel[0], g.kernel[1]}), squares};
+  return {gradient.view({outputs, 1, g.kernel[0], g.kernel[1]}), parts == 1 ? squares.select(1, 0) : squares.sum(1)};
 }
 
 }  // namespace clars

@@ -1,4 +1,4 @@
-// Per-example weight gradients of small convolutions, where a call of a library's takes longer than its arithmetic.
+// Weight gradients, of examples or groups, of small convolutions, where a call of a library's takes longer than its arithmetic.
 
 #include <ATen/ops/empty.h>
 
@@ -33,6 +33,12 @@ void multiply(const float* gy, const float* x, float* product, int64_t positions
 #pragma GCC unroll 8
       for (int64_t k = 0; k < TILE_P; k++) *(Vector*)(product + (p + k) * columns + d) = tile[k];
     }
+}
+
+// Adds `n` numbers to `total`, or begins it with them.
+void add(float* total, const float* product, int64_t n, bool begin) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) total[i] = begin ? product[i] : total[i] + product[i];
 }
 
 // Adds the rows of product [P, D] to total [P, N], N <= D, or begins it; returns the sum of their squares.
@@ -79,29 +85,30 @@ void windows(const float* x, float* out, const Geometry& g, int64_t first, int64
 }  // namespace
 
 // The gradient [P, C, *kernel] of a convolution's weight for gy [B, P, h, w] and x [B, C, H, W], summed over the
-// examples, and the squared norm of each example's own [B].
+// examples, and the squared norms of the sums over each group of examples.
 Products small_conv_products(const Tensor& gy, const Tensor& x, at::IntArrayRef kernel, at::IntArrayRef stride,
-                             at::IntArrayRef padding, at::IntArrayRef dilation, int64_t most) {
-  const int64_t examples = x.size(0), outputs = gy.size(1);
+                             at::IntArrayRef padding, at::IntArrayRef dilation, int64_t most, int64_t group) {
+  const int64_t examples = x.size(0), outputs = gy.size(1), groups = groups_of(examples, group);
   const Geometry g{x.size(1), x.size(2) + 2 * padding[0], x.size(3) + 2 * padding[1], gy.size(2), gy.size(3),
                    {kernel[0], kernel[1]}, {stride[0], stride[1]}, {dilation[0], dilation[1]}};
   const int64_t positions = g.rows * g.columns;
   const int64_t taps = g.kernel[0] * g.kernel[1], wanted = taps * g.channels;
   const int64_t step_p = rounded_up(outputs, TILE_P), step_d = rounded_up(wanted, TILE_D);
   const int64_t at_once = std::clamp<int64_t>(WINDOWS / (step_d * g.columns), 1, g.rows);  // rows
-  const int64_t workers = workers_for(examples, most);
+  const int64_t workers = workers_for(groups, most);
   const Tensor gy_ = gy.flatten(2);
-  Tensor squares = at::empty({examples}, x.options());
+  Tensor squares = at::empty({groups}, x.options());
   Tensor totals = at::empty({workers, outputs, wanted}, x.options());
   float *square = squares.mutable_data_ptr<float>(), *totals_ = totals.mutable_data_ptr<float>();
   const float *gy_data = gy_.const_data_ptr<float>(), *x_data = x.const_data_ptr<float>();
   const at::IntArrayRef gs = gy_.strides(), xs = x.strides();
-  share(examples, workers, [&](int64_t worker, int64_t first, int64_t last) {
+  share(groups, workers, [&](int64_t worker, int64_t first, int64_t last) {
     // The padding of x stays zero; that of outputs and columns reaches only products that nobody reads.
     std::vector<float> gy_t(positions * step_p), x_t(g.height * g.width * g.channels), seen(at_once * g.columns * step_d);
-    std::vector<float> product(step_p * step_d);
+    // Examples of a group are added up one by one: a single sum over all their positions would lose digits.
+    std::vector<float> product(step_p * step_d), summed(group > 1 ? step_p * step_d : 0);
     float* total = totals_ + worker * outputs * wanted;
-    for (int64_t i = first; i < last; i++) {
+    for (int64_t i = first * group; i < std::min(last * group, examples); i++) {
       lay_out(gy_data + i * gs[0], gy_t.data(), outputs, positions, gs[1], gs[2], step_p);
       for (int64_t h = 0; h < x.size(2); h++)
         lay_out(x_data + i * xs[0] + h * xs[2], x_t.data() + ((h + padding[0]) * g.width + padding[1]) * g.channels,
@@ -113,7 +120,10 @@ Products small_conv_products(const Tensor& gy, const Tensor& x, at::IntArrayRef 
         multiply(gy_t.data() + row * g.columns * step_p, seen.data(), product.data(), (stop - row) * g.columns, step_p,
                  step_d);
       }
-      square[i] = add_rows_and_square(total, product.data(), outputs, wanted, step_d, i == first);
+      if (group > 1) add(summed.data(), product.data(), product.size(), i % group == 0);
+      if ((i + 1) % group == 0 || i + 1 == examples)
+        square[i / group] = add_rows_and_square(total, group > 1 ? summed.data() : product.data(), outputs, wanted,
+                                                step_d, i / group == first);
     }
   });
   const Tensor gradient = workers == 1 ? totals[0] : totals.sum(0);

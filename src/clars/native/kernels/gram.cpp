@@ -1,6 +1,7 @@
 // The squared norms of the examples' weight gradients by the inner products between positions, without the gradients
 // (see gram.py), a share of the examples per thread.
 
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/im2col.h>
 #include <ATen/ops/linalg_vecdot.h>
@@ -128,10 +129,24 @@ double columns_inner(const float* gram, const float* other, const Phase& across,
   return total;
 }
 
+// x [B, N, T] with the positions of each of the `count` groups of examples from `first` on as those of one: as
+// [count, N, group * T].
+Tensor merged(const Tensor& x, int64_t first, int64_t count, int64_t group) {
+  const Tensor some = x.narrow(0, first, count * group).transpose(1, 2);
+  return some.reshape({count, group * x.size(2), x.size(1)}).transpose(1, 2);
+}
+
 }  // namespace
 
-// gy [B, P, T], x [B, D, T]: the squared norms [B] of gy_i x_i^T.
-Tensor gram_squares(const Tensor& gy, const Tensor& x, int64_t most) {
+// gy [B, P, T], x [B, D, T]: the squared norms of the sums of gy_i x_i^T over each group of examples.
+Tensor gram_squares(const Tensor& gy, const Tensor& x, int64_t most, int64_t group) {
+  if (group > 1) {
+    const int64_t whole = x.size(0) / group, rest = x.size(0) % group;
+    const Tensor squares = gram_squares(merged(gy, 0, whole, group), merged(x, 0, whole, group), most, 1);
+    if (!rest) return squares;
+    const int64_t first = whole * group;
+    return at::cat({squares, gram_squares(merged(gy, first, 1, rest), merged(x, first, 1, rest), most, 1)});
+  }
   if (x.size(2) == 1) {
     const Tensor a = gy.flatten(1), b = x.flatten(1);
     return at::linalg_vecdot(a, a).mul_(at::linalg_vecdot(b, b));

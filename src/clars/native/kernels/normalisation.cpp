@@ -35,15 +35,28 @@ void affine(const float* gy, const float* x, float* out, int64_t n, float of_gy,
   for (int64_t i = 0; i < n; i++) out[i] = of_gy * gy[i] + of_x * (x[i] - mean) + constant;
 }
 
-// Terms [B, N]: their sum over the examples, and the squared norm of each example's. Not by torch's operators, which take
-// longer than so few numbers.
-Products sum_and_squares(const Tensor& terms) {
-  const int64_t examples = terms.size(0), size = terms.size(1);
-  Tensor sum = at::empty({size}, terms.options()), squares = at::empty({examples}, terms.options());
+// Terms [B, N]: their sum over the examples, and the squared norms of the sums over each group of them. Not by torch's
+// operators, which take longer than so few numbers.
+Products sum_and_squares(const Tensor& terms, int64_t group) {
+  const int64_t examples = terms.size(0), size = terms.size(1), groups = groups_of(examples, group);
+  Tensor sum = at::empty({size}, terms.options()), squares = at::empty({groups}, terms.options());
   const float* terms_ = terms.const_data_ptr<float>();
   float *sum_ = sum.mutable_data_ptr<float>(), *squares_ = squares.mutable_data_ptr<float>();
-  at::parallel_for(0, examples, 1 + at::internal::GRAIN_SIZE / size, [&](int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; i++) squares_[i] = inner(terms_ + i * size, terms_ + i * size, size);
+  at::parallel_for(0, groups, 1 + at::internal::GRAIN_SIZE / (group * size), [&](int64_t from, int64_t to) {
+    std::vector<double> summed(group > 1 ? size : 0);
+    for (int64_t u = from; u < to; u++) {
+      const float* first = terms_ + u * group * size;
+      if (group == 1) {
+        squares_[u] = inner(first, first, size);
+        continue;
+      }
+      std::copy(first, first + size, summed.begin());
+      for (int64_t i = u * group + 1; i < std::min((u + 1) * group, examples); i++)
+        for (int64_t n = 0; n < size; n++) summed[n] += terms_[i * size + n];
+      double square = 0;
+      for (const double one : summed) square += one * one;
+      squares_[u] = square;
+    }
   });
   at::parallel_for(0, size, 1 + at::internal::GRAIN_SIZE / examples, [&](int64_t from, int64_t to) {
     std::vector<double> all(to - from);
@@ -73,9 +86,9 @@ struct Operands {
         scale(scales.mutable_data_ptr<float>()),
         shift(shifts.mutable_data_ptr<float>()) {}
 
-  Affine result() const {
-    auto [scale_sum, scale_squares] = sum_and_squares(scales);
-    auto [shift_sum, shift_squares] = sum_and_squares(shifts);
+  Affine result(int64_t group) const {
+    auto [scale_sum, scale_squares] = sum_and_squares(scales, group);
+    auto [shift_sum, shift_squares] = sum_and_squares(shifts, group);
     return {all_gx, scale_sum, shift_sum, scale_squares, shift_squares};
   }
 
@@ -113,9 +126,9 @@ void batch_norm_columns(const Operands& o, int64_t examples, int64_t channels, i
 //
 // With N values per channel, scale = sum gy * (x - mean) * rstd and shift = sum gy, the gradient of x is
 // weight * rstd * (gy - shift / N - (x - mean) * rstd * scale / N).
-// Returns it, scale and shift [C], and the squared norms [B] of the examples' parts of scale and of shift.
+// Returns it, scale and shift [C], and the squared norms of each group of examples' parts of scale and of shift.
 Affine batch_norm_backward(const Tensor& gy, const Tensor& x, const Tensor& mean, const Tensor& rstd,
-                           const Tensor& weight) {
+                           const Tensor& weight, int64_t group) {
   const int64_t examples = x.size(0), channels = x.size(1), positions = x.numel() / (examples * channels);
   const Operands o(gy, x, mean, rstd, weight);
   const double count = double(examples) * positions;
@@ -141,26 +154,26 @@ Affine batch_norm_backward(const Tensor& gy, const Tensor& x, const Tensor& mean
       }
     }
   });
-  return o.result();
+  return o.result(group);
 }
 
 // Group normalisation of contiguous x and gy [B, C, ...]; mean and rstd [B, G], weight [C].
 //
 // With N values per group, and sums over all of them, the gradient of x is
 // rstd * (weight * gy - sum weight * gy / N - (x - mean) * rstd * (sum weight * gy * (x - mean) * rstd) / N).
-// Returns it, scale and shift [C], and the squared norms [B] of the examples' parts of scale and of shift.
+// Returns it, scale and shift [C], and the squared norms of each group of examples' parts of scale and of shift.
 Affine group_norm_backward(const Tensor& gy, const Tensor& x, const Tensor& mean, const Tensor& rstd,
-                           const Tensor& weight) {
+                           const Tensor& weight, int64_t group) {
   const int64_t examples = x.size(0), channels = x.size(1), groups = mean.size(1), members = channels / groups;
   const int64_t positions = x.numel() / (examples * channels);
   const Operands o(gy, x, mean, rstd, weight);
   const double count = double(members) * positions;
   const int64_t grain = std::max<int64_t>(1, at::internal::GRAIN_SIZE / (members * positions));
   at::parallel_for(0, examples * groups, grain, [&](int64_t from, int64_t to) {
-    for (int64_t group = from; group < to; group++) {
-      const int64_t first = group * members;  // of the examples' channels
-      const float* weight_of = o.weight + group % groups * members;
-      const float mean_of = o.mean[group], rstd_of = o.rstd[group];
+    for (int64_t one = from; one < to; one++) {
+      const int64_t first = one * members;  // of the examples' channels
+      const float* weight_of = o.weight + one % groups * members;
+      const float mean_of = o.mean[one], rstd_of = o.rstd[one];
       double all_scale = 0, all_shift = 0, one_scale, one_shift;
       for (int64_t c = 0; c < members; c++) {
         const int64_t part = first + c, at = part * positions;
@@ -178,7 +191,7 @@ Affine group_norm_backward(const Tensor& gy, const Tensor& x, const Tensor& mean
       }
     }
   });
-  return o.result();
+  return o.result(group);
 }
 
 namespace {
@@ -207,9 +220,9 @@ void layer_norm_row(const float* gy, const float* x, const float* weight, float*
 }  // namespace
 
 // Layer normalisation of contiguous x and gy [B, T, N]; mean and rstd [B * T], weight [N].
-// Returns the gradient of x, scale and shift [N], and the squared norms [B] of the examples' parts of the two.
+// Returns the gradient of x, scale and shift [N], and the squared norms of each group of examples' parts of the two.
 Affine layer_norm_backward(const Tensor& gy, const Tensor& x, const Tensor& mean, const Tensor& rstd,
-                           const Tensor& weight) {
+                           const Tensor& weight, int64_t group) {
   const int64_t examples = x.size(0), positions = x.size(1), size = x.size(2);
   const Operands o(gy, x, mean, rstd, weight);
   share(examples, workers_for(examples, examples), [&](int64_t, int64_t first, int64_t last) {
@@ -219,7 +232,7 @@ Affine layer_norm_backward(const Tensor& gy, const Tensor& x, const Tensor& mean
                      o.rstd[row]);
     }
   });
-  return o.result();
+  return o.result(group);
 }
 
 namespace {
@@ -261,9 +274,9 @@ void sum_positions(const float* gy, int64_t outputs, int64_t positions, int64_t 
 
 }  // namespace
 
-// The gradient [P] of a vector that is added at each position, for gy [B, P, T], and the squared norms [B] of the
+// The gradient [P] of a vector that is added at each position, for gy [B, P, T], and the squared norms of each group of
 // examples' parts of it.
-Products position_sums(const Tensor& gy) {
+Products position_sums(const Tensor& gy, int64_t group) {
   const int64_t examples = gy.size(0), outputs = gy.size(1), positions = gy.size(2);
   Tensor sums = at::empty({examples, outputs}, gy.options());
   const float* gy_ = gy.const_data_ptr<float>();
@@ -272,7 +285,7 @@ Products position_sums(const Tensor& gy) {
     for (int64_t i = first; i < last; i++)
       sum_positions(gy_ + i * gy.stride(0), outputs, positions, gy.stride(1), gy.stride(2), sums_ + i * outputs);
   });
-  return sum_and_squares(sums);
+  return sum_and_squares(sums, group);
 }
 
 }  // namespace clars

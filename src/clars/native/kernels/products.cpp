@@ -1,4 +1,5 @@
-// Per-example weight gradients: formed one by one, examples in parallel; squared and added while they are in the cache.
+// Weight gradients of examples or groups of them: formed one by one, in parallel; squared and added while they are in
+// the cache.
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/addmm.h>
@@ -55,27 +56,31 @@ Tensor sum_of_products(const Tensor& gy, const Tensor& x) {
   return sum;
 }
 
-// The sum of the examples' products, of the given shape, and the squared norm of each that is measured.
-// sum(first, last) returns the sum over some examples.
+// The sum of the examples' products, of the given shape, and the squared norm of each that is measured, or of the sum
+// over each group. sum(first, last) returns the sum over some examples.
 template <typename Sum>
 Products sum_and_squares(int64_t examples, at::IntArrayRef shape, const Tensor& like, int64_t most, Measured measured,
                          const Sum& sum) {
-  const int64_t workers = workers_for(examples, most);
-  Tensor squares = at::empty({measured.last - measured.first}, like.options());
+  const int64_t groups = groups_of(examples, measured.group), workers = workers_for(groups, most);
+  Tensor squares = at::empty({measured.norms()}, like.options());
   std::vector<Tensor> totals(workers);
   float* square = squares.mutable_data_ptr<float>();
-  share(examples, workers, [&](int64_t worker, int64_t first, int64_t last) {
+  const auto sum_of = [&](int64_t from, int64_t to) {
+    return sum(from * measured.group, std::min(to * measured.group, examples));
+  };
+  share(groups, workers, [&](int64_t worker, int64_t first, int64_t last) {
     Tensor& total = totals[worker];
     const auto unmeasured = [&](int64_t from, int64_t to) {
-      if (from < to) total = total.defined() ? total.add_(sum(from, to)) : sum(from, to).contiguous();
+      if (from < to) total = total.defined() ? total.add_(sum_of(from, to)) : sum_of(from, to).contiguous();
     };
-    const int64_t from = std::clamp(measured.first, first, last), to = std::clamp(measured.last, first, last);
+    const int64_t begin_at = measured.first / measured.group, end_at = begin_at + measured.norms();
+    const int64_t from = std::clamp(begin_at, first, last), to = std::clamp(end_at, first, last);
     unmeasured(first, from);
     for (int64_t i = from; i < to; i++) {
-      const Tensor one = sum(i, i + 1).contiguous();
+      const Tensor one = sum_of(i, i + 1).contiguous();
       const bool begin = !total.defined();
       if (begin) total = at::empty(shape, like.options());
-      square[i - measured.first] =
+      square[i - begin_at] =
           add_and_square(total.mutable_data_ptr<float>(), one.const_data_ptr<float>(), one.numel(), begin);
     }
     unmeasured(to, last);

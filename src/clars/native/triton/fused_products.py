@@ -1,8 +1,8 @@
-"""Weight gradient and per-example squared norms of a convolution in one kernel, for accelerators.
+"""Weight gradient of a convolution, and squared norms of examples' or groups' own, in one kernel, for accelerators.
 
 The product method writes each example's gradient to memory, only to square and sum it. Here a program holds one tile
-of the gradient in registers: it forms an example's tile, adds the tile's square to the example's norm and the tile to
-the batch's total, and goes on to its next example. The patches of x are gathered as they are read (no im2col).
+of the gradient in registers: it forms the tile of an example, or of a group of them, adds the tile's square to the norm
+and the tile to the batch's total, and goes on to the next. The patches of x are gathered as they are read (no im2col).
 """
 
 from __future__ import annotations  # the kernel's name `tl`, which is bound at its first use
@@ -22,7 +22,7 @@ PROGRAMS_PER_PROCESSOR = 8
 # The arguments that shall not make a kernel of their own where they are 1 or a multiple of 16. The other sizes and the
 # strides do: they tell the compiler which loads are contiguous, aligned and whole.
 _UNSPECIALIZED = [
-    *("examples", "examples_each", "tiles_p", "tiles_d", "rows", "height", "width", "kernel_w"),
+    *("examples", "examples_each", "norms", "tiles_p", "tiles_d", "rows", "height", "width", "kernel_w"),
     *("stride_h", "stride_w", "padding_h", "padding_w", "dilation_h", "dilation_w"),
 ]
 
@@ -43,17 +43,19 @@ def fused_products(
     padding: tuple[int, int],
     dilation: tuple[int, int],
     groups: int = 1,
+    group: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Return the weight gradient summed over examples and the squared norm of each example's own.
+    """Return the weight gradient summed over examples, and the squared norms of the sums over each group of examples.
 
     Args:
         gy: output gradients [B, P, Ho, Wo], of float16, bfloat16 or float32 and any strides.
         x: inputs [B, C, H, W], of gy's type and any strides; channels next to each other in memory are read fastest.
         kernel, stride, padding, dilation: the convolution's, for (height, width).
         groups: the convolution's; C and P are multiples of it.
+        group: how many consecutive examples make a group; the last may be smaller.
 
     Returns:
-        gradient [P, C / groups, *kernel] and squared norms [B], both float32 and accumulated in float32. The
+        gradient [P, C / groups, *kernel] and squared norms [number of groups of examples], both float32 and accumulated in float32. The
         gradient's channels are its contiguous dimension. The same inputs on the same device give the same bits.
 
     The first call for a new combination of types, tiles and alignments compiles, so make one before a CUDA graph is
@@ -64,14 +66,15 @@ def fused_products(
     block_p, block_d, block_t = _blocks(gy, x, outputs, channels, columns)
     tiles_p, tiles_d = _cover(outputs, block_p), _cover(columns, block_d)
     tiles = groups * tiles_p * tiles_d
-    examples_each, splits = _split(examples, tiles, gy.device)
+    norms = _cover(examples, group)
+    norms_each, splits = _split(norms, tiles, gy.device)
     parts = gy.new_empty((splits, groups * outputs, columns), dtype=torch.float32)
-    squares = gy.new_empty((tiles, examples), dtype=torch.float32)
+    squares = gy.new_empty((tiles, norms), dtype=torch.float32)
     warps = 8 if block_p * block_d >= 64 * 64 else 4
     with torch.cuda.device_of(gy):  # triton launches on the current device, whatever the tensors'
         _kernel()[(tiles, splits)](
-            gy, x, parts, squares, examples, examples_each, outputs, channels, columns, tiles_p, tiles_d, gy.shape[1],
-            gy.shape[3], positions, x.shape[2], x.shape[3], kernel[1], *stride, *padding, *dilation,
+            gy, x, parts, squares, examples, norms_each * group, group, norms, outputs, channels, columns, tiles_p, tiles_d,
+            gy.shape[1], gy.shape[3], positions, x.shape[2], x.shape[3], kernel[1], *stride, *padding, *dilation,
             *gy.stride(), *x.stride(), gy.stride(1) == 1, x.stride(1) == 1, _interpreted(),
             block_p, block_d, block_t, num_warps=warps, num_stages=4, enable_fp_fusion=True,
         )  # fmt: skip
@@ -80,7 +83,7 @@ def fused_products(
 
 
 def _products(
-    gy, x, parts, squares, examples, examples_each, outputs, channels, columns, tiles_p, tiles_d, rows,
+    gy, x, parts, squares, examples, examples_each, together, norms, outputs, channels, columns, tiles_p, tiles_d, rows,
     out_width, positions, height, width, kernel_w,
     stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w,
     gy_b, gy_c, gy_h, gy_w, x_b, x_c, x_h, x_w,
@@ -109,7 +112,8 @@ def _products(
     steps = tl.cdiv(positions, BLOCK_T)
     own = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
     total = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
-    # One loop over examples and positions, so that an example's first loads overlap its predecessor's last products.
+    # One loop over examples and positions, so that an example's first loads overlap its predecessor's last products. A
+    # program's examples are whole groups, but for the batch's last.
     for step in range(tl.minimum(examples_each, examples - first) * steps):
         example = first + step // steps
         t = step % steps * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -128,8 +132,8 @@ def _products(
         if INTERPRETED:  # whose dot takes bfloat16 for integers; the products are exact in float32 all the same
             gy_tile, x_tile = gy_tile.to(tl.float32), x_tile.to(tl.float32)
         own = tl.dot(gy_tile, x_tile, own, input_precision="ieee")  # "ieee": no tf32 where the inputs are float32
-        if step % steps == steps - 1:
-            tl.store(squares + tile.to(tl.int64) * examples + example, tl.sum(own * own))
+        if (step % steps == steps - 1) & (((example + 1) % together == 0) | (example == examples - 1)):
+            tl.store(squares + tile.to(tl.int64) * norms + example // together, tl.sum(own * own))
             total += own
             own = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
 
@@ -177,11 +181,11 @@ def _cover(size: int, block: int) -> int:
     return -(-size // block)
 
 
-def _split(examples: int, tiles: int, device: torch.device) -> tuple[int, int]:
-    """Return the examples of each program, and how many programs share a tile: enough to fill the device."""
+def _split(norms: int, tiles: int, device: torch.device) -> tuple[int, int]:
+    """Return the norms that each program forms, and how many programs share a tile: enough to fill the device."""
     wanted = _cover(PROGRAMS_PER_PROCESSOR * _processors(device), tiles)
-    each = _cover(examples, min(wanted, examples))
-    return each, _cover(examples, each)
+    each = _cover(norms, min(wanted, norms))
+    return each, _cover(norms, each)
 
 
 @functools.cache

@@ -10,5 +10,6 @@ from clars.norms.methods.gram import Gram
 from clars.norms.methods.grouped import Grouped
 from clars.norms.methods.matrix import Matrix
 from clars.norms.methods.method import Method
+from clars.norms.methods.ordinary import Ordinary
 
-METHODS: list[Method] = [Grouped(), Direct(), Each(), Matrix(), Gram(), Fused()]
+METHODS: list[Method] = [Grouped(), Direct(), Each(), Matrix(), Gram(), Ordinary(), Fused()]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -14,6 +15,13 @@ from clars.norms.methods.sizes import Sizes
 
 Report = Callable[[str, Sizes, Operands, Method], None]
 MOST_LAYERS = 10_000  # that are remembered: to plan one at every call would take longer than a small product
+
+
+class Cut(NamedTuple):
+    """How a batch is cut: into blocks, one of which is measured, or into groups of so many examples."""
+
+    blocks: int = 1
+    group: int = 1
 
 
 class Timings:
@@ -83,7 +91,7 @@ class Chooser:
             operands.gradient()
 
     def native_layer(
-        self, kind: str, arguments: tuple, x: torch.Tensor, weight: torch.Tensor, foresee: Callable, blocks: int
+        self, kind: str, arguments: tuple, x: torch.Tensor, weight: torch.Tensor, foresee: Callable, cut: Cut
     ) -> native.NativeLayer | None:
         """Return the layer in C++ that does forward and backward of calls like this one, made once.
 
@@ -94,20 +102,20 @@ class Chooser:
             arguments: the hyper-parameters with which it is made.
             x, weight: of the call.
             foresee: called as `foresee(x, weight)`, returns the sizes of a call that has not been made yet.
-            blocks: of the batch, one of which is measured.
+            cut: how the batch is cut.
         """
         if self.report is not None or self.times(x.device.type) or not native.applies(x, weight):
             return None
-        key = (kind, arguments, x.shape, x.stride(), weight.shape, where.threads(), blocks)
+        key = (kind, arguments, x.shape, x.stride(), weight.shape, where.threads(), cut)
         if key not in self._layers:
             if len(self._layers) >= MOST_LAYERS:
                 self._layers.clear()
             with torch.no_grad():  # else activation checkpointing would count what this saves among what is saved
-                sizes = replace(foresee(x, weight), blocks=blocks)
+                sizes = replace(foresee(x, weight), blocks=cut.blocks, group=cut.group)
             method = cheapest(sizes, self.allowed(sizes))
             most = method.at_once(sizes, self.memory)
-            fits = method.is_native(sizes)
-            self._layers[key] = native.NativeLayer(kind, x, weight, *arguments, method.name, most) if fits else None
+            made = (kind, x, weight, cut.group, *arguments, method.name, most)
+            self._layers[key] = native.NativeLayer(*made) if method.is_native(sizes) else None
         return self._layers[key]
 
 

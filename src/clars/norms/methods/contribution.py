@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Contribution(NamedTuple):
-    """One parameter's gradient and the squared norms [b] of the measured examples' contributions to it.
+    """One parameter's gradient and the squared norms [b] of what the measured examples, or groups, contribute to it.
 
     The contribution of example i is the part of the gradient that flows through row i of the layer's output
     gradient. The contributions sum to the gradient, also where examples share batch statistics.

@@ -17,7 +17,7 @@ CALL = 0.01  # a way by many more calls, or by windows laid out, where another d
 
 def products(sizes: Sizes) -> float:
     """Return what products by torch's operators take beside the arithmetic; more where windows overlap."""
-    return 0.1 if sizes.pointwise else 0.25
+    return (0.1 if sizes.pointwise else 0.25) / sizes.group
 
 
 def native_products(sizes: Sizes) -> float:
@@ -27,17 +27,17 @@ def native_products(sizes: Sizes) -> float:
     """
     if sizes.operations < 4e6:
         return 0.0
-    return 0.15 if sizes.positions <= 64 else 0.05
+    return (0.15 if sizes.summed <= 64 else 0.05) / sizes.group
 
 
 def native_calls(sizes: Sizes) -> float:
-    """Return what a library's call for each example takes beside the arithmetic: few positions do not fill it."""
-    return 0.3 if sizes.positions < 200 and not is_small(sizes) else 0.2
+    """Return what a library's call for each product takes beside the arithmetic: few positions do not fill it."""
+    return (0.3 if sizes.summed < 200 and not is_small(sizes) else 0.2) / sizes.group
 
 
 def is_small(sizes: Sizes) -> bool:
     """Tell whether a library's call takes longer than so little arithmetic, and than that of few channels."""
-    return sizes.operations < (4e6 if sizes.channels >= 8 else 16e6) * sizes.examples
+    return sizes.operations < (4e6 if sizes.channels >= 8 else 16e6) * sizes.products
 
 
 def lays_out(sizes: Sizes) -> bool:

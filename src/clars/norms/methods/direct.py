@@ -1,6 +1,7 @@
-"""Each example's product by kernels of our own, without a call of a library: small convolutions, and depthwise ones."""
+"""Each product by kernels of our own, without a call of a library: small convolutions, and depthwise ones."""
 
 from clars import native
+from clars.native import most_workers
 from clars.norms.methods import costs
 from clars.norms.methods.contribution import Contribution
 from clars.norms.methods.method import Method
@@ -16,7 +17,9 @@ class Direct(Method):
     name = "direct"
 
     def applies(self, sizes: Sizes) -> bool:
-        return sizes.native and len(sizes.kernel) == 2 and (sizes.groups == 1 or sizes.channels == 1)
+        if not sizes.native or len(sizes.kernel) != 2:
+            return False
+        return not sizes.few if sizes.groups == 1 else sizes.channels == 1
 
     def numbers(self, sizes: Sizes) -> int:
         if sizes.groups > 1:
@@ -28,6 +31,9 @@ class Direct(Method):
             return 1.1
         return 1 + costs.native_calls(sizes) if costs.is_small(sizes) and not sizes.pointwise else costs.NEVER
 
+    def at_once(self, sizes: Sizes, memory: int | None) -> int:
+        return min(sizes.examples, sizes.threads, most_workers(self.bytes(sizes), memory))
+
     def is_native(self, sizes: Sizes) -> bool:
         return sizes.native
 
@@ -35,4 +41,4 @@ class Direct(Method):
         kernel = native.kernel("depthwise_products" if sizes.groups > 1 else "small_conv_products")
         stride, padding, dilation, _ = operands.geometry
         most = self.at_once(sizes, memory)
-        return Contribution(*kernel(operands.gy, operands.x, operands.kernel, stride, padding, dilation, most))
+        return Contribution(*kernel(operands.gy, operands.x, operands.kernel, stride, padding, dilation, most, sizes.group))

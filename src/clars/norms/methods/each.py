@@ -1,4 +1,4 @@
-"""Each example's product by a call of the convolution's own backward pass, examples in parallel."""
+"""Each product by a call of the convolution's own backward pass, products in parallel."""
 
 from clars import native
 from clars.norms.methods import costs
@@ -29,4 +29,4 @@ class Each(Method):
 
     def form(self, operands: ConvolutionOperands, sizes: Sizes, memory: int | None) -> Contribution:
         tensors, most = (operands.gy, operands.x, operands.weight), self.at_once(sizes, memory)
-        return Contribution(*native.kernel("conv_products")(*tensors, *operands.geometry, most))
+        return Contribution(*native.kernel("conv_products")(*tensors, *operands.geometry, most, sizes.group))

@@ -25,5 +25,5 @@ class Fused(Method):
 
     def form(self, operands: ConvolutionOperands, sizes: Sizes, memory: int | None) -> Contribution:
         return Contribution(
-            *fused_products.fused_products(operands.gy, operands.x, operands.kernel, *operands.geometry)
+            *fused_products.fused_products(operands.gy, operands.x, operands.kernel, *operands.geometry, sizes.group)
         )

@@ -14,7 +14,7 @@ from clars import native
 from clars.norms.methods.contribution import Contribution
 from clars.norms.methods.method import Method, Operands
 from clars.norms.methods.operands import ConvolutionOperands
-from clars.norms.methods.products import dense, matrix_products, squared_norms
+from clars.norms.methods.products import dense, matrices, matrix_products, squared_norms
 from clars.norms.methods.sizes import Sizes
 from clars.precision import wide
 
@@ -25,21 +25,23 @@ class Gram(Method):
     name = "gram"
 
     def applies(self, sizes: Sizes) -> bool:
+        if sizes.group > 1:
+            return sizes.pointwise
         return sizes.groups == 1 and (sizes.bare or len(sizes.kernel) == 2 or set(sizes.stride) == {1})
 
     def numbers(self, sizes: Sizes) -> int:
         if not sizes.shifted:
-            return 2 * sizes.positions**2 + sizes.windows
+            return 2 * sizes.summed**2 + sizes.windows
         seen = sizes.phase_positions
         phase = seen**2 + (seen * sizes.channels if sizes.phases > 1 else 0)
         return sizes.positions**2 + phase + max(seen, sizes.positions) ** 2
 
     def operations(self, sizes: Sizes) -> float:
-        shared = sizes.positions**2 * sizes.inputs
+        shared = sizes.summed**2 * sizes.inputs
         if sizes.shifted:
             shared = sizes.phases * sizes.phase_positions**2 * sizes.channels
-        measured = sizes.examples // sizes.blocks
-        return 1 + 2 * measured * (shared + sizes.positions**2 * sizes.outputs) / sizes.operations
+        measured = sizes.products // sizes.blocks
+        return 1 + 2 * measured * (shared + sizes.summed**2 * sizes.outputs) / sizes.operations
 
     def is_native(self, sizes: Sizes) -> bool:
         return sizes.native and (sizes.pointwise or (sizes.groups == 1 and len(sizes.kernel) == 2))
@@ -49,7 +51,7 @@ class Gram(Method):
             return Contribution(None, self._by_kernel(operands, sizes, self.at_once(sizes, memory)))
         pieces = [operands.of(piece) for piece in self.pieces(sizes, memory)]
         if sizes.bare or set(sizes.stride) != {1}:
-            squares = [gram_squares(piece.outputs(), piece.windows()) for piece in pieces]
+            squares = [gram_squares(*matrices(piece, sizes.group)) for piece in pieces]
         else:
             squares = [inner(gram(piece.outputs()), _shifted(piece)) for piece in pieces]
         return Contribution(None, torch.cat(squares))
@@ -57,7 +59,7 @@ class Gram(Method):
     @staticmethod
     def _by_kernel(operands: Operands, sizes: Sizes, most: int) -> Tensor:
         if sizes.bare:
-            return native.kernel("gram_squares")(operands.outputs(), dense(operands.windows()), most)
+            return native.kernel("gram_squares")(operands.outputs(), dense(operands.windows()), most, sizes.group)
         stride, padding, dilation, _ = operands.geometry
         of_windows = native.kernel("window_gram_squares")
         return of_windows(operands.gy, operands.x, operands.kernel, stride, padding, dilation, most)

@@ -1,10 +1,11 @@
-"""The products of several examples by one convolution call with as many times the groups."""
+"""Several products by one convolution call with as many times the groups of channels."""
 
 from torch import Tensor
 
 from clars.native import where
 from clars.norms.methods import costs
 from clars.norms.methods.contribution import Contribution
+from clars.norms.methods.groups import number
 from clars.norms.methods.method import Method, slices
 from clars.norms.methods.operands import ConvolutionOperands, convolution_backward
 from clars.norms.methods.products import sum_of_products
@@ -12,9 +13,10 @@ from clars.norms.methods.sizes import Sizes
 
 
 class Grouped(Method):
-    """Convolutions of any kind, on any device: b examples as one with b times the groups.
+    """Convolutions of any kind, on any device: b examples as one with b times the groups of channels.
 
-    Each example's channels then meet only its own output gradient.
+    Each example's channels then meet only its own output gradient. Where b groups of examples have a product each, as
+    many examples as are in a group have b times the groups of channels.
     """
 
     name = "grouped"
@@ -26,6 +28,8 @@ class Grouped(Method):
         return sizes.weights
 
     def operations(self, sizes: Sizes) -> float:
+        if sizes.group > 1 and where.on_processor(sizes.device):
+            return costs.NEVER  # such calls take long there
         if sizes.native:
             if sizes.groups == 1:
                 return costs.NEVER
@@ -33,26 +37,30 @@ class Grouped(Method):
         return 1 + costs.products(sizes) + (costs.CALL if costs.lays_out(sizes) else 0)
 
     def pieces(self, sizes: Sizes, memory: int | None) -> list[slice]:
-        return slices(sizes.examples, 1, 1) if _one_by_one(sizes) else super().pieces(sizes, memory)
+        return slices(sizes.examples, 1, 1, sizes.group) if _one_by_one(sizes) else super().pieces(sizes, memory)
 
     def form(self, operands: ConvolutionOperands, sizes: Sizes, memory: int | None) -> Contribution:
         weight, geometry = operands.weight, operands.geometry
 
         def products(piece: ConvolutionOperands) -> Tensor:
-            examples = len(piece.x)
-            if examples == 1:
+            count = number(len(piece.x), sizes.group)
+            if count == 1:
                 return piece.gradient().unsqueeze(0)
-            shape_only = weight.new_empty(()).expand(examples * len(weight), *weight.shape[1:])
-            one_gy, one_x = (value.reshape(1, -1, *value.shape[2:]) for value in (piece.gy, piece.x))
-            stacked = geometry._replace(groups=examples * geometry.groups)
-            found = convolution_backward(one_gy, one_x, shape_only, stacked, wrt_input=False)
-            return found.view(examples, *weight.shape)
+            shape_only = weight.new_empty(()).expand(count * len(weight), *weight.shape[1:])
+            gy, x = (_side_by_side(value, count) for value in (piece.gy, piece.x))
+            stacked = geometry._replace(groups=count * geometry.groups)
+            return convolution_backward(gy, x, shape_only, stacked, wrt_input=False).view(count, *weight.shape)
 
         return sum_of_products(products, operands, self.pieces(sizes, memory))
 
 
+def _side_by_side(x: Tensor, count: int) -> Tensor:
+    """Return x [b, C, ...] of `count` groups of examples as [b / count, count * C, ...]."""
+    return x.unflatten(0, (count, -1)).transpose(0, 1).flatten(1, 2)
+
+
 def _one_by_one(sizes: Sizes) -> bool:
-    """Tell whether an example is taken at a time.
+    """Tell whether a product is formed at a time.
 
     On processors, few channels are slow as one group of many; and channels that lie together in memory would have to be
     laid apart to become groups, which takes longer than the calls for large images.

@@ -1,4 +1,4 @@
-"""Each example's product by a multiplication of matrices, its norm taken, then added to the gradient."""
+"""Each product by a multiplication of matrices, its norm taken, then added to the gradient."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from clars import native
 from clars.norms.methods import costs
 from clars.norms.methods.contribution import Contribution
 from clars.norms.methods.method import Method, Operands
-from clars.norms.methods.products import dense, matrix_products, sum_of_products
+from clars.norms.methods.products import dense, matrices, matrix_products, sum_of_products
 from clars.norms.methods.sizes import Sizes
 
 
@@ -17,7 +17,7 @@ class Matrix(Method):
 
     def applies(self, sizes: Sizes) -> bool:
         if not sizes.kernel:
-            return sizes.positions > 1  # else `gram` is a product of two norms
+            return sizes.summed > 1  # else `gram` is a product of two norms
         return sizes.bare or len(sizes.kernel) == 2
 
     def numbers(self, sizes: Sizes) -> int:
@@ -34,15 +34,15 @@ class Matrix(Method):
     def form(self, operands: Operands, sizes: Sizes, memory: int | None) -> Contribution:
         if sizes.native and sizes.bare and sizes.groups == 1:
             most = self.at_once(sizes, memory)
-            product = native.kernel("matrix_products")(operands.outputs(), dense(operands.windows()), most)
+            product = native.kernel("matrix_products")(operands.outputs(), dense(operands.windows()), most, sizes.group)
             return Contribution(product[0].view(operands.weight.shape), product[1])
 
         def products(piece: Operands) -> Tensor:
-            outputs, windows = piece.outputs(), piece.windows()
+            outputs, windows = matrices(piece, sizes.group)
             if sizes.groups > 1:
                 outputs, windows = (
                     each.reshape(len(each) * sizes.groups, -1, each.shape[2]) for each in (outputs, windows)
                 )
-            return matrix_products(outputs, windows).view(len(piece.x), *operands.weight.shape)
+            return matrix_products(outputs, windows).view(-1, *operands.weight.shape)
 
         return sum_of_products(products, operands, self.pieces(sizes, memory))

@@ -55,7 +55,7 @@ class Method(ABC):
 
     @abstractmethod
     def numbers(self, sizes: Sizes) -> int:
-        """Return how many numbers it holds per example beside input, output gradient and the gradient itself."""
+        """Return how many numbers it holds per product beside input, output gradient and the gradient itself."""
 
     @abstractmethod
     def operations(self, sizes: Sizes) -> float:
@@ -63,7 +63,9 @@ class Method(ABC):
 
     @abstractmethod
     def form(self, operands: Operands, sizes: Sizes, memory: int | None) -> Contribution:
-        """Return the gradient, or None in its place where it is to be formed as usual, and the squared norms [B].
+        """Return the gradient, or None in its place where it is to be formed as usual, and the squared norms.
+
+        Those are of each example's share of it, or of the sum over each group of examples.
 
         Args:
             operands: the call.
@@ -76,28 +78,40 @@ class Method(ABC):
         return False
 
     def bytes(self, sizes: Sizes) -> int:
-        """Return the bytes it holds per example beside input, output gradient and the gradient itself."""
+        """Return the bytes it holds per product beside input, output gradient and the gradient itself."""
         return self.numbers(sizes) * sizes.dtype.itemsize
 
     def at_once(self, sizes: Sizes, memory: int | None) -> int:
-        """Return how many examples a C++ kernel has under way: one per thread, unless memory forbids."""
-        return min(sizes.examples, sizes.threads, most_workers(self.bytes(sizes), memory))
+        """Return how many products a C++ kernel has under way: one per thread, unless memory forbids.
+
+        Where there are too few for all threads, these share the work on one.
+        """
+        return 1 if sizes.few else min(sizes.products, sizes.threads, most_workers(self.bytes(sizes), memory))
 
     def pieces(self, sizes: Sizes, memory: int | None) -> list[slice]:
-        """Cut the examples into consecutive slices of about equal length whose working set stays within the bound."""
+        """Cut the examples into consecutive slices of about equal length whose working set stays within the bound.
+
+        A group is not cut, and a smaller last one is a slice of its own.
+        """
         if self.is_native(sizes):
-            size = self.at_once(sizes, memory)
+            size = self.at_once(sizes, memory) * sizes.group
             return [slice(start, min(start + size, sizes.examples)) for start in range(0, sizes.examples, size)]
         each = self.bytes(sizes)
         if memory is None:  # a cache is wanted, so count what is read too
             read = sizes.groups * (sizes.outputs * sizes.positions + sizes.channels * sizes.input_positions)
-            each += read * sizes.dtype.itemsize
+            each += sizes.group * read * sizes.dtype.itemsize
             memory = where.working_set(sizes.device) * (sizes.threads if where.on_processor(sizes.device) else 1)
-        return slices(sizes.examples, each, memory)
+        return slices(sizes.examples, each, memory, sizes.group)
 
 
-def slices(examples: int, bytes_per_example: int, memory: int) -> list[slice]:
-    """Cut `examples` into consecutive slices of about equal length of at most `memory` bytes, one example at least."""
-    most = min(examples, max(1, memory // max(1, bytes_per_example)))
-    size = ceil(examples / ceil(examples / most))
-    return [slice(start, min(start + size, examples)) for start in range(0, examples, size)]
+def slices(examples: int, bytes_per_group: int, memory: int, group: int = 1) -> list[slice]:
+    """Cut `examples` into consecutive slices of about equal length of at most `memory` bytes, one group at least.
+
+    Groups are of `group` examples each; what is left over is a slice of its own.
+    """
+    groups = examples // group
+    most = min(groups, max(1, memory // max(1, bytes_per_group)))
+    size = ceil(groups / ceil(groups / most)) * group
+    whole = groups * group
+    cut = [slice(start, min(start + size, whole)) for start in range(0, whole, size)]
+    return cut if whole == examples else [*cut, slice(whole, examples)]

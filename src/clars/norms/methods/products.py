@@ -1,4 +1,6 @@
-"""Per-example products of output gradients and inputs: their sum is the weight gradient, their norms are wanted."""
+"""Products of output gradients and inputs, an example's or a group's: their sum is the weight gradient, their norms are
+wanted.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -7,6 +9,7 @@ from torch import Tensor
 
 from clars.native import operators, where
 from clars.norms.methods.contribution import Contribution
+from clars.norms.methods.groups import merged
 from clars.norms.methods.method import Operands
 from clars.precision import wide
 
@@ -17,9 +20,9 @@ SMALL_PRODUCT = 4e6
 def sum_of_products(
     products_of: Callable[[Operands], Tensor], operands: Operands, pieces: Sequence[slice]
 ) -> Contribution:
-    """Form the examples' weight gradients a piece at a time; return their sum and their squared norms.
+    """Form the examples' or groups' weight gradients a piece at a time; return their sum and their squared norms.
 
-    `products_of` returns the weight gradients [b, P, ...] of the b examples of a piece.
+    `products_of` returns the weight gradients [b, P, ...] of the b examples, or groups, of a piece.
     """
     gradient, squares = None, []
     for piece in pieces:
@@ -34,6 +37,12 @@ def _add_examples(total: Tensor | None, products: Tensor) -> Tensor:
     dtype = wide(products.dtype)
     part = products.sum(0, dtype=dtype) if len(products) > 1 else products[0].to(dtype)
     return part if total is None else total.add_(part)
+
+
+def matrices(operands: Operands, group: int) -> tuple[Tensor, Tensor]:
+    """Return output gradients [b, P, T] and what the weight sees [b, D, T], T over all positions of each group."""
+    outputs, windows = operands.outputs(), operands.windows()
+    return merged(outputs.mT, group).mT, merged(windows.mT, group).mT
 
 
 def matrix_products(gy: Tensor, x: Tensor) -> Tensor:

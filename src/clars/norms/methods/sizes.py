@@ -5,6 +5,8 @@ from math import ceil, prod
 
 import torch
 
+from clars.norms.methods.groups import number
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -25,6 +27,7 @@ class Sizes:
         padded: whether its input is.
         native: whether the C++ kernels apply (see `clars.native`).
         blocks: of the batch, one of which is measured.
+        group: consecutive examples whose products are summed before the norm is taken; the last may be fewer.
     """
 
     examples: int
@@ -43,6 +46,22 @@ class Sizes:
     padded: bool = False
     native: bool = False
     blocks: int = 1
+    group: int = 1
+
+    @property
+    def products(self) -> int:
+        """How many products there are, each with a norm of its own."""
+        return number(self.examples, self.group)
+
+    @property
+    def summed(self) -> int:
+        """Over how many positions a product is a sum."""
+        return self.group * self.positions
+
+    @property
+    def few(self) -> bool:
+        """Whether there are too few products for each thread to take as many."""
+        return self.group > 1 and self.products < 2 * self.threads and self.products % self.threads > 0
 
     @property
     def input_positions(self) -> int:
@@ -79,9 +98,9 @@ class Sizes:
 
     @property
     def windows(self) -> int:
-        """How many numbers the windows of an example take, laid out; 0 where they need not be."""
+        """How many numbers the windows of a product take, laid out; 0 where they need not be."""
         laid_out = prod(self.kernel) > 1 or set(self.stride) > {1}
-        return self.groups * self.inputs * self.positions if laid_out else 0
+        return self.groups * self.inputs * self.summed if laid_out else 0
 
     @property
     def phases(self) -> int:

@@ -11,7 +11,7 @@ from torch.nn.modules.utils import _ntuple
 
 from clars import native
 from clars.native import where
-from clars.norms.methods.chooser import Chooser
+from clars.norms.methods.chooser import Chooser, Cut
 from clars.norms.methods.measure import bias_contribution, weight_contribution
 from clars.norms.methods.operands import ConvolutionOperands, Geometry, convolution_backward
 from clars.norms.methods.sizes import Sizes
@@ -36,10 +36,10 @@ class Convolution(Rule):
             bias_contribution(gy.flatten(2), measure) if for_bias else Contribution(),
         )
 
-    def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, blocks: int) -> native.NativeLayer | None:
+    def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, cut: Cut) -> native.NativeLayer | None:
         if any(self.geometry.padding) and prod(weight.shape[2:]) == 1:  # no kernel for what such a rarity sees
             return None
-        return chooser.native_layer("Conv", tuple(self.geometry), x, weight, self._foreseen, blocks)
+        return chooser.native_layer("Conv", tuple(self.geometry), x, weight, self._foreseen, cut)
 
     def _foreseen(self, x: Tensor, weight: Tensor) -> Sizes:
         y, _ = self.forward(x.to("meta"), weight.to("meta"), None)

@@ -8,7 +8,9 @@ from torch.nn import functional as F
 
 from clars.errors import UnsupportedLayerError
 from clars.native import where
+from clars.norms.methods.groups import merged
 from clars.norms.methods.method import slices
+from clars.norms.methods.products import squared_norms
 from clars.norms.rules.rule import Contribution, Find, Gradients, LayerCall, Measure, Rule, need_batch
 from clars.precision import wide
 
@@ -29,23 +31,25 @@ class Embedding(Rule):
         gradient = torch.ops.aten.embedding_dense_backward(gy, x, len(weight), self.padding_idx, False)
         return Gradients(
             None,
-            Contribution(gradient, self._squares(gy[measure.rows], x[measure.rows], measure.memory)),
+            Contribution(gradient, self._squares(gy[measure.rows], x[measure.rows], measure)),
             Contribution(),
         )
 
-    def _squares(self, gy: Tensor, indices: Tensor, memory: int | None) -> Tensor:
-        """Rows of one example that look up the same entry add before the norm is taken: a Gram sum over equal rows."""
+    def _squares(self, gy: Tensor, indices: Tensor, measure: Measure) -> Tensor:
+        """Rows of one example, or of one group, that look up the same entry add before the norm is taken."""
+        group = min(measure.group, len(indices))
         indices = indices.reshape(len(indices), -1)
-        rows = gy.reshape(*indices.shape, -1).to(wide(gy.dtype))
-        rows = rows.masked_fill((indices == self.padding_idx).unsqueeze(2), 0)
+        rows = gy.reshape(*indices.shape, -1)
+        per_group = 3 * group * rows[0].numel() * wide(gy.dtype).itemsize
+        memory = measure.memory or where.working_set(gy.device.type)
         squares = []
-        per_example = rows.element_size() * (rows[0].numel() + 2 * indices.shape[1] ** 2)
-        memory = memory or where.working_set(gy.device.type)
-        for piece in slices(len(indices), per_example, memory):
-            same = indices[piece].unsqueeze(2) == indices[piece].unsqueeze(1)
-            gram = torch.bmm(rows[piece], rows[piece].transpose(1, 2))
-            squares.append(gram.masked_fill_(~same, 0).sum((1, 2)))
-        return torch.cat(squares).clamp_min(0)
+        for piece in slices(len(indices), per_group, memory, group):
+            entries = merged(indices[piece], group)
+            values = merged(rows[piece], group).to(wide(gy.dtype)).masked_fill((entries == self.padding_idx)[..., None], 0)
+            place = torch.searchsorted(entries.sort(1).values, entries)  # the same for the same entry
+            sums = torch.zeros_like(values).scatter_add_(1, place[..., None].expand_as(values), values)
+            squares.append(squared_norms(sums))
+        return torch.cat(squares)
 
 
 def embedding(

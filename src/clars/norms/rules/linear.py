@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from clars import native
 from clars.errors import UnsupportedLayerError
 from clars.native import where
-from clars.norms.methods.chooser import Chooser
+from clars.norms.methods.chooser import Chooser, Cut
 from clars.norms.methods.measure import bias_contribution, weight_contribution
 from clars.norms.methods.operands import LinearOperands
 from clars.norms.methods.sizes import Sizes
@@ -31,8 +31,8 @@ class Linear(Rule):
             bias_contribution(operands.gy, measure) if for_bias else Contribution(),
         )
 
-    def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, blocks: int) -> native.NativeLayer | None:
-        return chooser.native_layer("Linear", (), x, weight, self._foreseen, blocks)
+    def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, cut: Cut) -> native.NativeLayer | None:
+        return chooser.native_layer("Linear", (), x, weight, self._foreseen, cut)
 
     def _foreseen(self, x: Tensor, weight: Tensor) -> Sizes:
         y, _ = self.forward(x.to("meta"), weight.to("meta"), None)

@@ -10,9 +10,8 @@ from torch.nn import functional as F
 from clars import native
 from clars.errors import UnsupportedLayerError
 from clars.native import where
-from clars.norms.methods.chooser import Chooser
+from clars.norms.methods.chooser import Chooser, Cut
 from clars.norms.methods.method import slices
-from clars.norms.methods.products import squared_norms
 from clars.norms.rules.rule import Contribution, Find, Gradients, LayerCall, Measure, Rule, need_batch
 from clars.precision import wide
 
@@ -93,11 +92,10 @@ class BatchNorm(Rule):
             mean, rstd = self.running_mean.clone(), (self.running_var + self.eps).rsqrt()
         return y, (mean, rstd, None if self.training else self.running_var.clone(), *how)
 
-    def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, blocks: int) -> native.NativeLayer | None:
+    def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, cut: Cut) -> native.NativeLayer | None:
         if self.training and native.applies(x, weight) and x.is_contiguous():
-            return native.NativeLayer(
-                "BatchNorm", x, weight, self.running_mean, self.running_var, self.momentum, self.eps
-            )
+            running = (self.running_mean, self.running_var)
+            return native.NativeLayer("BatchNorm", x, weight, cut.group, *running, self.momentum, self.eps)
         return None
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
@@ -112,7 +110,7 @@ class BatchNorm(Rule):
                 kernel, x, gy, weight, *running, *batch, self.training, self.eps, needs, reserve
             )
         sums = self._sums(gy[measure.rows], x[measure.rows], mean, rstd, measure.memory)
-        return _gradients(gx, gw, gb, sums, needs)
+        return _gradients(gx, gw, gb, sums, needs, measure)
 
     @staticmethod
     def _sums(gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, memory: int | None) -> tuple[Tensor, Tensor]:
@@ -132,8 +130,10 @@ class LayerNorm(Rule):
         y, mean, rstd = aten.native_layer_norm(x, self.shape, weight, bias, self.eps)
         return y, (mean, rstd)
 
-    def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, blocks: int) -> native.NativeLayer | None:
-        return native.NativeLayer("LayerNorm", x, weight, self.eps) if native.applies(x, weight) else None
+    def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, cut: Cut) -> native.NativeLayer | None:
+        if native.applies(x, weight):
+            return native.NativeLayer("LayerNorm", x, weight, cut.group, self.eps)
+        return None
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         mean, rstd = saved
@@ -142,7 +142,7 @@ class LayerNorm(Rule):
         gx, gw, gb = aten.native_layer_norm_backward(gy, x, self.shape, mean, rstd, weight, weight, needs)
         pieces = (gy.reshape(by_position), x.reshape(by_position), *(v.reshape(len(x), -1, 1) for v in saved))
         sums = position_sums(*(value[measure.rows] for value in pieces), 1, measure.memory)
-        return _gradients(gx, gw, gb, sums, needs)
+        return _gradients(gx, gw, gb, sums, needs, measure)
 
 
 @dataclass(frozen=True)
@@ -160,9 +160,9 @@ class GroupNorm(Rule):
         )
         return y, (mean, rstd)
 
-    def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, blocks: int) -> native.NativeLayer | None:
+    def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, cut: Cut) -> native.NativeLayer | None:
         if native.applies(x, weight) and x.is_contiguous():
-            return native.NativeLayer("GroupNorm", x, weight, self.groups, self.eps)
+            return native.NativeLayer("GroupNorm", x, weight, cut.group, self.groups, self.eps)
         return None
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
@@ -176,14 +176,14 @@ class GroupNorm(Rule):
         per_channel = [value.repeat_interleave(channels // self.groups, 1).unsqueeze(2) for value in saved]
         pieces = (gy.reshape(examples, channels, -1), x.reshape(examples, channels, -1), *per_channel)
         sums = channel_sums(*(value[measure.rows] for value in pieces), measure.memory)
-        return _gradients(gx, gw, gb, sums, needs)
+        return _gradients(gx, gw, gb, sums, needs, measure)
 
 
-def _gradients(gx, gw, gb, sums: tuple[Tensor, Tensor], needs) -> Gradients:
+def _gradients(gx, gw, gb, sums: tuple[Tensor, Tensor], needs, measure: Measure) -> Gradients:
     return Gradients(
         gx if needs[0] else None,
-        Contribution(gw, squared_norms(sums[0])) if needs[1] else Contribution(),
-        Contribution(gb, squared_norms(sums[1])) if needs[2] else Contribution(),
+        Contribution(gw, measure.squared(sums[0])) if needs[1] else Contribution(),
+        Contribution(gb, measure.squared(sums[1])) if needs[2] else Contribution(),
     )
 
 

@@ -11,7 +11,7 @@ from clars.norms.methods.measure import Measure
 
 if TYPE_CHECKING:
     from clars.native import NativeLayer
-    from clars.norms.methods.chooser import Chooser
+    from clars.norms.methods.chooser import Chooser, Cut
 
 __all__ = ["Contribution", "Find", "Gradients", "LayerCall", "Measure", "Parameter", "Rule", "need_batch"]
 
@@ -43,13 +43,13 @@ class Rule(Protocol):
             x, weight: as in `forward`.
             saved: what `forward` returned beside the output.
             needs: which of (x, weight, bias) require a gradient.
-            measure: which examples to measure.
+            measure: which examples to measure, and in groups of how many.
         """
 
-    def native_layer(self, x: Tensor, weight: Tensor, chooser: "Chooser", blocks: int) -> "NativeLayer | None":
+    def native_layer(self, x: Tensor, weight: Tensor, chooser: "Chooser", cut: "Cut") -> "NativeLayer | None":
         """Return the layer in C++ that does forward and backward of calls like this one (see `native.NativeLayer`).
 
-        None where there is none. `blocks` of the batch are drawn from, of which one is measured.
+        None where there is none. `cut` tells how the batch is cut.
         """
         return None
 

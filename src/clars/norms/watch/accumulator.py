@@ -32,12 +32,14 @@ SECOND_PASS = (
 class PassSquares:
     """The squared norms [b] of the measured examples of one backward pass, one of so many blocks of its batch.
 
-    `left` is a boolean scalar tensor, False where the gradient that they belong to was set to zero; None stands for
+    Or those of all groups of its examples. `left` is a boolean scalar tensor, False where the gradient that they belong to was set to zero; None stands for
     True.
     """
 
     squares: Tensor
     blocks: int
+    examples: int
+    group: int
     left: Tensor | None = None
 
     def keep_if(self, left: Tensor) -> None:
@@ -94,13 +96,13 @@ class Accumulator:
         self._leaf = self._new_leaf(next(iter(layer.parameters.values())))
 
     def leaf(self, like: Tensor) -> Tensor:
-        """Return the leaf, [3], on the device of `like`."""
+        """Return the leaf, [4], on the device of `like`."""
         if self._leaf.device != like.device:
             self._leaf = self._new_leaf(like)
         return self._leaf
 
     def _new_leaf(self, like: Tensor) -> Tensor:
-        leaf = torch.zeros(3, dtype=wide(like.dtype), device=like.device, requires_grad=True)
+        leaf = torch.zeros(4, dtype=wide(like.dtype), device=like.device, requires_grad=True)
         leaf.register_hook(self._enter_compiled)
         return leaf
 
@@ -148,7 +150,9 @@ class Accumulator:
     def add(self, squares: Tensor) -> None:
         """Add the squared norms [b] of the pass under way."""
         self.last_pass = self.current.number
-        self.entries.append(PassSquares(squares, self.current.blocks))
+        current = self.current
+        measured = len(squares) if current.blocks > 1 else current.examples
+        self.entries.append(PassSquares(squares, current.blocks, measured, current.estimator.group))
 
     def look(self) -> bool:
         """Drop what was added where there are no gradients; tell whether there are, and must be looked into."""
@@ -173,7 +177,7 @@ class Accumulator:
         for entry in self.entries:
             entry.squares = entry.squares * factor**2
         if self.compiled_total is not None:
-            self._leaf.grad = self._leaf.grad * self._leaf.new_tensor([factor, factor**2, 1.0])
+            self._leaf.grad = self._leaf.grad * self._leaf.new_tensor([factor, factor**2, 1.0, 1.0])
 
     def squares(self) -> list[Tensor]:
         """Return the squared norms that were added, a tensor per backward pass."""
@@ -186,22 +190,30 @@ class Accumulator:
 
     @property
     def compiled_total(self) -> Tensor | None:
-        """The sums [3] that compiled backward passes left."""
+        """The sums [4] that compiled backward passes left."""
         return self._leaf.grad
 
 
-def sums_of(squares: Tensor, blocks: int) -> Tensor:
-    """Return [sum of norms, sum of squared norms, number of examples] along the last dimension of squared norms.
+def sums_of(squares: Tensor, examples: int, group: int, blocks: int = 1) -> Tensor:
+    """Return sum of norms, sum of squared norms, number of examples, and sum of the groups' squared sizes, [..., 4].
 
     They are those of one of the batch's blocks. Each block is as likely to be measured, so that its sums times the
     number of blocks are unbiased.
+
+    Args:
+        squares: squared norms [..., number of groups].
+        examples: how many are measured.
+        group: in groups of how many, of which the last may be smaller.
+        blocks: of the batch.
     """
-    sums = torch.stack((squares.sqrt(), squares, torch.ones_like(squares)), -1).sum(-2)
+    last = examples - torch.arange(0, examples, group, dtype=squares.dtype, device=squares.device)
+    sizes = last.clamp(max=group).expand_as(squares)
+    sums = torch.stack((squares.sqrt(), squares, sizes, sizes.square()), -1).sum(-2)
     return sums if blocks == 1 else sums * blocks
 
 
 def totals(accumulators: Iterable[Accumulator]) -> dict[str, Tensor]:
-    """Return the sums [3] of each accumulator that has any, by layer name; all layers' are formed together."""
+    """Return the sums [4] of each accumulator that has any, by layer name; all layers' are formed together."""
     alike: dict[tuple, list[tuple[str, PassSquares]]] = {}
     found: dict[str, Tensor] = {}
     for accumulator in accumulators:
@@ -209,10 +221,10 @@ def totals(accumulators: Iterable[Accumulator]) -> dict[str, Tensor]:
             found[accumulator.layer] = accumulator.compiled_total
         for entry in accumulator.entries:
             squares = entry.squares
-            key = (len(squares), entry.blocks, squares.dtype, squares.device)
+            key = (entry.examples, entry.group, entry.blocks, squares.dtype, squares.device)
             alike.setdefault(key, []).append((accumulator.layer, entry))
-    for (_, blocks, *_), entries in alike.items():
-        rows = sums_of(torch.stack([entry.squares for _, entry in entries]), blocks).unbind()
+    for (*cut, _, _), entries in alike.items():
+        rows = sums_of(torch.stack([entry.squares for _, entry in entries]), *cut).unbind()
         for (layer, entry), row in zip(entries, rows):
             if entry.left is not None:
                 row = torch.where(entry.left, row, 0.0)

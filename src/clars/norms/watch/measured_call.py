@@ -14,7 +14,6 @@ from clars import native
 from clars.errors import UnsupportedLayerError
 from clars.native import where
 from clars.norms.methods.measure import Measure
-from clars.norms.methods.products import squared_norms
 from clars.norms.rules.rule import LayerCall
 from clars.norms.watch.accumulator import REGISTRY, Accumulator, sums_of
 from clars.norms.watch.tracked_parameter import TrackedParameter, arrives
@@ -93,19 +92,21 @@ def _leaves(parameters: Sequence[TrackedParameter | None]) -> list[Tensor]:
     return list(leaves.values())
 
 
-def add_squares(number: int, backward_pass: int, spent: bool, partial: bool, squares: Tensor) -> tuple[int, int, bool]:
-    """Add to an accumulator, by its number, the measured part of `squares` [B], which a layer in C++ is to fill.
+def add_squares(
+    number: int, backward_pass: int, spent: bool, partial: bool, examples: int, squares: Tensor
+) -> tuple[int, int, bool]:
+    """Add to an accumulator, by its number, the measured part of `squares`, which a layer in C++ is to fill.
 
     Args:
         number: of the accumulator.
         backward_pass: autograd's number of the pass.
         spent: whether an earlier pass has measured this same call.
         partial: whether the pass yields only some gradients, or leaves them elsewhere than in the parameters.
-        squares: what is to be filled.
+        examples: how many rows the layer saw.
+        squares: what is to be filled: a number for each of them, or for each group.
 
     Returns the first of the examples to be measured, the one after the last, and whether anything was added.
     """
-    examples = squares.shape[0]
     accumulator = REGISTRY.get(number)
     if accumulator is None:  # nobody tracks the layer any more
         return 0, examples, False
@@ -119,7 +120,7 @@ def add_squares(number: int, backward_pass: int, spent: bool, partial: bool, squ
 
 
 _LIBRARY = torch.library.Library("clars", "FRAGMENT")
-_ARGUMENTS = "int number, int backward_pass, bool spent, bool partial, Tensor squares"
+_ARGUMENTS = "int number, int backward_pass, bool spent, bool partial, int examples, Tensor squares"
 _LIBRARY.define(f"add_squares({_ARGUMENTS}) -> (int, int, bool)")
 _LIBRARY.impl("add_squares", add_squares, "CompositeImplicitAutograd")
 
@@ -170,7 +171,9 @@ def _enter(ctx, examples: int, nodes: Sequence[Node | None]) -> tuple[Measure, l
     return accumulators[0].current.measure._replace(layer=accumulators[0].layer), accumulators
 
 
-def _add(ctx, squares: Sequence[Tensor | None], accumulators: Sequence[Accumulator]) -> list[Tensor | None]:
+def _add(
+    ctx, squares: Sequence[Tensor | None], accumulators: Sequence[Accumulator], examples: int, measure: Measure
+) -> list[Tensor | None]:
     """Add to each accumulator the joint squares of its parameters; return the gradients of the leaves, if there are."""
     gradients = []
     for accumulator in accumulators:
@@ -179,7 +182,7 @@ def _add(ctx, squares: Sequence[Tensor | None], accumulators: Sequence[Accumulat
             if parameter is not None and parameter.accumulator is accumulator and square is not None and arriving:
                 joint = square if joint is None else joint + square
         if ctx.compiled:
-            gradients.append(None if joint is None else sums_of(joint, 1))
+            gradients.append(None if joint is None else sums_of(joint, examples, measure.group))
         elif joint is not None:
             accumulator.add(joint)
     return gradients
@@ -227,7 +230,7 @@ class _MeasuredCall(torch.autograd.Function):
         measure, accumulators = _enter(ctx, len(x), _nodes(ctx)[1:])
         with where.without_autocast(gy), native.suspended() if ctx.compiled else nullcontext():
             got = ctx.rule.backward(gy, x, weight, saved, ctx.needs_input_grad[2:5], measure)
-            leaves = _add(ctx, (got.weight.squares, got.bias.squares), accumulators)
+            leaves = _add(ctx, (got.weight.squares, got.bias.squares), accumulators, len(x), measure)
         return None, None, got.input, got.weight.gradient, got.bias.gradient, *leaves
 
 
@@ -249,5 +252,6 @@ class _Expansion(torch.autograd.Function):
                 aligned = (1,) * (gradient.dim() - len(shape)) + shape
                 per_example.append(gradient.sum_to_size(len(gradient), *aligned[1:]))
             summed = [value.sum(0).reshape(shape) for value, shape in zip(per_example, ctx.shapes)]
-            squares = [squared_norms(value[measure.rows]) for value in per_example]
-            return None, None, None, *summed, *_add(ctx, squares, accumulators)
+            squares = [measure.squared(value[measure.rows]) for value in per_example]
+            leaves = _add(ctx, squares, accumulators, len(gradients[0]), measure)
+            return None, None, None, *summed, *leaves
