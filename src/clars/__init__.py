@@ -10,7 +10,7 @@ from clars.extras import load
 from clars.layers import Layer, layers
 
 if TYPE_CHECKING:
-    from clars.norms import ExampleNorms, oracle
+    from clars.norms import ExampleNorms, NoiseScale, oracle
     from clars.optim import CLARS, LARS, LayerStats
     from clars.optim.bind import bind
 
@@ -22,6 +22,7 @@ __all__ = [
     "ExampleNorms",
     "Layer",
     "LayerStats",
+    "NoiseScale",
     "UnsupportedLayerError",
     "UserError",
     "bind",
@@ -36,6 +37,7 @@ _PLACES = {
     "LARS": "clars.optim",
     "LayerStats": "clars.optim",
     "ExampleNorms": "clars.norms",
+    "NoiseScale": "clars.norms",
     "bind": "clars.optim.bind",
 }
 _MODULES = {"oracle": "clars.norms.oracle"} | {

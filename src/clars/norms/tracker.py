@@ -223,6 +223,11 @@ class ExampleNorms:
             )
         self.estimator.check()
 
+    @property
+    def last_pass(self) -> tuple[int | None, int | None]:
+        """What tells the last backward pass that was measured from those before."""
+        return self._pass.number, max((each.compiled_pass or 0 for each in self._accumulators.values()), default=0)
+
     def sums(self) -> dict[str, Tensor]:
         """Return S_k, a scalar tensor in the unit of the gradient, per layer name.
 

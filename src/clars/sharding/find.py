@@ -99,13 +99,14 @@ def plain_model(model: nn.Module) -> nn.Module:
     while True:
         if "_orig_mod" in (*vars(model), *model._modules):  # by torch.compile, or accelerate's compilation by regions
             model = model._orig_mod
-        elif isinstance(model, (DistributedDataParallel, nn.DataParallel)) or _is_engine(model):
+        elif isinstance(model, (DistributedDataParallel, nn.DataParallel)) or is_engine(model):
             model = model.module
         else:
             return model
 
 
-def _is_engine(model: nn.Module) -> bool:
+def is_engine(model: nn.Module) -> bool:
+    """Tell whether `model` is an engine of DeepSpeed around one."""
     engines = [kind for kind in type(model).__mro__ if kind.__module__.startswith("deepspeed.")]
     return bool(engines) and hasattr(model, "module")
 

@@ -31,6 +31,9 @@ class FullyShardedLayout(Layout):
                 "per-example norms are. Leave the factor as it is, and scale the loss."
             )
 
+    def complete(self) -> bool:
+        return not any(CutGradient(param, group).elsewhere() for group in self.groups for param in group.fsdp_params)
+
 
 class CutGradient:
     """Where the gradient of a parameter adds up that `fully_shard` has cut, of which `param` and `group` are torch's.

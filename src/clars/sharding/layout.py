@@ -84,6 +84,18 @@ class Layout:
         """Return the gradient of the shard's elements, as the step uses it."""
         return shard.view(shard.owner.grad)
 
+    def has_gradient(self, shard: Shard) -> bool:
+        """Tell whether `gradient` has something to return."""
+        return shard.owner.grad is not None
+
+    def complete(self) -> bool:
+        """Tell whether the gradients of all backward passes so far are where `gradient` finds them."""
+        return True
+
+    def loss_scale(self) -> float:
+        """Return by what the loss was multiplied, as far as the strategy tells."""
+        return 1.0
+
     def found(self, shard: Shard) -> Tensor | int:
         """Return how many elements the shard holds of what the model's parameter has."""
         return shard.view(shard.owner).numel()
@@ -95,7 +107,7 @@ class Layout:
         sums of norms are averaged, sums of squared norms divided twice, examples and groups counted together.
 
         Args:
-            squares: [K, 2], sums of squares of the weights and gradients held here.
+            squares: [K, n], sums of squares of what is held here, such as weights and gradients.
             totals: [K, 4], sum of norms, sum of squared norms, number of this process's examples, and sum of the
                 squared sizes of the groups that they were measured in.
         """
@@ -107,7 +119,7 @@ class Layout:
             return squares, totals
         table = self.exchange(torch.cat(parts, 1))
         if self.sharded:
-            squares = table[:, :2]
+            squares = table[:, : squares.shape[1]]
         if totals is not None:
             totals = table[:, -4:] / table.new_tensor([world, world**2, 1.0, 1.0])
         return squares, totals

@@ -60,6 +60,16 @@ class ZeroLayout(Layout):
         which, begin = self.places[place]
         return tensors[which].view(-1)[begin : begin + shard.cut.stop - shard.cut.start]
 
+    def has_gradient(self, shard: Shard) -> bool:
+        return True
+
+    def complete(self) -> bool:
+        boundary = getattr(self.zero, "is_gradient_accumulation_boundary", None)
+        return bool(boundary()) if callable(boundary) else True
+
+    def loss_scale(self) -> float:
+        return float(getattr(self.zero, "loss_scale", 1.0))
+
     def found(self, shard: Shard) -> Tensor:
         """Return how many of the elements are equal to the model's own, of which ZeRO keeps a copy."""
         master, model = shard.view(shard.owner.detach()), _model_values(shard)
@@ -98,7 +108,7 @@ class ZeroLayout(Layout):
     def _begin(self, optimizer: Any) -> None:
         self.rated = False
         self.norm = optimizer.measure(self.shards)  # of all layers' gradients together
-        self.scale = self._scale()  # ZeRO may change it in the midst of its step, between overflow check and gradients
+        self.scale = self.loss_scale()  # ZeRO may change it in the midst of its step, between overflow check and gradients
         unknown = not self.scale_verified
         self.reduced = [self.gradient(shard).float().norm() for shard in self.shards] if unknown else None
         self.under_way = True
@@ -129,7 +139,7 @@ class ZeroLayout(Layout):
         """
         if not self.under_way:
             raise UserError("The optimizer's own step() was called under DeepSpeed: call engine.step() instead.")
-        wanted, present = self._unscaling(self.scale), self._unscaling(self._scale())
+        wanted, present = self._unscaling(self.scale), self._unscaling(self.loss_scale())
         if not self.rated:
             optimizer.rate(1.0 / self.scale, wanted)
             self.rated = True
@@ -137,7 +147,7 @@ class ZeroLayout(Layout):
         if self.reduced is not None:
             self._verify_scale(owners, present)
         shards = [shard for shard in self.shards if id(shard.owner) in owners and shard.name in self.stepped]
-        if self.scale != self._scale():  # ZeRO has divided by the scale of the step to come
+        if self.scale != self.loss_scale():  # ZeRO has divided by the scale of the step to come
             for shard in shards:
                 self.gradient(shard).mul_(wanted / present)
         optimizer.apply(shards)
@@ -152,9 +162,6 @@ class ZeroLayout(Layout):
                         f"DeepSpeed hands over a gradient of norm {found:g} for a part of {shard.name!r}, where "
                         f"{expected:g} was expected: it scales or clips in a way that is not understood."
                     )
-
-    def _scale(self) -> float:
-        return float(getattr(self.zero, "loss_scale", 1.0))
 
     def _unscaling(self, scale: float) -> Tensor:
         """Return ZeRO's factor from the reduced gradients to those that the step uses, under a loss scale."""

@@ -28,6 +28,9 @@ SECOND_PASS = (
 )
 
 
+MOST_ENTRIES = 200  # before one looks which of them still count
+
+
 @dataclass
 class PassSquares:
     """The squared norms [b] of the measured examples of one backward pass, one of so many blocks of its batch.
@@ -91,7 +94,7 @@ class Accumulator:
         self.compiled_twice = False  # an error in the midst of a compilation would only send parts of it to Python
         self.entries: list[PassSquares] = []
         self.gradients = Gradients([Own(layer.module, name) for name in layer.parameters])
-        self._compiled_pass: int | None = None
+        self.compiled_pass: int | None = None
         self._hooks: list[RemovableHandle] = []
         self._leaf = self._new_leaf(next(iter(layer.parameters.values())))
 
@@ -112,8 +115,8 @@ class Accumulator:
         The arrivals come in any order, so that parameters have this hook as well as the leaf.
         """
         number = torch._C._current_graph_task_id()
-        if number not in (self._compiled_pass, self.last_pass):  # a pass that adds here by Python has looked already
-            self._compiled_pass = number
+        if number not in (self.compiled_pass, self.last_pass):  # a pass that adds here by Python has looked already
+            self.compiled_pass = number
             self.measured |= {parameter.name for parameter in self.parameters}
             if self.look():
                 self.keep_if(*any_left([self.gradients]))
@@ -169,6 +172,8 @@ class Accumulator:
         """Keep what was added only where `left`, a boolean scalar tensor, is True."""
         for entry in self.entries:
             entry.keep_if(left)
+        if len(self.entries) > MOST_ENTRIES:  # gradients that are zeroed in place leave them there; the device knows
+            self.entries = [entry for entry in self.entries if entry.left]
         if self.compiled_total is not None:
             self._leaf.grad = torch.where(left, self._leaf.grad, 0.0)
 
