@@ -9,8 +9,8 @@ from torch import Tensor
 from clars.native import where
 from clars.optim.update import BLOCK, squared_norms
 
-# Numbers that are handled at a time: what is made of them on the way takes four times their memory, however large the
-# model is. On a processor they then stay in its cache; a GPU is kept busy by as many.
+# Numbers that are handled at a time: what is made of them on the way takes at most five times their memory, however
+# large the model is. On a processor fewer stay in its cache meanwhile (`BLOCK`); a GPU is kept busy by as many.
 BUCKET = 2**22
 
 
