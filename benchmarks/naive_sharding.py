@@ -2,10 +2,10 @@
 
     python benchmarks/naive_sharding.py
 
-Two processes take one step on the same global batch as one process does, with a LARS that knows nothing of sharding
-(timm's) and with this package's. The error of a tensor is the norm of the difference of its two changes over the norm
-of the change in one process. Needs the extra [deepspeed]. Writes naive_sharding.json and naive_sharding.md beside this
-file, or to the folder given by --out.
+Two processes take one step on the same global batch as one process does, with a LARS and a LAMB that know nothing of
+sharding (timm's) and with this package's. The error of a tensor is the norm of the difference of its two changes over
+the norm of the change in one process. Needs the extra [deepspeed]. Writes naive_sharding.json and naive_sharding.md
+beside this file, or to the folder given by --out.
 """
 
 import argparse
@@ -30,12 +30,22 @@ HERE = Path(__file__).parent
 MODEL, BATCH, PIXELS, WORLD = "resnet10t", 16, 32, 2
 OPTIONS = {"lr": 0.5, "momentum": 0.9, "weight_decay": 5e-4, "trust_coeff": 1e-3, "always_adapt": True}
 OWN = {"lr": 0.5, "momentum": 0.9, "weight_decay": 5e-4, "trust_coefficient": 1e-3}
+LAMB = {"lr": 0.01, "weight_decay": 0.01}
+NAIVE_LAMB = {**LAMB, "always_adapt": True, "max_grad_norm": None}
+
+
+def each_alone(model: nn.Module) -> list[dict]:
+    """Return a parameter group for each tensor."""
+    return [{"params": [parameter]} for parameter in model.parameters()]
+
+
 OPTIMIZERS = {
     "timm Lars, one group": lambda model: timm.optim.Lars(list(model.parameters()), **OPTIONS),
-    "timm Lars, a group per tensor": lambda model: timm.optim.Lars(
-        [{"params": [parameter]} for parameter in model.parameters()], **OPTIONS
-    ),
+    "timm Lars, a group per tensor": lambda model: timm.optim.Lars(each_alone(model), **OPTIONS),
+    "timm Lamb, one group": lambda model: timm.optim.Lamb(list(model.parameters()), **NAIVE_LAMB),
+    "timm Lamb, a group per tensor": lambda model: timm.optim.Lamb(each_alone(model), **NAIVE_LAMB),
     "clars.LARS": lambda model: clars.LARS(model, **OWN),
+    "clars.LAMB": lambda model: clars.LAMB(model, **LAMB),
     "clars.CLARS": lambda model: clars.CLARS(model, **OWN),
 }
 
@@ -76,7 +86,7 @@ def sharded(rank: int, folder: str) -> None:
             }
             optimizer = make(model)
             engine, outer, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-            if isinstance(optimizer, clars.LARS | clars.CLARS):
+            if isinstance(optimizer, clars.LARS | clars.LAMB | clars.CLARS):
                 clars.bind(optimizer, engine)
             engine.backward(F.cross_entropy(engine(x.chunk(WORLD)[rank]), y.chunk(WORLD)[rank]))
             engine.step()

@@ -17,7 +17,9 @@ from torch.nn.modules import batchnorm
 from torch.nn.parallel import DistributedDataParallel
 
 import clars
-from clars.sharding.state import gather_momentum, gather_weights, put_momentum
+from clars.lab.training import momentum
+from clars.sharding.find import unwrapped
+from clars.sharding.state import gather_weights
 
 STEPS, BATCH = 10, 48
 TIMEOUT = 400.0  # seconds for all cases of a launch
@@ -136,11 +138,12 @@ def train(case: Case, rank: int = 0, world: int = 1) -> dict:
     if state:
         model.load_state_dict(state["weights"])
         if case.early:
-            put_momentum(optimizer, model, state["momentum"])
+            momentum.put(optimizer, model, optimizer, state["momentum"], case.steps[0])
     take = {"single": plain, "ddp": plain, "fsdp2": fsdp2, "hsdp": fsdp2}.get(case.strategy, zero)
     steps, wrapped, outer = take(case, model, optimizer)
+    inner = list(unwrapped(outer))[-1]
     if state and not case.early:
-        put_momentum(outer, wrapped, state["momentum"])
+        momentum.put(outer, wrapped, inner, state["momentum"], case.steps[0])
     stats, collectives = [], []
     for number, batch in list(enumerate(batches()))[slice(*case.steps)]:
         parts = batch.view(case.accumulation, world, -1, *batch.shape[1:])[:, rank]
@@ -153,8 +156,8 @@ def train(case: Case, rank: int = 0, world: int = 1) -> dict:
         collectives.append(counted.bytes)
         if hasattr(optimizer, "layer_stats"):
             stats.append({name: row._asdict() for name, row in optimizer.layer_stats().items()})
-    weights, momentum = gather_weights(outer, wrapped), gather_momentum(outer, wrapped)
-    return {"weights": weights, "momentum": momentum, "stats": stats, "collectives": collectives}
+    whole = {"weights": gather_weights(outer, wrapped), "momentum": momentum.gather(outer, wrapped, inner)}
+    return whole | {"stats": stats, "collectives": collectives}
 
 
 class Collectives:
@@ -182,8 +185,10 @@ def make(case, model):
     if case.method == "SGD":
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return torch.optim.SGD(trained, lr=0.05, momentum=0.9, nesterov=True)
-    options = {"lr": 2.0, "weight_decay": 0.01, "trust_coefficient": 0.02, **case.options}
-    return getattr(clars, case.method)(model, **options)
+    options = {"lr": 2.0, "weight_decay": 0.01, "trust_coefficient": 0.02}
+    if case.method == "LAMB":
+        options = {"lr": 0.02, "weight_decay": 0.01}
+    return getattr(clars, case.method)(model, **(options | case.options))
 
 
 def bind(optimizer, model):

@@ -11,13 +11,14 @@ from clars.layers import Layer, layers
 
 if TYPE_CHECKING:
     from clars.norms import ExampleNorms, NoiseScale, oracle
-    from clars.optim import CLARS, LARS, LayerStats
+    from clars.optim import CLARS, LAMB, LARS, LayerStats
     from clars.optim.bind import bind
 
 __version__: str
 
 __all__ = [
     "CLARS",
+    "LAMB",
     "LARS",
     "ExampleNorms",
     "Layer",
@@ -34,6 +35,7 @@ __all__ = [
 # Where the other names are. Each is imported when it is first asked for: the command line answers without torch.
 _PLACES = {
     "CLARS": "clars.optim",
+    "LAMB": "clars.optim",
     "LARS": "clars.optim",
     "LayerStats": "clars.optim",
     "ExampleNorms": "clars.norms",

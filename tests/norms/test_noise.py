@@ -38,7 +38,9 @@ def terms(model, x, y):
         each.append(dict(zip(dict(model.named_parameters()), gradients)))
     found = {}
     for layer in ("0", "3"):
-        rows = torch.stack([torch.cat([g.flatten() for name, g in one.items() if layer_of(name) == layer]) for one in each])
+        rows = torch.stack(
+            [torch.cat([g.flatten() for name, g in one.items() if layer_of(name) == layer]) for one in each]
+        )
         trace = rows.var(0).sum()  # of n - 1
         found[layer] = (trace, rows.mean(0).square().sum() - trace / len(rows))
     return found

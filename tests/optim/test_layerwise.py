@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 import clars
-from clars.optim.layerwise import LayerwiseOptimizer
+from clars.optim.momentum import MomentumOptimizer
 
 
 def network():
@@ -31,7 +31,7 @@ def train(model, optimizer, batches, schedule=None):
     return [p.detach().clone() for p in model.parameters()]
 
 
-class Plain(LayerwiseOptimizer):
+class Plain(MomentumOptimizer):
     """Every ratio is 1: what is left of the step must be stochastic gradient descent."""
 
     def __init__(self, model, lr, momentum=0.9, weight_decay=5e-4, nesterov=True):

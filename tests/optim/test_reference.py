@@ -6,7 +6,15 @@ from torch import nn
 from torch.nn import functional as F
 
 import clars
-from clars.optim.reference import LayerState, Settings, clars_step, lars_step
+from clars.optim.reference import (
+    LayerState,
+    MomentSettings,
+    MomentState,
+    Settings,
+    clars_step,
+    lamb_step,
+    lars_step,
+)
 
 
 def network():
@@ -30,18 +38,25 @@ def contributions(model, x, y):
     return {name: torch.stack(each) for name, each in parts.items()}
 
 
+OPTIONS = {
+    "Nesterov": {},
+    "heavy ball": {"nesterov": False},
+    "rate outside, limited": {"max_ratio": 0.3, "decay_in_ratio": False, "rate_in_buffer": False},
+}
+
+
 def start(layer):
     weights = [parameter.detach().clone() for parameter in layer.parameters.values()]
     return LayerState(weights, [torch.zeros_like(weight) for weight in weights])
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-12), (torch.float32, 2e-5)], ids=str)
-@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("method", ["CLARS", "LARS"])
-def test_steps_are_those_of_the_reference(method, nesterov, dtype, rtol):
+def test_steps_are_those_of_the_reference(method, options, dtype, rtol):
     model = network().to(dtype)
     plain = network().to(dtype)  # whose gradients the reference is given
-    settings = Settings(lr=3.0, momentum=0.8, weight_decay=0.02, trust_coefficient=0.05, nesterov=nesterov)
+    settings = Settings(lr=3.0, momentum=0.8, weight_decay=0.02, trust_coefficient=0.05, **options)
     optimizer = getattr(clars, method)(model, **settings._asdict())
     layers = clars.layers(plain)
     states = {layer.name: start(layer) for layer in layers}
@@ -65,6 +80,36 @@ def test_steps_are_those_of_the_reference(method, nesterov, dtype, rtol):
             torch.testing.assert_close(parameter.data, other.parameters[name].data, rtol=rtol, atol=rtol * scale)
             found = optimizer.state[parameter]["momentum_buffer"]
             torch.testing.assert_close(found, buffer, rtol=rtol, atol=rtol * float(buffer.abs().max()))
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-12), (torch.float32, 2e-5)], ids=str)
+@pytest.mark.parametrize("layers", ["parameter", "module"])
+def test_steps_of_lamb_are_those_of_the_reference(layers, dtype, rtol):
+    model, plain = network().to(dtype), network().to(dtype)
+    nn.init.zeros_(model[4].bias)
+    nn.init.zeros_(plain[4].bias)
+    settings = MomentSettings(lr=0.05, betas=(0.8, 0.95), weight_decay=0.02)
+    optimizer = clars.LAMB(model, **settings._asdict(), layers=layers)
+    own = clars.layers(plain, layers)
+    states = {layer.name: MomentState(*start(layer), start(layer).buffers) for layer in own}
+    for step in range(4):
+        x, y = batch(step, dtype)
+        plain.zero_grad()
+        F.cross_entropy(plain(x), y).backward()
+        for layer in own:
+            gradients = [parameter.grad for parameter in layer.parameters.values()]
+            states[layer.name] = lamb_step(states[layer.name], gradients, settings)
+            for parameter, weight in zip(layer.parameters.values(), states[layer.name].weights):
+                parameter.data = weight
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    for layer in optimizer.layers:
+        state = states[layer.name]
+        for parameter, *expected in zip(layer.parameters.values(), *state[:3]):
+            kept = optimizer.state[parameter]
+            for found, wanted in zip((parameter.data, kept["exp_avg"], kept["exp_avg_sq"]), expected):
+                torch.testing.assert_close(found, wanted, rtol=rtol, atol=rtol * float(wanted.abs().max()))
 
 
 def test_a_layer_of_zeros_takes_the_step_of_the_floor():

@@ -43,7 +43,7 @@ def run(model, batches, *, scaler=None, clip=None, make=clars.CLARS, wrap=lambda
 
 
 @pytest.mark.parametrize("clip", [None, 0.1])
-@pytest.mark.parametrize("make", [clars.CLARS, clars.LARS])
+@pytest.mark.parametrize("make", [clars.CLARS, clars.LARS, clars.LAMB])
 def test_scaled_and_unscaled_agree(clip, make):
     """Whether the scaler unscales in its step or was told to before, nobody tells the optimizer."""
     model, batches = network(), [torch.randn(5, 3).double() for _ in range(4)]
@@ -144,3 +144,19 @@ def test_a_skipped_step_has_no_statistics():
         optimizer.zero_grad()
         optimizer.zero_grad()
         assert bool(optimizer.layer_stats()) == taken
+
+
+def test_a_skipped_step_leaves_moments_and_their_count_alone():
+    model, x = network(), torch.randn(4, 3).double()
+    twin, scaler = copy.deepcopy(model), new_scaler(init_scale=2.0)
+    optimizer = clars.LAMB(model, lr=0.1)
+    for scale in (1.0, float("inf"), 1.0):
+        optimizer.zero_grad()
+        scaler.scale(squared_loss(model, x * scale)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    expected, plain = run(twin, [x, x], make=lambda model, lr: clars.LAMB(model, lr=0.1))
+    torch.testing.assert_close(list(model.parameters()), expected, rtol=1e-12, atol=1e-15)
+    assert {group["step"] for group in optimizer.param_groups} == {2}
+    for p, q in zip(model.parameters(), twin.parameters()):
+        torch.testing.assert_close(optimizer.state[p], plain.state[q], rtol=1e-12, atol=0)

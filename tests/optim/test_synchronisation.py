@@ -27,7 +27,7 @@ def test_the_count_counts():
     assert count.reads == 1
 
 
-@pytest.mark.parametrize("method", [clars.CLARS, partial(clars.CLARS, estimator="subset"), clars.LARS])
+@pytest.mark.parametrize("method", [clars.CLARS, partial(clars.CLARS, estimator="subset"), clars.LARS, clars.LAMB])
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
 def test_forward_backward_and_step_read_nothing(method, name):
     model = timm.create_model(name, num_classes=3)

@@ -10,8 +10,9 @@ from cluster import Case, launch, train
 from compare import assert_equal, relative
 
 PLAIN, ZERO = ("ddp", "fsdp2"), ("zero1", "zero2", "zero3")
-SOME = [("CLARS", 1, 0.05), ("CLARS", 4, 0.0), ("LARS", 1, 0.0), ("LARS", 4, 0.05)]
-ALL = [(method, accumulation, clip) for method in ("CLARS", "LARS") for accumulation in (1, 4) for clip in (0.0, 0.05)]
+METHODS = ("CLARS", "LARS", "LAMB")
+SOME = [("CLARS", 1, 0.05), ("CLARS", 4, 0.0), ("LARS", 1, 0.0), ("LARS", 4, 0.05), ("LAMB", 4, 0.05)]
+ALL = [(method, accumulation, clip) for method in METHODS for accumulation in (1, 4) for clip in (0.0, 0.05)]
 OFFLOADED = {"offload_optimizer": {"device": "cpu"}}
 BOTH = (
     {"round_robin_gradients": True},
@@ -40,6 +41,12 @@ OPTIONS = (
     {"nesterov": False, "overrides": {"norm": {"adapt": False, "lr": 0.01, "weight_decay": 0.0}}},
     {"momentum": 0.0},
 )
+OF_LAMB = (
+    {"layers": "module", "betas": (0.5, 0.9)},
+    {"overrides": {"norm.*": {"adapt": False, "weight_decay": 0.0, "lr": 0.001}}},
+)
+# as others have it: a largest ratio, which some layers reach, no decay in it, the rate outside of heavy-ball momentum
+OTHERS = {"max_ratio": 0.01, "decay_in_ratio": False, "rate_in_buffer": False, "nesterov": False, "layers": "parameter"}
 needs_deepspeed = pytest.mark.deepspeed
 full = pytest.mark.full
 
@@ -62,13 +69,16 @@ def check(world, folder, cases):
 
 
 def test_replicas_and_fully_sharded(tmp_path):
-    check(2, tmp_path, cases(PLAIN, SOME) + cases(("hsdp",), SOME[1:3]))
+    others = [Case(strategy, "CLARS", 4, options=OTHERS) for strategy in PLAIN]
+    check(2, tmp_path, [*cases(PLAIN, SOME), *cases(("hsdp",), [*SOME[1:3], SOME[-1]]), *others])
 
 
 @needs_deepspeed
 def test_zero(tmp_path):
     merged = Case("zero2", "CLARS", 4, 0.05, {"round_robin_gradients": True}, merge=True)
-    check(2, tmp_path, [*cases(ZERO, SOME), merged, Case("zero3", "LARS", 1, 0.05, born_cut=True)])
+    lamb = Case("zero2", "LAMB", 4, zero={"round_robin_gradients": True}, merge=True)
+    others = Case("zero2", "CLARS", 4, options=OTHERS)
+    check(2, tmp_path, [*cases(ZERO, SOME), merged, lamb, others, Case("zero3", "LARS", 1, 0.05, born_cut=True)])
 
 
 @full
@@ -85,7 +95,7 @@ def test_zero_with_all_its_options(world, strategy, tmp_path):
     with_options = [
         Case(strategy, method, accumulation, 0.05, zero, merge=merge)
         for zero in ({}, *ZERO_OPTIONS[strategy])
-        for method, accumulation in (("CLARS", 4), ("LARS", 1))
+        for method, accumulation in (("CLARS", 4), ("LARS", 1), ("LAMB", 4))
         for merge in (False, True)
     ]
     check(world, tmp_path, cases([strategy]) + with_options)
@@ -101,8 +111,9 @@ def test_options_of_the_optimizers(world, tmp_path):
         [
             Case(strategy, method, 2, options=options, merge=strategy == "zero1")
             for strategy in PLAIN + ZERO
-            for method in ("CLARS", "LARS")
-            for options in OPTIONS
+            for methods, choices in ((("CLARS", "LARS"), (*OPTIONS, OTHERS)), (("LAMB",), OF_LAMB))
+            for method in methods
+            for options in choices
         ],
     )
 
@@ -121,24 +132,27 @@ def test_batch_normalisation_and_a_subset_of_the_examples(tmp_path):
     assert relative(drawn[0]["weights"]["conv.weight"], alone(Case("single"))["weights"]["conv.weight"]) > 1e-3
 
 
-def bytes_of(case, layers=6, parameters=10):
-    """What docs/sharding.md says of a step."""
+def bytes_of(case, parameters=10):
+    """What docs/sharding.md says of a step, for each collective. LAMB's layers are the parameters."""
+    layers = parameters if case.method == "LAMB" else 6
     of_weights = 0 if case.strategy == "ddp" else 8 * layers
     of_examples = 12 * layers if case.method == "CLARS" else 0
-    return of_weights + of_examples + (4 * parameters if case.strategy.startswith("zero") else 0)
+    first = of_weights + of_examples + (4 * parameters if case.strategy.startswith("zero") else 0)
+    second = 4 * layers if case.method == "LAMB" and case.strategy != "ddp" else 0
+    return [size for size in (first, second) if size]
 
 
 @pytest.mark.parametrize("strategies", [PLAIN, pytest.param(ZERO, marks=needs_deepspeed)], ids=["torch", "zero"])
 def test_one_small_collective_per_step(tmp_path, strategies):
-    """On top of the strategy's own, whatever the number of groups; checks are more, ever more seldom."""
+    """Two for LAMB. On top of the strategy's own, whatever the number of groups; checks are more, ever more seldom."""
     few = [
         Case(strategy, method, 4, merge=merge)
         for strategy in strategies
-        for method, merge in (("CLARS", False), ("LARS", True))
+        for method, merge in (("CLARS", False), ("LARS", True), ("LAMB", True))
     ]
     for case, results in zip(few, launch(2, tmp_path, train, few)):
-        own = [bytes_of(case)] if bytes_of(case) else []
-        checks = [24 * 10, *([8 * 6] if case.strategy == "ddp" else [])]
+        own = bytes_of(case)
+        checks = [24 * 10, *([8 * (10 if case.method == "LAMB" else 6)] if case.strategy == "ddp" else [])]
         expected = [checks + own if step in (1, 2, 4, 8) else own for step in range(1, 11)]
         for result in results:
             assert result["collectives"] == expected, case

@@ -7,7 +7,8 @@ from compare import assert_equal
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-from clars.sharding.state import gather_momentum, gather_weights
+from clars.lab.training import momentum
+from clars.sharding.state import gather_weights
 
 
 def prepared(case, seed):
@@ -41,15 +42,14 @@ def halfway(case, rank, world):
         checkpoint.load({"model": weights, "optimizer": state}, checkpoint_id=folder)
     set_state_dict(later, second, model_state_dict=weights, optim_state_dict=state, options=options)
     go(steps, range(5, 10), rank, world)
-    return {"weights": gather_weights(second, later), "momentum": gather_momentum(second, later), "stats": []}
+    return {"weights": gather_weights(second, later), "momentum": momentum.gather(second, later, second), "stats": []}
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.full)])
 def test_a_state_goes_over_whole_and_in_parts(world, tmp_path):
     """Processes without an element of a parameter had no state of it: gloo aborted, and a checkpoint hung."""
-    cases = [
-        (Case("fsdp2", method), tmp_path / method, whole) for method in ("CLARS", "LARS") for whole in (True, False)
-    ]
+    methods = ("CLARS", "LARS", "LAMB")
+    cases = [(Case("fsdp2", method), tmp_path / method, whole) for method in methods for whole in (True, False)]
     for (case, _, whole), results in zip(cases, launch(world, tmp_path, halfway, cases, 120.0)):
         expected = train(case.alone()) | {"stats": []}
         try:

@@ -98,7 +98,9 @@ class NoiseScale:
                 self.norms.held_by(self._layout.holders)
         self._removed = False
         self._last_pass: object = None
-        self._before: Tensor | None = None  # [K, 3] without the latest gradient: averages of both terms, and their weight
+        self._before: Tensor | None = (
+            None  # [K, 3] without the latest gradient: averages of both terms, and their weight
+        )
         self._now: Tensor | None = None  # with it
         self._examples: Tensor | None = None  # how many the latest gradient is made of
 
@@ -177,7 +179,9 @@ class NoiseScale:
         """Return where the gradients are: of DeepSpeed, as it was; otherwise as the model's parameters are now."""
         if self._layout is not None and self._layout.steps_in_parts:
             return self._layout
-        present = {name: layer.module._parameters[local] for layer in self.norms.layers for name, local in _names(layer)}
+        present = {
+            name: layer.module._parameters[local] for layer in self.norms.layers for name, local in _names(layer)
+        }
         if self._layout is None or any(self._layout.parameters[name] is not each for name, each in present.items()):
             self._layout = plain_layout(self.model, list(present.items()), self._group)
         return self._layout

@@ -30,7 +30,12 @@ class Choice:
 
 
 def plan(
-    model: nn.Module, loss_fn: Callable[..., Tensor], *batch: Tensor, memory: int | None = None, time: bool = False, group: int = 1
+    model: nn.Module,
+    loss_fn: Callable[..., Tensor],
+    *batch: Tensor,
+    memory: int | None = None,
+    time: bool = False,
+    group: int = 1,
 ) -> tuple[list[Choice], dict[str, str]]:
     """Return the choices of one backward pass, and which layers are refused, with what they do that has no exact norm.
 

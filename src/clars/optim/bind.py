@@ -14,11 +14,11 @@ from clars.sharding.zero import ZeroLayout, is_zero
 
 
 def bind(optimizer: Any, model: nn.Module, group: "distributed.ProcessGroup | None" = None) -> LayerwiseOptimizer:
-    """Tell `clars.CLARS` or `clars.LARS` where its layers' elements are; return it.
+    """Tell `clars.CLARS`, `clars.LARS` or `clars.LAMB` where its layers' elements are; return it.
 
     Call it once, after `deepspeed.initialize`, `fully_shard` or `Accelerator.prepare` and before the first step, in
     all processes. DeepSpeed needs it. Elsewhere the first step finds out by itself; only an optimizer that was made
-    before `fully_shard` has to be told. Momentum that was loaded before is cut as the parameters were.
+    before `fully_shard` has to be told. State that was loaded before is cut as the parameters were.
 
     Args:
         optimizer: the optimizer, or DeepSpeed's or Accelerate's around it.
@@ -41,7 +41,7 @@ def bind(optimizer: Any, model: nn.Module, group: "distributed.ProcessGroup | No
     zero = next((one for one in [*chain, *unwrapped(optimizer)] if is_zero(one)), None)
     if zero is not None and isinstance(own.known_layout, ZeroLayout) and own.known_layout.zero is zero:
         return own  # bound before: a second time, each step would be measured twice
-    momentum = _take_momentum(own, zero is not None)
+    state = _take_state(own, zero is not None)
     if zero is not None:
         check(zero)
         own.place(ZeroLayout(zero, own.named_parameters()))
@@ -49,17 +49,19 @@ def bind(optimizer: Any, model: nn.Module, group: "distributed.ProcessGroup | No
     else:
         _adopt(own)
         own.place(find(own, group or getattr(model, "process_group", None)))
-    put(own.layout, own, momentum)
+    for name, whole in state.items():
+        put(own.layout, own, whole, name)
     return own
 
 
-def _take_momentum(optimizer: LayerwiseOptimizer, zero: bool) -> dict[str, Tensor]:
-    """Take out of the state the momentum, by parameter, of whole parameters that will be stepped no more."""
-    taken = {}
+def _take_state(optimizer: LayerwiseOptimizer, zero: bool) -> dict[str, dict[str, Tensor]]:
+    """Take the buffers, by their and their parameter's name, of whole parameters that will be stepped no more."""
+    taken: dict[str, dict[str, Tensor]] = {}
     for layer in optimizer.layers:
         for local, before in layer.parameters.items():
             if before in optimizer.state and (zero or layer.module._parameters[local] is not before):
-                taken[layer.prefix + local] = optimizer.state.pop(before)["momentum_buffer"]
+                for name, buffer in optimizer.state.pop(before).items():
+                    taken.setdefault(name, {})[layer.prefix + local] = buffer
     return taken
 
 

@@ -1,6 +1,7 @@
 """CLARS: layer-wise rates from the mean of the per-example gradient norms."""
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any
 
 import torch
@@ -9,19 +10,20 @@ from torch import Tensor, nn
 from clars.errors import UserError
 from clars.layers import LayerUnit, covering
 from clars.norms import ExampleNorms
-from clars.optim.layerwise import LayerwiseOptimizer
+from clars.optim.momentum import MomentumOptimizer
 from clars.optim.options import by_layer
 from clars.sharding.layout import Layout
 
 
-class CLARS(LayerwiseOptimizer):
+class CLARS(MomentumOptimizer):
     """Complete Layer-wise Adaptive Rate Scaling (Huo, Gu, Huang 2020, arXiv 2002.01576).
 
         ratio_k = trust_coefficient * ||w_k|| / (S_k + weight_decay * ||w_k|| + eps)
 
     with S_k the sum over examples of the norm of their contribution to the gradient of layer k: for an averaged loss,
     the mean of the per-example gradient norms (see `ExampleNorms`). With estimator="group" it is the sum over groups of
-    consecutive examples: from groups of one to one group, CLARS passes into LARS. The update is stated at `LayerwiseOptimizer`.
+    consecutive examples: from groups of one to one group, CLARS passes into LARS. The update is stated at
+    `MomentumOptimizer`.
 
     An ordinary torch optimizer with one parameter group per layer, in which "layer" is its name. It takes the model
     because S_k is formed in the model's backward pass. With several processes it assumes that gradients are averaged
@@ -36,19 +38,23 @@ class CLARS(LayerwiseOptimizer):
             input is the batch.
         lr: the global rate; layer k moves with lr * ratio_k.
         momentum, nesterov: as in torch.optim.SGD; without Nesterov, heavy-ball momentum.
-        weight_decay: added to the gradient and part of the ratio's denominator.
+        weight_decay: added to the gradient, and part of the ratio's denominator unless decay_in_ratio is False.
         trust_coefficient: eta.
         layers: "module" (weight and bias of a module are one layer) or "parameter"; see `clars.layers`.
         overrides: options per layer-name pattern (fnmatch), e.g. {"*.bn*": {"weight_decay": 0.0, "adapt": False}}; the
             pattern "@1d" stands for the layers that hold only vectors, such as all normalisations.
-            Options: lr, momentum, weight_decay, trust_coefficient, nesterov, adapt. Layers with adapt=False have the
-            ratio 1 and are not tracked.
+            Options: lr, momentum, weight_decay, trust_coefficient, nesterov, adapt, max_ratio, decay_in_ratio,
+            rate_in_buffer. Layers with adapt=False have the ratio 1 and are not tracked.
         norms: an `ExampleNorms` of the same layers, made before; by default one is made.
         estimator, group, fraction: of the `ExampleNorms` that is made: "exact", "group" with the number of examples
             whose contributions are summed before the norm is taken (8 by default), or "subset" with the share of the
             batch to measure (1/8 by default).
         eps: added to the denominator, in the gradient's unit.
-        norm_floor: smallest root-mean-square weight assumed of a layer; see `LayerwiseOptimizer`.
+        norm_floor: smallest root-mean-square weight assumed of a layer; see `MomentumOptimizer`.
+        max_ratio: the largest ratio that an adapted layer may have.
+        decay_in_ratio: whether weight_decay * ||w_k|| is part of the ratio's denominator.
+        rate_in_buffer: whether momentum holds steps, or gradients to which the rate is applied; see
+            `MomentumOptimizer`.
 
     Raises:
         ValueError: an impossible value, an unknown option, a pattern that matches nothing.
@@ -73,6 +79,9 @@ class CLARS(LayerwiseOptimizer):
         fraction: float | None = None,
         eps: float = 1e-8,
         norm_floor: float = 1e-3,
+        max_ratio: float = inf,
+        decay_in_ratio: bool = True,
+        rate_in_buffer: bool = True,
     ) -> None:
         if norms is not None and (estimator != "exact" or group is not None or fraction is not None):
             raise ValueError("estimator, group and fraction belong to the ExampleNorms given as norms; set them there.")
@@ -87,6 +96,9 @@ class CLARS(LayerwiseOptimizer):
             overrides,
             eps=eps,
             norm_floor=norm_floor,
+            max_ratio=max_ratio,
+            decay_in_ratio=decay_in_ratio,
+            rate_in_buffer=rate_in_buffer,
         )
         adapted = self._adapted()
         tracked = [layer for layer in self.layers if layer.name in adapted]

@@ -1,9 +1,9 @@
 """LARS: layer-wise rates from the norm of the averaged gradient."""
 
-from clars.optim.layerwise import LayerwiseOptimizer
+from clars.optim.momentum import MomentumOptimizer
 
 
-class LARS(LayerwiseOptimizer):
+class LARS(MomentumOptimizer):
     """Layer-wise Adaptive Rate Scaling (You, Gitman, Ginsburg 2017, arXiv 1708.03888), with CLARS's step.
 
         ratio_k = trust_coefficient * ||w_k|| / (||g_k|| + weight_decay * ||w_k|| + eps)

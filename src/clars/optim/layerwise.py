@@ -1,7 +1,7 @@
-"""The step that CLARS, LARS and plain Nesterov share; they differ in the denominator of the layer's ratio."""
+"""What the layer-wise optimizers share: the layers, the course of a step, and what is told of it."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -10,74 +10,83 @@ from torch import Tensor, nn
 
 from clars.errors import UserError
 from clars.layers import Layer, LayerUnit, layers, uncompiled
-from clars.optim import unmeasured
-from clars.optim.options import by_layer, check_saved, groups, layers_of, merged
+from clars.optim.callers import makes_state, unscaled_by
+from clars.optim.measurement import Measured, Measurement
+from clars.optim.options import check_saved, completed, groups, layers_of, merged, values
 from clars.optim.presence import Presence
 from clars.optim.stats import LastStep, LayerStats, required
-from clars.optim.unscaling import unscaled_by
-from clars.optim.update import Momentum, update
-from clars.optim.vectors import Constants, squares_by_layer
-from clars.precision import wide
-from clars.sharding.check import require_agreement, verify
 from clars.sharding.find import find
 from clars.sharding.layout import Layout, Shard, whole_shape
 
 
 class LayerwiseOptimizer(torch.optim.Optimizer):
-    """Nesterov momentum with one rate per layer; see `CLARS` and `LARS` for the arguments.
+    """One rate per layer, formed from norms of whole layers, wherever their elements are.
 
-    For layer k with weights w, gradient g, weight decay l and the scheduled rate lr:
-
-        ratio_k = trust_coefficient * ||w|| / (denominator_k + l * ||w|| + eps)       (1 where adapt is False)
-        b <- momentum * b + lr * ratio_k * (g + l * w)
-        w <- w - (lr * ratio_k * (g + l * w) + momentum * b)                          (w - b without Nesterov)
-
-    The rate is inside the buffer: a schedule never rescales past steps. A layer whose norm is below
-    `norm_floor * sqrt(number of its weights)` gets the ratio of a layer with that norm, so that a layer initialised
-    to zero trains, slowly at first, instead of standing still or taking the raw rate.
+    A step measures, forms the ratios, and updates. `MomentumOptimizer` (CLARS, LARS) and `LAMB` say how, by `ratios`
+    and `update`, and by the names of what they keep.
     """
+
+    counters: tuple[str, ...] = ()
+    """What parameter groups hold beside the options: numbers of steps."""
+
+    buffers: tuple[str, ...]
+    """The tensors that the state may hold of a parameter, of its shape."""
+
+    of_ratio: tuple[str, ...] = ("adapt",)
+    """The options that ratios depend on."""
+
+    of_update: tuple[str, ...]
+    """The options that an update depends on, and that one of many tensors has in common."""
 
     def __init__(
         self,
         model: nn.Module,
-        lr: float,
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
-        trust_coefficient: float = 1e-3,
-        nesterov: bool = True,
-        layers: LayerUnit = "module",
-        overrides: Mapping[str, Mapping[str, Any]] | None = None,
-        *,
-        eps: float = 1e-8,
-        norm_floor: float = 1e-3,
+        defaults: Mapping[str, Any],
+        layers: LayerUnit,
+        overrides: Mapping[str, Mapping[str, Any]] | None,
+        eps: float,
     ) -> None:
-        if eps < 0 or norm_floor < 0:
-            raise ValueError(f"eps={eps!r} and norm_floor={norm_floor!r} must not be negative.")
+        if eps < 0:
+            raise ValueError(f"eps={eps!r} must not be negative.")
         self.layers: list[Layer] = _layers(model, layers)
         if not self.layers:
             raise ValueError(f"{type(model).__name__} has no trainable parameter.")
-        self.eps, self.norm_floor = eps, norm_floor
+        self.eps = eps
         self.model = uncompiled(model)
-        self._presence = Presence(self.model, self.layers)
-        self._elements = {
+        self.options = tuple(defaults)
+        self.elements = {
             layer.prefix + local: whole_shape(parameter).numel()
             for layer in self.layers
             for local, parameter in layer.parameters.items()
         }
         self.known_layout: Layout | None = None
-        self._measurements = 0  # so far, with the present layout
+        self._presence = Presence(self.model, self.layers)
         self._stepped = False  # since gradients were cleared
-        self._constants: tuple[Any, Constants] | None = None
         self._last: LastStep | None = None
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "trust_coefficient": trust_coefficient,
-            "nesterov": nesterov,
-            "adapt": True,
-        }
-        super().__init__(groups(self.layers, defaults, overrides), defaults)
+        counted = dict.fromkeys(self.counters, 0)
+        super().__init__([group | counted for group in groups(self.layers, defaults, overrides)], dict(defaults))
+
+    @abstractmethod
+    def ratios(self, measured: Measured) -> Tensor:
+        """Return the ratios [K] of layers that are adapted."""
+
+    @abstractmethod
+    def update(
+        self,
+        weights: list[Tensor],
+        gradients: list[Tensor],
+        buffers: list[list[Tensor]],
+        rates: Sequence[Tensor],
+        group: Mapping[str, Any],
+    ) -> None:
+        """Change weights and buffers of tensors with the same options, those of `group`.
+
+        `buffers` are a list for each name of `kept(group)`; `rates` are lr * ratio, a scalar for each tensor.
+        """
+
+    def kept(self, group: Mapping[str, Any]) -> Sequence[str]:
+        """Return which of `buffers` are needed with the options of `group`."""
+        return self.buffers
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refuse groups that are no layer of the model.
@@ -96,17 +105,13 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         `deepspeed.initialize`. The names of a group's layers are then its "layers". Options that change later, such
         as a schedule's rate, are those of the group.
         """
-        self.param_groups, self._constants = merged(self.param_groups), None
+        self.param_groups = merged(self.param_groups)
 
     def __getstate__(self):
         raise UserError(
             "A layer-wise optimizer belongs to its model and cannot be copied or pickled. Make one for the copied "
             "model, and load_state_dict() the state."
         )
-
-    @abstractmethod
-    def denominators(self, gradient_norms: Tensor, totals: Tensor | None) -> Tensor:
-        """Return the ratios' denominators [K] from ||g|| [K] and the examples' totals [K, 4], both of whole layers."""
 
     def totals(self, like: Tensor) -> tuple[Tensor, set[str]] | None:
         """Return the totals [K, 4] of this process's examples, and the layers of which there are any.
@@ -120,6 +125,24 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         return {}
 
     @property
+    def exact(self) -> bool:
+        """Whether the examples' totals are those of every example."""
+        return True
+
+    def forget(self) -> None:
+        """Drop what was collected of gradients that are gone, wherever they were."""
+
+    def cleared(self) -> None:
+        """Drop what was collected of gradients that `zero_grad` has cleared."""
+
+    def scale(self, factor: float) -> None:
+        """Multiply what was collected by the factor by which the gradients were multiplied."""
+
+    def remedy(self, refused: Sequence[str]) -> str:
+        """Return what to do about layers that have no norms."""
+        return ""
+
+    @property
     def layout(self) -> Layout:
         """Where the layers' elements are; looked up at the first step, unless `clars.bind` has told."""
         if self.known_layout is None:
@@ -128,8 +151,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
 
     def place(self, layout: Layout) -> None:
         """Take the elements to be where `layout` says."""
-        self.known_layout, self._measurements, self._constants = layout, 0, None
-        self._number = {layer.prefix + local: k for k, layer in enumerate(self.layers) for local in layer.parameters}
+        self.known_layout, self._measurement = layout, Measurement(self, layout)
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Return what are the layers' parameters now, by their names in the model."""
@@ -138,10 +160,6 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
             for layer in self.layers
             for local in layer.parameters
         ]
-
-    def layer_of(self, shard: Shard) -> Layer:
-        """Return the layer to which the elements belong."""
-        return self.layers[self._number[shard.name]]
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -166,12 +184,14 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
                 self.skip()
                 return loss
             raise UserError("step() without gradients: call loss.backward() first.")
-        shards = [shard for shard in self.layout.shards if shard.owner.grad is not None]
         if (factor := unscaled_by()) is not None:
             self.scale(factor)
+        shards = [shard for shard in self.layout.shards if shard.owner.grad is not None]
         self.measure(shards)
         self.rate()
         self.apply(shards)
+        if not (self.counters and makes_state()):
+            self.count()
         self._stepped = True
         return loss
 
@@ -179,23 +199,10 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         """Note that a step was not taken: it has no statistics."""
         self._last = LastStep([], *[torch.zeros(0)] * 3, None)
 
-    @property
-    def exact(self) -> bool:
-        """Whether the examples' totals are those of every example."""
-        return True
-
-    def forget(self) -> None:
-        """Drop what was collected of gradients that are gone, wherever they were."""
-
-    def cleared(self) -> None:
-        """Drop what was collected of gradients that `zero_grad` has cleared."""
-
-    def scale(self, factor: float) -> None:
-        """Multiply what was collected by the factor by which the gradients were multiplied."""
-
-    def remedy(self, refused: Sequence[str]) -> str:
-        """Return what to do about layers that have no norms."""
-        return ""
+    def count(self) -> None:
+        """Note that a step was taken."""
+        for group in self.param_groups:
+            group |= {name: group[name] + 1 for name in self.counters}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients of all parameters."""
@@ -211,97 +218,48 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
 
         `shards` are those whose gradients are here; other processes do the same with theirs.
         """
-        gradients = [self.layout.gradient(shard) for shard in shards]
-        if any(gradient.is_sparse for gradient in gradients):
-            raise UserError("A gradient is sparse; layer-wise rates need dense gradients (sparse=False).")
-        weights = [shard.view(shard.owner) for shard in self.layout.shards]
-        constants = self._vectors(shards)
-        squares = [
-            squares_by_layer(tensors, layer_of, constants.floor)
-            for tensors, layer_of in zip((weights, gradients), constants.layer_of)
-        ]
-        partly = self._verify(shards, squares[1])
-        totals, measured = self.totals(squares[0]) or (None, set())
-        whole, totals = self.layout.whole(torch.stack(squares, 1), totals)
-        if totals is not None:
-            doubtful = self._in_doubt(shards, measured, partly)
-            unmeasured.refuse(self.layers, doubtful, partly, whole[:, 1], totals[:, 2], self.remedy)
-            totals = torch.where(whole[:, 1:] > 0, totals, 0.0)  # what belongs to gradients that were set to zero
-        self._measured = (constants, *whole.sqrt().unbind(1), totals)
-        return whole[:, 1].sum().sqrt()
-
-    def _verify(self, shards: list[Shard], squares: Tensor) -> set[str]:
-        """Check, with the first, second, fourth ... step, what is believed of all processes.
-
-        Returns the layers of which a parameter has a gradient and was never measured in any process. `squares` are the
-        squared norms [K] of this process's gradients.
-        """
-        self.layout.check()
-        self._measurements += 1
-        if self._measurements & (self._measurements - 1):
-            return set()
-        partly = verify(self.layout, self._elements, self.layout.reached_by(shards), self.unmeasured())
-        require_agreement(self.layout, [layer.name for layer in self.layers], squares)
-        return partly
-
-    def _in_doubt(self, shards: list[Shard], measured: set[str], partly: set[str]) -> list[int]:
-        """Return the layers with a gradient that has no norms in this process, or not of all of its parameters."""
-        reached = {self._number[name] for name in self.layout.reached_by(shards)}
-        group_of = by_layer(self.param_groups)
-        names = {k: self.layers[k].name for k in sorted(reached)}
-        return [k for k, name in names.items() if group_of[name]["adapt"] and (name not in measured or name in partly)]
+        self._measured = self._measurement(shards)
+        return self._measured.norm
 
     def rate(self, unscale_norms: Tensor | float = 1.0, unscale_gradients: Tensor | float = 1.0) -> None:
         """Form the ratios. The factors bring what was measured to the unit of the gradients that the step uses."""
-        constants, weight_norms, gradient_norms, totals = self._measured
-        gradient_norms = gradient_norms * unscale_gradients
-        if totals is not None:
-            sums, squares, *counts = totals.unbind(1)
-            totals = torch.stack([sums * unscale_norms, squares * unscale_norms * unscale_norms, *counts], 1)
-        assumed = torch.maximum(weight_norms, constants.floor)
-        bottom = self.denominators(gradient_norms, totals) + constants.weight_decay * assumed + self.eps
-        ratios = torch.where(constants.adapt, constants.trust * assumed / bottom, 1.0)
-        active = {self._number[name] for name in self.layout.active()}
-        self._last = LastStep(sorted(active), weight_norms, gradient_norms, ratios, totals)
-
-    def _vectors(self, shards: list[Shard]) -> Constants:
-        every = self.layout.shards
-        device = every[0].owner.device if every else self.layout.device
-        precise = torch.float64 in {wide(parameter.dtype) for parameter in self.layout.parameters.values()}
-        dtype = torch.float64 if precise else torch.float32
-        options = [(group["weight_decay"], group["trust_coefficient"], group["adapt"]) for group in self.param_groups]
-        key = (dtype, device, options, [shard.name for shard in shards])
-        if self._constants is None or self._constants[0] != key:
-            self._constants = (key, self._new_vectors(dtype, device, shards))
-        return self._constants[1]
-
-    def _new_vectors(self, dtype: torch.dtype, device: torch.device, shards: list[Shard]) -> Constants:
-        own = [by_layer(self.param_groups)[layer.name] for layer in self.layers]
-        options = [(group["weight_decay"], group["trust_coefficient"], group["adapt"]) for group in own]
-        indices = [[self._number[shard.name] for shard in each] for each in (self.layout.shards, shards)]
-        sizes = [sum(self._elements[layer.prefix + local] for local in layer.parameters) for layer in self.layers]
-        return Constants.of(dtype, device, indices, options, sizes, self.norm_floor)
+        measured = self._measured.unscaled(unscale_norms, unscale_gradients)
+        ratios = torch.where(measured.constants.options["adapt"], self.ratios(measured), 1.0)
+        active = {self._measurement.number[name] for name in self.layout.active()}
+        norms = measured.weight_norms, measured.gradient_norms
+        self._last = LastStep(sorted(active), *norms, ratios, measured.totals)
 
     def apply(self, shards: list[Shard]) -> None:
-        """Take the step for `shards`, for all that share their scalar options at once."""
+        """Take the step for `shards`, for all that share the options of an update at once."""
         ratios = self._last.ratios.unbind()
-        options_of = {name: _options(group) for name, group in by_layer(self.param_groups).items()}
-        buckets: dict[tuple, list[Shard]] = {}
-        for shard in shards:
-            buckets.setdefault(options_of[self.layer_of(shard).name], []).append(shard)
-        for (lr, momentum, weight_decay, nesterov), own in buckets.items():
-            weights = [shard.view(shard.owner) for shard in own]
-            gradients = [self.layout.gradient(shard) for shard in own]
-            buffers = [shard.view(self.buffer(shard.owner)) if momentum else None for shard in own]
-            rates = (torch.stack([ratios[self._number[shard.name]] for shard in own]) * lr).unbind()
-            update(weights, gradients, buffers, rates, Momentum(momentum, weight_decay, nesterov))
+        for group, own in self.alike(shards):
+            rates = torch.stack([ratios[self._measurement.number[shard.name]] for shard in own]) * group["lr"]
+            self.update(*self.tensors(own, group), rates.unbind(), group)
 
-    def buffer(self, owner: Tensor) -> Tensor:
-        """Return the momentum of an owner of shards, made of zeros where there is none yet."""
+    def alike(self, shards: Iterable[Shard]) -> list[tuple[Mapping[str, Any], list[Shard]]]:
+        """Return the shards that share the options of an update, with a group that has these."""
+        options_of = {}
+        for group in self.param_groups:
+            options_of |= dict.fromkeys(layers_of(group), (group, values(group, self.of_update)))
+        found: dict[tuple, tuple[Mapping[str, Any], list[Shard]]] = {}
+        for shard in shards:
+            group, options = options_of[self.layers[self._measurement.number[shard.name]].name]
+            found.setdefault(options, (group, []))[1].append(shard)
+        return list(found.values())
+
+    def tensors(self, shards: Sequence[Shard], group: Mapping[str, Any]) -> tuple[list, list, list[list[Tensor]]]:
+        """Return weights and gradients of shards, and their buffers by name."""
+        weights = [shard.view(shard.owner) for shard in shards]
+        gradients = [self.layout.gradient(shard) for shard in shards]
+        buffers = [[shard.view(self.buffer(shard.owner, name)) for shard in shards] for name in self.kept(group)]
+        return weights, gradients, buffers
+
+    def buffer(self, owner: Tensor, name: str) -> Tensor:
+        """Return a tensor of the state of an owner of shards, made of zeros where there is none yet."""
         state = self.state[owner]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(owner)
-        return state["momentum_buffer"]
+        if name not in state:
+            state[name] = torch.zeros_like(owner)
+        return state[name]
 
     def layer_stats(self) -> dict[str, LayerStats]:
         """Return the statistics of the last step by layer name, without the layers that had no gradient in it.
@@ -321,15 +279,14 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state saved from an optimizer over the same layers in the same order.
 
+        Options that the version which saved it did not have get the value that changes nothing.
+
         Raises:
             ValueError: the layers differ, or an option in the state is impossible.
         """
-        check_saved(state_dict["param_groups"], self.param_groups)
-        super().load_state_dict(state_dict)
+        saved = completed(state_dict["param_groups"], self.options)
+        check_saved(saved, self.param_groups, (*self.options, *self.counters))
+        super().load_state_dict(state_dict | {"param_groups": saved})
 
 
 _layers = layers  # the optimizers' argument has the name of the function
-
-
-def _options(group: dict[str, Any]) -> tuple:
-    return tuple(group[name] for name in ("lr", "momentum", "weight_decay", "nesterov"))

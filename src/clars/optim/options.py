@@ -1,37 +1,64 @@
 """Per-layer options: defaults, overrides by layer-name pattern, and what values are possible."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from math import inf
+from typing import Any, NamedTuple
 
 from clars.errors import UserError, nearest
 from clars.layers import Layer, matches
 
-BOUNDS = {
-    "lr": (0.0, float("inf")),
-    "momentum": (0.0, 1.0),
-    "weight_decay": (0.0, float("inf")),
-    "trust_coefficient": (0.0, float("inf")),
+
+class Interval(NamedTuple):
+    """The numbers from `low` up to `high`, and that one too where it is closed."""
+
+    low: float
+    high: float = inf
+    closed: bool = False
+
+    def holds(self, value: object) -> bool:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return number and (self.low <= value < self.high or (self.closed and value == self.high))
+
+    def __str__(self) -> str:
+        return f"[{self.low:g}, {self.high:g}{']' if self.closed else ')'}"
+
+
+NUMBERS = {
+    "lr": Interval(0.0),
+    "momentum": Interval(0.0, 1.0),
+    "weight_decay": Interval(0.0),
+    "trust_coefficient": Interval(0.0),
+    "max_ratio": Interval(0.0, closed=True),
+    "step": Interval(0.0),
 }
-SWITCHES = ("nesterov", "adapt")
-OPTIONS = (*BOUNDS, *SWITCHES)
+PAIRS = {"betas": Interval(0.0, 1.0)}
+SWITCHES = ("nesterov", "adapt", "decay_in_ratio", "rate_in_buffer")
+LATER = {"max_ratio": inf, "decay_in_ratio": True, "rate_in_buffer": True}  # what states without them mean
 VECTORS = "@1d"  # the pattern of layers that hold nothing but vectors: normalisations, scales
 
 
-def check(options: Mapping[str, Any], place: str) -> None:
-    """Raise ValueError for an unknown option or an impossible value; `place` says where it was written."""
+def check(options: Mapping[str, Any], place: str, known: Collection[str]) -> None:
+    """Raise ValueError for an option that is not among `known`, or a value that is impossible.
+
+    `place` says where it was written.
+    """
     for name, value in options.items():
-        if name in SWITCHES:
-            if not isinstance(value, bool):
-                raise ValueError(f"{place}: {name}={value!r} must be True or False.")
-        elif name in BOUNDS:
-            low, high = BOUNDS[name]
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not low <= value < high:
-                raise ValueError(f"{place}: {name}={value!r} must be a number in [{low:g}, {high:g}).")
-        else:
-            near = nearest(name, OPTIONS)
-            raise ValueError(f"{place}: option {name!r} is not known.{near} Known: {', '.join(OPTIONS)}.")
+        if name not in known:
+            near = nearest(name, tuple(known))
+            raise ValueError(f"{place}: option {name!r} is not known.{near} Known: {', '.join(known)}.")
+        if wanted := _wanted(name, value):
+            raise ValueError(f"{place}: {name}={value!r} must be {wanted}.")
+
+
+def _wanted(name: str, value: object) -> str:
+    """Return what an option's value must be, or nothing if it is that."""
+    if name in SWITCHES:
+        return "" if isinstance(value, bool) else "True or False"
+    if name in PAIRS:
+        pair = isinstance(value, (tuple, list)) and len(value) == 2
+        return "" if pair and all(map(PAIRS[name].holds, value)) else f"two numbers in {PAIRS[name]}"
+    return "" if NUMBERS[name].holds(value) else f"a number in {NUMBERS[name]}"
 
 
 def groups(
@@ -45,9 +72,9 @@ def groups(
         ValueError: an option is unknown or impossible, or a pattern matches no layer.
     """
     overrides = overrides or {}
-    check(defaults, "optimizer")
+    check(defaults, "optimizer", defaults)
     for pattern, options in overrides.items():
-        check(options, f"overrides[{pattern!r}]")
+        check(options, f"overrides[{pattern!r}]", defaults)
         if not any(_matches(layer, pattern) for layer in layers):
             names = [layer.name for layer in layers]
             raise ValueError(
@@ -69,10 +96,15 @@ def merged(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     joined: dict[tuple, dict[str, Any]] = {}
     for group in groups:
         options = {name: value for name, value in group.items() if name not in ("params", "layer", "layers")}
-        whole = joined.setdefault(tuple(sorted(options.items())), {"params": [], "layers": [], **options})
+        whole = joined.setdefault(values(options, sorted(options)), {"params": [], "layers": [], **options})
         whole["params"] += group["params"]
         whole["layers"] += layers_of(group)
     return list(joined.values())
+
+
+def values(group: Mapping[str, Any], names: Sequence[str]) -> tuple:
+    """Return names and values of some options of a group, to compare or to look up by."""
+    return tuple((name, tuple(group[name]) if name in PAIRS else group[name]) for name in names)
 
 
 def layers_of(group: Mapping[str, Any]) -> list[str]:
@@ -85,11 +117,16 @@ def by_layer(groups: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]
     return {layer: group for group in groups for layer in layers_of(group)}
 
 
-def check_saved(saved: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -> None:
+def completed(saved: Sequence[Mapping[str, Any]], options: Sequence[str]) -> list[dict[str, Any]]:
+    """Return saved groups with the options that their version did not have yet."""
+    return [{name: LATER[name] for name in options if name in LATER} | dict(group) for group in saved]
+
+
+def check_saved(saved: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]], options: Sequence[str]) -> None:
     """Check that the parameter groups of a saved state are those of an optimizer's own layers.
 
     Raises:
-        UserError: the layers differ, or an option is missing.
+        UserError: the layers differ, or one of the options is missing.
         ValueError: an option is impossible.
     """
     names = [[_names(group) for group in groups] for groups in (saved, own)]
@@ -100,11 +137,11 @@ def check_saved(saved: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, A
         )
     for group in saved:
         place = f"state of layer {_names(group)[0]!r}"
-        if lacking := [name for name in OPTIONS if name not in group]:  # torch has more among the defaults
+        if lacking := [name for name in options if name not in group]:  # torch has more among the defaults
             raise UserError(
                 f"{place}: lacks the option {lacking[0]!r}. The state was changed, or is of another version."
             )
-        check({name: group[name] for name in OPTIONS}, place)
+        check({name: group[name] for name in options}, place, options)
 
 
 def _names(group: Mapping[str, Any]) -> list[str]:

@@ -21,6 +21,7 @@ class Momentum(NamedTuple):
     momentum: float
     weight_decay: float
     nesterov: bool
+    rate_in_buffer: bool = True
 
 
 def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
@@ -39,8 +40,9 @@ def update(
 ) -> None:
     """Take the step b <- momentum * b + rate * (g + weight_decay * w), w <- w - (rate * (...) + momentum * b).
 
-    Without Nesterov, w <- w - b; without momentum there is no b. Small tensors take each operation together, large
-    ones on the CPU take all operations a block at a time; the values are the same.
+    Without Nesterov, w <- w - b; without momentum there is no b. With the rate outside the buffer, b <- momentum * b +
+    (g + weight_decay * w), and w loses rate times what it would lose. Small tensors take each operation together,
+    large ones on the CPU take all operations a block at a time; the values are the same.
 
     Args:
         parameters, gradients, buffers: tensors of the same shapes; buffers are None without momentum.
@@ -85,20 +87,25 @@ def squared_norms(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 def _in_blocks(parameter, gradient, buffer, rate: Tensor, options: Momentum) -> None:
     buffers = buffer if len(buffer) == len(parameter) else [None] * len(parameter)
     scratch = torch.empty_like(parameter[0])
+    inside = options.rate_in_buffer
     for w, g, b in zip(parameter, gradient, buffers):
-        change = torch.add(g, w, alpha=options.weight_decay, out=scratch[: len(w)]).mul_(rate)
+        change = own = torch.add(g, w, alpha=options.weight_decay, out=scratch[: len(w)])
+        if inside:
+            change.mul_(rate)
         if b is not None:
             b.mul_(options.momentum).add_(change)
             change = change.add_(b, alpha=options.momentum) if options.nesterov else b
-        w.sub_(change)
+        w.sub_(change if inside else torch.mul(change, rate, out=own))
 
 
 def _together(parameters, gradients, buffers, rates, options: Momentum) -> None:
+    inside = options.rate_in_buffer
     if options.weight_decay:
         change = torch._foreach_add(gradients, parameters, alpha=options.weight_decay)
-        torch._foreach_mul_(change, rates)
+        if inside:
+            torch._foreach_mul_(change, rates)
     else:
-        change = torch._foreach_mul(gradients, rates)
+        change = torch._foreach_mul(gradients, rates) if inside else [gradient.clone() for gradient in gradients]
     if options.momentum:
         torch._foreach_mul_(buffers, options.momentum)
         torch._foreach_add_(buffers, change)
@@ -106,4 +113,4 @@ def _together(parameters, gradients, buffers, rates, options: Momentum) -> None:
             torch._foreach_add_(change, buffers, alpha=options.momentum)
         else:
             change = buffers
-    torch._foreach_sub_(parameters, change)
+    torch._foreach_sub_(parameters, change if inside else torch._foreach_mul(change, rates))

@@ -1,11 +1,13 @@
 """What the step keeps as vectors over the layers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from clars.optim.options import SWITCHES
 from clars.optim.update import squared_norms
 
 
@@ -14,10 +16,8 @@ class Constants:
     """Vectors over the layers that change only when an option does, or which parameters get a gradient."""
 
     layer_of: list[Tensor]  # the layers' indices of the weights, and of the gradients
-    floor: Tensor  # [K] smallest weight norm assumed
-    weight_decay: Tensor  # [K]
-    trust: Tensor  # [K]
-    adapt: Tensor  # [K] bool
+    root_size: Tensor  # [K] square root of the number of weights
+    options: dict[str, Tensor]  # [K] each: numbers, or bool
 
     @classmethod
     def of(
@@ -25,19 +25,22 @@ class Constants:
         dtype: torch.dtype,
         device: torch.device,
         layer_of: Sequence[Sequence[int]],
-        options: Sequence[tuple[float, float, bool]],
         sizes: Sequence[int],
-        norm_floor: float,
+        groups: Sequence[Mapping[str, Any]],
+        names: Sequence[str],
     ) -> "Constants":
-        """Form them from the layers' indices of weights and gradients, and the options and sizes of the K layers."""
-        like = {"dtype": dtype, "device": device}
-        weight_decay, trust, adapt = zip(*options)
+        """Form them from the layers' indices of weights and gradients, and the K layers' sizes and groups.
+
+        `names` are the options that are wanted.
+        """
+        kinds = {name: torch.bool if name in SWITCHES else dtype for name in names}
         return cls(
             layer_of=[torch.tensor(each, dtype=torch.long, device=device) for each in layer_of],
-            floor=norm_floor * torch.tensor(sizes, **like).sqrt(),
-            weight_decay=torch.tensor(weight_decay, **like),
-            trust=torch.tensor(trust, **like),
-            adapt=torch.tensor(adapt, device=device),
+            root_size=torch.tensor(sizes, dtype=dtype, device=device).sqrt(),
+            options={
+                name: torch.tensor([group[name] for group in groups], dtype=kind, device=device)
+                for name, kind in kinds.items()
+            },
         )
 
 

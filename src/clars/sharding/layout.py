@@ -124,6 +124,10 @@ class Layout:
             totals = table[:, -4:] / table.new_tensor([world, world**2, 1.0, 1.0])
         return squares, totals
 
+    def joint(self, sums: Tensor) -> Tensor:
+        """Make sums [K] over the elements held here those over whole layers, by one all-reduce at most."""
+        return self.sum(sums / self.replicas) if self.sharded and self.world > 1 else sums
+
     def exchange(self, table: Tensor) -> Tensor:
         """Sum over the processes what the layers' sums are made of."""
         return self.sum(table)

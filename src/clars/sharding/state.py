@@ -14,18 +14,24 @@ from clars.sharding.layout import Layout, Shard, processes, whole_shape
 MOMENTUM = "momentum_buffer"
 
 
-def gather_momentum(optimizer: Any, model: nn.Module, key: str = MOMENTUM) -> dict[str, Tensor]:
+def gather_momentum(optimizer: Any, model: nn.Module, key: str | None = None) -> dict[str, Tensor]:
     """Return the momentum of whole parameters by their names: on the CPU of the main process, elsewhere nothing.
 
     To be called in all processes; works alike for one process, DDP, FSDP2 and ZeRO. Parameters that have none yet are
     left out.
 
     Args:
-        optimizer: any that keeps "momentum_buffer", as ours and torch's SGD do; or DeepSpeed's or Accelerate's around.
+        optimizer: any that keeps "momentum_buffer", as CLARS, LARS and torch's SGD do, or what `key` says; or
+            DeepSpeed's or Accelerate's around.
         model: the model, or a wrapper around it, such as DeepSpeed's engine.
-        key: the name in the optimizer's state, for optimizers that keep other tensors of a parameter's shape.
+        key: the name in the optimizer's state, for optimizers that keep other tensors of a parameter's shape. LAMB's
+            are "exp_avg" and "exp_avg_sq", its `buffers`; its number of steps is "step" of its parameter groups.
+
+    Raises:
+        UserError: no key, and the optimizer keeps several.
     """
     layout, inner = _layout(optimizer, model), _inner(optimizer)
+    key = key or _only_buffer(inner)
     held = [(shard, inner.state.get(shard.owner, {}).get(key)) for shard in layout.shards]
     return _gather(layout, [(shard, shard.view(buffer)) for shard, buffer in held if buffer is not None])
 
@@ -47,19 +53,20 @@ def gather_weights(optimizer: Any, model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu() for name, value in weights.items()} if _is_main() else {}
 
 
-def put_momentum(optimizer: Any, model: nn.Module, momentum: Mapping[str, Tensor], key: str = MOMENTUM) -> None:
+def put_momentum(optimizer: Any, model: nn.Module, momentum: Mapping[str, Tensor], key: str | None = None) -> None:
     """Give the optimizer the momentum that `gather_momentum` returned, under any strategy and number of processes.
 
     To be called in all processes, with whole tensors in each: after `Accelerator.prepare`, `deepspeed.initialize` or
     `fully_shard`. Into an optimizer of ours it can also be put before; `clars.bind` then cuts it.
 
     Raises:
-        UserError: a tensor's shape is not that of its parameter.
+        UserError: a tensor's shape is not that of its parameter; no key, and the optimizer keeps several.
     """
-    put(_layout(optimizer, model), _inner(optimizer), momentum, key)
+    inner = _inner(optimizer)
+    put(_layout(optimizer, model), inner, momentum, key or _only_buffer(inner))
 
 
-def put(layout: Layout, optimizer: torch.optim.Optimizer, momentum: Mapping[str, Tensor], key: str = MOMENTUM) -> None:
+def put(layout: Layout, optimizer: torch.optim.Optimizer, momentum: Mapping[str, Tensor], key: str) -> None:
     """Put whole momentum where `layout` says that the elements are."""
     for name, parameter in layout.parameters.items():
         if name in momentum and momentum[name].shape != whole_shape(parameter):
@@ -105,6 +112,17 @@ def _layout(optimizer: Any, model: nn.Module) -> Layout:
 
 def _inner(optimizer: Any) -> torch.optim.Optimizer:
     return list(unwrapped(optimizer))[-1]
+
+
+def _only_buffer(optimizer: torch.optim.Optimizer) -> str:
+    """Return the name of the one tensor that an optimizer keeps of a parameter."""
+    names = getattr(optimizer, "buffers", (MOMENTUM,))
+    if len(names) > 1:
+        raise UserError(
+            f"{type(optimizer).__name__} keeps {' and '.join(names)} of each parameter. Go through them by key=..., "
+            f"one of {type(optimizer).__name__}.buffers."
+        )
+    return names[0]
 
 
 def _whole(parameter: Tensor) -> Tensor:

@@ -106,21 +106,26 @@ class ZeroLayout(Layout):
 
     @torch.no_grad()
     def _begin(self, optimizer: Any) -> None:
-        self.rated = False
+        self.taken = False
         self.norm = optimizer.measure(self.shards)  # of all layers' gradients together
-        self.scale = self.loss_scale()  # ZeRO may change it in the midst of its step, between overflow check and gradients
+        self.scale = (
+            self.loss_scale()
+        )  # ZeRO may change it in the midst of its step, between overflow check and gradients
+        optimizer.rate(1.0 / self.scale, self._unscaling(self.scale))  # of no account where a gradient has overflowed
         unknown = not self.scale_verified
         self.reduced = [self.gradient(shard).float().norm() for shard in self.shards] if unknown else None
         self.under_way = True
         for number, owner in enumerate(self.owners):  # DeepSpeed looks for state once, after its first call of step()
-            if optimizer.param_groups[_group_number(self.zero, number)]["momentum"]:
-                optimizer.buffer(owner)
+            for name in optimizer.kept(optimizer.param_groups[_group_number(self.zero, number)]):
+                optimizer.buffer(owner, name)
 
     def _end(self, optimizer: Any) -> None:
         self.under_way = False
-        if not self.rated:  # ZeRO has found that a gradient overflowed
+        if self.taken:
+            optimizer.count()
+        else:  # ZeRO has found that a gradient overflowed
             optimizer.skip()
-        self.scale_verified |= self.rated
+        self.scale_verified |= self.taken
         optimizer.forget()
         self.reached.clear()
         # What is left of these gradients ZeRO would count again, or add to, where a parameter gets none the next time.
@@ -140,9 +145,7 @@ class ZeroLayout(Layout):
         if not self.under_way:
             raise UserError("The optimizer's own step() was called under DeepSpeed: call engine.step() instead.")
         wanted, present = self._unscaling(self.scale), self._unscaling(self.loss_scale())
-        if not self.rated:
-            optimizer.rate(1.0 / self.scale, wanted)
-            self.rated = True
+        self.taken = True
         owners = {id(owner) for group in optimizer.param_groups for owner in group["params"]}
         if self.reduced is not None:
             self._verify_scale(owners, present)

@@ -1,5 +1,6 @@
-"""What an optimizer carries from step to step, as whole tensors by name: momentum, and LAMB's two averages."""
+"""What an optimizer carries from step to step, as whole tensors by name: momentum, or LAMB's averages and its steps."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,32 +9,47 @@ from torch import Tensor, nn
 
 from clars.sharding.state import gather_momentum, put_momentum
 
-_AVERAGES = ("exp_avg", "exp_avg_sq")
+STEP = "step"
 
 
 def gather(optimizer: Any, model: nn.Module, inner: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the state of `inner`, which steps beneath `optimizer`; see `gather_momentum`."""
-    if not isinstance(inner, Lamb):
-        return gather_momentum(optimizer, model)
-    found = {key: gather_momentum(optimizer, model, key) for key in _AVERAGES}
-    return {f"{key}.{name}": tensor for key, tensors in found.items() for name, tensor in tensors.items()}
+    names = _buffers(inner)
+    if len(names) == 1:
+        return gather_momentum(optimizer, model, *names)
+    found = {name: gather_momentum(optimizer, model, name) for name in names}
+    whole = {f"{name}.{parameter}": tensor for name, tensors in found.items() for parameter, tensor in tensors.items()}
+    return whole | {STEP: torch.tensor(int(inner.param_groups[0].get(STEP, 0)))} if whole else {}
 
 
 def expected(model: nn.Module, inner: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return a tensor of the right shape for each name that `gather` may return."""
-    found = dict(model.named_parameters())
-    if not isinstance(inner, Lamb):
+    found, names = dict(model.named_parameters()), _buffers(inner)
+    if len(names) == 1:
         return found
-    return {f"{key}.{name}": parameter for key in _AVERAGES for name, parameter in found.items()}
+    whole = {f"{name}.{parameter}": tensor for name in names for parameter, tensor in found.items()}
+    return whole | {STEP: torch.zeros(())}
 
 
-def put(optimizer: Any, model: nn.Module, inner: torch.optim.Optimizer, state: dict[str, Tensor], steps: int) -> None:
-    """Give `inner` the state that `gather` returned after so many steps."""
-    if not isinstance(inner, Lamb):
-        put_momentum(optimizer, model, state)
+def put(
+    optimizer: Any, model: nn.Module, inner: torch.optim.Optimizer, state: Mapping[str, Tensor], steps: int
+) -> None:
+    """Give `inner` the state that `gather` returned after so many steps.
+
+    Of these, a loss scale may have left some out; states of older versions do not say how many.
+    """
+    names = _buffers(inner)
+    if len(names) == 1:
+        put_momentum(optimizer, model, state, *names)
         return
-    for key in _AVERAGES:
-        own = {name.removeprefix(f"{key}."): tensor for name, tensor in state.items() if name.startswith(f"{key}.")}
-        put_momentum(optimizer, model, own, key)
+    for name in names:
+        own = {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
+        put_momentum(optimizer, model, own, name)
+    taken = int(state.get(STEP, steps))
     for group in inner.param_groups:
-        group["step"] = torch.tensor(float(steps))
+        group[STEP] = torch.tensor(float(taken)) if isinstance(inner, Lamb) else taken
+
+
+def _buffers(inner: torch.optim.Optimizer) -> tuple[str, ...]:
+    """Return the names of the tensors that an optimizer keeps of a parameter."""
+    return ("exp_avg", "exp_avg_sq") if isinstance(inner, Lamb) else getattr(inner, "buffers", ("momentum_buffer",))

@@ -52,6 +52,6 @@ bool dense(at::TensorList tensors);
 c10::List<bool> alike(at::TensorList a, at::TensorList b);
 Tensor norms(at::TensorList tensors);
 void update(at::TensorList parameters, at::TensorList gradients, at::TensorList buffers, const Tensor& rates,
-            double momentum, double weight_decay, bool nesterov);
+            double momentum, double weight_decay, bool nesterov, bool rate_in_buffer);
 
 }  // namespace clars

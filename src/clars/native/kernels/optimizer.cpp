@@ -61,22 +61,25 @@ Tensor norms(at::TensorList tensors) {
 
 namespace {
 
-// Rounds as torch's operators do one after the other, each multiplication with a scalar and addition being one.
-void step(float* w, const float* g, float* b, int64_t n, float rate, float momentum, float weight_decay, bool nesterov) {
+// Rounds as torch's operators do one after the other, each multiplication with a scalar and addition being one. One of
+// the rates is 1, which rounds nothing.
+void step(float* w, const float* g, float* b, int64_t n, float inner_rate, float outer_rate, float momentum,
+          float weight_decay, bool nesterov) {
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) {
-    const float change = __builtin_fmaf(w[i], weight_decay, g[i]) * rate;
+    const float change = __builtin_fmaf(w[i], weight_decay, g[i]) * inner_rate;
     b[i] = b[i] * momentum + change;
-    w[i] -= nesterov ? __builtin_fmaf(b[i], momentum, change) : b[i];
+    w[i] -= (nesterov ? __builtin_fmaf(b[i], momentum, change) : b[i]) * outer_rate;
   }
 }
 
 }  // namespace
 
 // b <- momentum * b + rate * (g + weight_decay * w), w <- w - (rate * (...) + momentum * b), or w - b without Nesterov,
-// for tensors that lie in memory alike, each with a rate of its own.
+// for tensors that lie in memory alike, each with a rate of its own. With the rate outside the buffer, b takes in
+// g + weight_decay * w, and w loses rate times what it would lose.
 void update(at::TensorList parameters, at::TensorList gradients, at::TensorList buffers, const Tensor& rates,
-            double momentum, double weight_decay, bool nesterov) {
+            double momentum, double weight_decay, bool nesterov, bool rate_in_buffer) {
   const std::vector<Block> blocks = blocks_of(parameters);
   const Tensor rate = rates.contiguous();
   const float* rate_ = rate.const_data_ptr<float>();
@@ -84,7 +87,8 @@ void update(at::TensorList parameters, at::TensorList gradients, at::TensorList 
     for (int64_t i = from; i < to; i++) {
       const auto [k, start, stop] = blocks[i];
       step(parameters[k].mutable_data_ptr<float>() + start, gradients[k].const_data_ptr<float>() + start,
-           buffers[k].mutable_data_ptr<float>() + start, stop - start, rate_[k], momentum, weight_decay, nesterov);
+           buffers[k].mutable_data_ptr<float>() + start, stop - start, rate_in_buffer ? rate_[k] : 1.0f,
+           rate_in_buffer ? 1.0f : rate_[k], momentum, weight_decay, nesterov);
     }
   });
 }

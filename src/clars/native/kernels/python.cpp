@@ -32,7 +32,7 @@ TORCH_LIBRARY_FRAGMENT(clars, m) {
   m.def("norms(Tensor[] tensors) -> Tensor");
   m.def(
       "update(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] buffers, Tensor rates, float momentum, float "
-      "weight_decay, bool nesterov) -> ()");
+      "weight_decay, bool nesterov, bool rate_in_buffer) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(clars, CPU, m) {

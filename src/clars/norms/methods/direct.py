@@ -41,4 +41,6 @@ class Direct(Method):
         kernel = native.kernel("depthwise_products" if sizes.groups > 1 else "small_conv_products")
         stride, padding, dilation, _ = operands.geometry
         most = self.at_once(sizes, memory)
-        return Contribution(*kernel(operands.gy, operands.x, operands.kernel, stride, padding, dilation, most, sizes.group))
+        return Contribution(
+            *kernel(operands.gy, operands.x, operands.kernel, stride, padding, dilation, most, sizes.group)
+        )

@@ -45,7 +45,9 @@ class Embedding(Rule):
         squares = []
         for piece in slices(len(indices), per_group, memory, group):
             entries = merged(indices[piece], group)
-            values = merged(rows[piece], group).to(wide(gy.dtype)).masked_fill((entries == self.padding_idx)[..., None], 0)
+            values = (
+                merged(rows[piece], group).to(wide(gy.dtype)).masked_fill((entries == self.padding_idx)[..., None], 0)
+            )
             place = torch.searchsorted(entries.sort(1).values, entries)  # the same for the same entry
             sums = torch.zeros_like(values).scatter_add_(1, place[..., None].expand_as(values), values)
             squares.append(squared_norms(sums))

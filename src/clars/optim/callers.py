@@ -1,6 +1,8 @@
-"""Gradients that a GradScaler has unscaled, and the norms that must follow."""
+"""Who has called step(), where that changes what a step means."""
 
 import sys
+from collections.abc import Iterator
+from types import FrameType
 
 from torch.amp import GradScaler
 
@@ -13,11 +15,28 @@ def unscaled_by() -> float | None:
     looked up among the callers, of whom it is one. By then it has unscaled the gradients, now or when it was told to
     (`unscale_`), and it is the scale of then that it still has: it changes in `update()`, after the step.
     """
-    frame = sys._getframe(1)
-    while frame is not None:
+    for frame in _callers():
         if frame.f_code.co_name in ("_maybe_opt_step", "step"):
             caller = frame.f_locals.get("self")
             if isinstance(caller, GradScaler):
                 return 1.0 / caller.get_scale()
-        frame = frame.f_back
     return None
+
+
+def makes_state() -> bool:
+    """Tell whether torch only has the state made, by a step with gradients and rates of zero.
+
+    `torch.distributed.checkpoint` takes such a step to learn what the state of an optimizer looks like.
+    """
+    return any(
+        frame.f_code.co_name == "_init_optim_state"
+        and frame.f_globals.get("__name__", "").startswith("torch.distributed.checkpoint.")
+        for frame in _callers()
+    )
+
+
+def _callers() -> Iterator[FrameType]:
+    frame = sys._getframe(2)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
