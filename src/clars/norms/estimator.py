@@ -57,6 +57,11 @@ class Estimator:
         self.chooser = Chooser(memory, timed)
         self.everything = Measure(self.chooser, group=self.group)
 
+    @property
+    def label(self) -> str:
+        """What is measured, in words: "exact", "group of 8", "subset of 1/8"."""
+        return {"group": f"group of {self.group}", "subset": f"subset of 1/{self.blocks}"}.get(self.name, self.name)
+
     def seed(self, seed: int) -> None:
         """Begin the draws anew."""
         self._random.seed(seed)

@@ -8,6 +8,7 @@ from demo import SMALL, write
 from clars.errors import RecipeError
 from clars.lab.recipes import registry
 from clars.lab.recipes.load import load
+from clars.presets import AUTHOR2019
 
 
 def test_a_recipe_with_its_origin(demo):
@@ -55,7 +56,7 @@ def test_layer_overrides_keep_truth_values_apart_from_numbers(demo):
         ("optimizer.zzzz=0", "optimizer.zzzz is not a known key. Known here: optimizer.name, optimizer.momentum"),
         (
             "optimizer.name=clarz",
-            "optimizer.name = 'clarz' must be 'clars', 'lars', 'sgd' or 'lamb'. Did you",
+            "optimizer.name = 'clarz' must be 'clars', 'author2019', 'lars', 'sgd' or 'lamb'. Did you",
         ),
         ("data.channels=true", "data.channels = True must be 1 or 3"),
         ("data.channels=1.0", "data.channels = 1.0 must be 1 or 3"),
@@ -133,6 +134,16 @@ def test_keys_that_are_no_text_are_refused(demo):
         ),
         (["data.name=a/b", "data.in_memory=true", "data.augmentation=imagenet"], "data.in_memory = true holds images"),
         (["data.name=a/b", "data.test_split=train"], "data.test_split = 'train' is what is trained on"),
+        (["optimizer.name=lamb", "optimizer.estimator=group"], "optimizer.estimator = 'group' cannot be: .*'lamb'"),
+        (["optimizer.name=lars", "optimizer.estimator=subset"], "optimizer.estimator = 'subset' cannot be: .*'lars'"),
+        (
+            ["optimizer.name=clars", "optimizer.estimator=subset", "optimizer.group=8"],
+            "optimizer.group cannot be combined with optimizer.estimator = 'subset'",
+        ),
+        (
+            ["optimizer.name=clars", "optimizer.estimator=group", "optimizer.fraction=0.5"],
+            "optimizer.fraction cannot be combined with optimizer.estimator = 'group'",
+        ),
     ],
 )
 def test_settings_that_exclude_each_other(demo, overrides, message):
@@ -149,6 +160,9 @@ def test_settings_that_exclude_each_other(demo, overrides, message):
         (["optimizer.overrides={}"], "optimizer.overrides", "optimizer.name = 'sgd'"),
         (["optimizer.momentum=0", "optimizer.nesterov=true"], "optimizer.nesterov", "optimizer.momentum = 0"),
         (["optimizer.name=lamb", "optimizer.nesterov=true"], "optimizer.nesterov", "optimizer.name = 'lamb'"),
+        (["optimizer.name=lamb", "optimizer.max_ratio=1"], "optimizer.max_ratio", "optimizer.name = 'lamb'"),
+        (["optimizer.name=clars", "optimizer.group=8"], "optimizer.group", "optimizer.estimator = 'exact'"),
+        (["optimizer.name=lars", "optimizer.group=8"], "optimizer.group", "optimizer.name = 'lars'"),
         (["layer_statistics=5"], "layer_statistics", "optimizer.name = 'sgd'"),
         (["data.image_column=img"], "data.image_column", "data.name = 'digits'"),
         (["data.name=glyphs", "data.in_memory=true"], "data.in_memory", "data.name = 'glyphs'"),
@@ -160,6 +174,26 @@ def test_settings_that_exclude_each_other(demo, overrides, message):
 def test_a_setting_without_effect_warns(demo, overrides, key, cause):
     with pytest.warns(UserWarning, match=f"{key} has no effect with {cause}"):
         load("demo/small", overrides)
+
+
+@pytest.mark.parametrize("group", [0, -8, 2.5, "eight"])
+def test_a_group_is_a_whole_number_above_zero(demo, group):
+    with pytest.raises(RecipeError, match="optimizer.group"):
+        load("demo/small", ["optimizer.name=clars", "optimizer.estimator=group", f"optimizer.group={group}"])
+
+
+def test_a_method_brings_values_of_its_own_and_yields_to_those_that_are_given(demo):
+    author = load("demo/large", ["optimizer.name=author2019", "optimizer.group=4"]).recipe.optimizer
+    wanted = AUTHOR2019 | {"group": 4, "name": "author2019", "fraction": None}
+    given = load("demo/large").recipe.optimizer.model_fields_set - {"name"}
+    found = author.model_dump()
+    assert {name: found[name] for name in found if name not in given} == {
+        name: wanted[name] for name in wanted if name not in given
+    }
+    assert load("demo/small", ["optimizer.name=lamb"]).recipe.optimizer.layers == "parameter"
+    assert load("demo/small", ["optimizer.name=lamb", "optimizer.layers=module"]).recipe.optimizer.layers == "module"
+    grouped = load("demo/large", ["optimizer.name=clars", "optimizer.estimator=group"]).recipe.optimizer
+    assert (grouped.group, grouped.together) == (8, 8)
 
 
 def test_defaults_do_not_warn(demo):

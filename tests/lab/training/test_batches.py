@@ -48,6 +48,20 @@ def test_division(batch, world, limit, micro):
     assert divide(batch, world, limit) == Division(batch, micro, batch // world // micro, world)
 
 
+@pytest.mark.parametrize(
+    "batch, world, limit, group, micro",
+    [(64, 1, None, 8, 64), (64, 2, 20, 8, 16), (96, 1, 50, 8, 48), (20, 1, None, 8, 20), (48, 2, 23, 3, 12)],
+)
+def test_no_micro_batch_cuts_a_group(batch, world, limit, group, micro):
+    assert divide(batch, world, limit, group).micro_batch == micro
+
+
+@pytest.mark.parametrize("batch, world, limit, group", [(64, 2, 7, 8), (20, 2, None, 8), (20, 1, 10, 8), (8, 2, None, 16)])
+def test_groups_that_no_micro_batch_holds(batch, world, limit, group):
+    with pytest.raises(UserError, match=rf"optimizer.group={group}.*multiple of {world * group}"):
+        divide(batch, world, limit, group)
+
+
 def test_unequal_shares():
     with pytest.raises(UserError, match="batch_size=10 cannot be shared by 4 processes"):
         divide(10, 4, None)

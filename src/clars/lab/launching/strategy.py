@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
-from timm.optim import Lamb
 from torch import distributed, nn
 from torch.distributed import distributed_c10d as c10d
 from torch.distributed.tensor import DTensor
@@ -126,11 +125,6 @@ def prepare(
         wanted = f"zero{accelerator.state.deepspeed_plugin.zero_stage}"
     if found != wanted:
         raise UserError(f"The launch asks for {wanted}, and accelerate has put {found} into force. {REMEDY}")
-    if isinstance(optimizer, Lamb) and found not in ("single", "ddp"):
-        raise UserError(
-            f"timm's LAMB takes the norms of what each process holds of a layer, which are wrong under {found}. Launch "
-            "with ddp."
-        )
     if isinstance(optimizer, LayerwiseOptimizer):
         bind(stepping, prepared)
     return prepared, stepping, found

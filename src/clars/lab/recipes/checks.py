@@ -4,8 +4,10 @@ from collections.abc import Iterator
 
 from clars.lab.recipes.schema import Data, Recipe
 
-_LAYERWISE_ONLY = ("trust_coefficient", "layers", "overrides")
-_CLARS_ONLY = ("estimator", "fraction")
+_LAYERWISE_ONLY = ("layers", "overrides")
+_MOMENTUM_ONLY = ("trust_coefficient", "norm_floor", "max_ratio", "decay_in_ratio", "rate_in_buffer")
+_CLARS_ONLY = ("estimator", "group", "fraction")
+_CLARS = ("clars", "author2019")
 EMBEDDED = ("digits", "glyphs")  # data sets that this package brings
 _HUB_ONLY = ("config", "image_column", "label_column", "train_split", "test_split", "in_memory", "streaming")
 
@@ -30,6 +32,7 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, str]]:
         )
     if schedule.frozen_head_epochs and recipe.optimizer.name == "lamb":  # whose bias correction counts all steps
         yield "schedule.frozen_head_epochs", "cannot be combined with optimizer.name = 'lamb'; leave one of them out"
+    yield from _impossible_estimator(recipe)
     for key in ("mean", "std"):
         values = getattr(data, key)
         if values is not None and len(values) != data.channels:
@@ -47,27 +50,38 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, str]]:
         )
 
 
+def _impossible_estimator(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    optimizer = recipe.optimizer
+    if optimizer.name not in _CLARS and optimizer.estimator != "exact":
+        yield (
+            "optimizer.estimator",
+            f"= {optimizer.estimator!r} cannot be: optimizer.name = {optimizer.name!r} forms no norms of examples; leave "
+            "it out, or name 'clars'",
+        )
+    if optimizer.estimator == "subset" and "group" in optimizer.model_fields_set:
+        yield "optimizer.group", "cannot be combined with optimizer.estimator = 'subset'; leave one of them out"
+    if optimizer.estimator == "group" and "fraction" in optimizer.model_fields_set:
+        yield "optimizer.fraction", "cannot be combined with optimizer.estimator = 'group'; leave one of them out"
+
+
 def ignored(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Yield the key and the reason of every setting that is written down but changes nothing."""
     data, optimizer, schedule = recipe.data, recipe.optimizer, recipe.schedule
     if schedule.name != "polynomial" and "power" in schedule.model_fields_set:
         yield "schedule.power", f"schedule.name = {schedule.name!r}"
-    if optimizer.name in ("sgd", "lamb"):
-        for key in _LAYERWISE_ONLY:
-            if key in optimizer.model_fields_set:
-                yield f"optimizer.{key}", f"optimizer.name = {optimizer.name!r}"
-        if recipe.layer_statistics:
-            yield "layer_statistics", f"optimizer.name = {optimizer.name!r}"
+    only = {"sgd": (*_LAYERWISE_ONLY, *_MOMENTUM_ONLY, "eps", *_CLARS_ONLY), "lamb": (*_MOMENTUM_ONLY, *_CLARS_ONLY)}
+    for key in only.get(optimizer.name, _CLARS_ONLY if optimizer.name == "lars" else ()):
+        if key in optimizer.model_fields_set:
+            yield f"optimizer.{key}", f"optimizer.name = {optimizer.name!r}"
+    if recipe.layer_statistics and optimizer.name == "sgd":
+        yield "layer_statistics", f"optimizer.name = {optimizer.name!r}"
     if optimizer.name == "lamb" and "nesterov" in optimizer.model_fields_set:
         yield "optimizer.nesterov", "optimizer.name = 'lamb'"
     elif optimizer.momentum == 0 and optimizer.nesterov and "nesterov" in optimizer.model_fields_set:
         yield "optimizer.nesterov", "optimizer.momentum = 0"
-    if optimizer.name != "clars":
-        for key in _CLARS_ONLY:
-            if key in optimizer.model_fields_set:
-                yield f"optimizer.{key}", f"optimizer.name = {optimizer.name!r}"
-    elif optimizer.fraction is not None and optimizer.estimator == "exact":
-        yield "optimizer.fraction", "optimizer.estimator = 'exact'"
+    for key in ("fraction", "group") if optimizer.name in _CLARS and optimizer.estimator == "exact" else ():
+        if getattr(optimizer, key) is not None:
+            yield f"optimizer.{key}", "optimizer.estimator = 'exact'"
     for key in _HUB_ONLY if embedded(data) else ():
         if key in data.model_fields_set:
             yield f"data.{key}", f"data.name = {data.name!r}"

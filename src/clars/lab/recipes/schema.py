@@ -2,7 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeFloat, PositiveFloat
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeFloat, PositiveFloat, model_validator
+
+from clars.presets import AUTHOR2019
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -63,21 +65,47 @@ class Data(Settings):
 
 
 class Optimizer(Settings):
-    """The method. `layers`, `trust_coefficient` and `overrides` have a meaning for layer-wise methods only.
+    """The method. `layers` and `overrides` have a meaning for layer-wise methods only.
 
-    `estimator` and `fraction` are CLARS's: whether every example's norm is formed, or those of a drawn share. `lamb` is
-    timm's, with `momentum` as its first beta.
+    `trust_coefficient`, `max_ratio`, `decay_in_ratio`, `rate_in_buffer` and `norm_floor` are CLARS's and LARS's.
+    `estimator` is CLARS's: whether the norm of every example is formed, those of groups of `group` of them, or those of
+    a drawn share, `fraction`. `lamb` has `momentum` as its first beta. `author2019` is CLARS with other values where
+    none are given: those of its first author's code. `eps` is the method's own where none is given.
     """
 
-    name: Literal["clars", "lars", "sgd", "lamb"]
+    name: Literal["clars", "author2019", "lars", "sgd", "lamb"]
     momentum: Fraction = 0.9
     nesterov: bool = True
     weight_decay: NonNegativeFloat = 5e-4
     trust_coefficient: PositiveFloat = 1e-3
     layers: Literal["module", "parameter"] = "module"
     overrides: dict[str, dict[str, float | bool]] = {}
-    estimator: Literal["exact", "subset"] = "exact"
+    estimator: Literal["exact", "group", "subset"] = "exact"
+    group: Batch | None = None
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    eps: NonNegativeFloat | None = None
+    norm_floor: NonNegativeFloat = 1e-3
+    max_ratio: PositiveFloat | None = None
+    decay_in_ratio: bool = True
+    rate_in_buffer: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_values(cls, values: object) -> object:
+        """Put in what a method has in the place of the values above, so that they are shown and recorded."""
+        if not isinstance(values, dict):
+            return values
+        own: dict[str, object] = {"group": 8} if values.get("estimator") == "group" else {}
+        if values.get("name") == "lamb":
+            own = {"layers": "parameter"}
+        if values.get("name") == "author2019":
+            own = AUTHOR2019
+        return {**own, **values}
+
+    @property
+    def together(self) -> int:
+        """How many examples are measured together."""
+        return self.group if self.estimator == "group" and self.group else 1
 
 
 class Schedule(Settings):

@@ -1,16 +1,14 @@
 """From the sections of a recipe to torch's objects."""
 
-from timm.optim import Lamb
 from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from clars.errors import RecipeError
+from clars.lab.recipes import schema
 from clars.lab.recipes.load import Resolved
 from clars.lab.training.schedule import rate_factor
-from clars.optim import CLARS, LARS
-
-LAYERWISE = {"clars": CLARS, "lars": LARS}
+from clars.optim import CLARS, LAMB, LARS
 
 
 def build_optimizer(resolved: Resolved, model: nn.Module) -> Optimizer:
@@ -20,32 +18,45 @@ def build_optimizer(resolved: Resolved, model: nn.Module) -> Optimizer:
         RecipeError: the optimizer section does not fit the model, e.g. an override that matches no layer.
     """
     settings = resolved.recipe.optimizer
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if settings.name == "lamb":
-        betas = (settings.momentum, 0.999)
-        return Lamb(trainable, lr=resolved.peak_rate, betas=betas, weight_decay=settings.weight_decay)
-    shared = {
-        "lr": resolved.peak_rate,
-        "momentum": settings.momentum,
-        "weight_decay": settings.weight_decay,
-        "nesterov": settings.nesterov,
-    }
-    if settings.name == "sgd":
-        return SGD(trainable, **(shared | {"nesterov": settings.nesterov and settings.momentum > 0}))
-    own = {}
-    if settings.name == "clars" and settings.estimator != "exact":
-        own = {"estimator": settings.estimator, "fraction": settings.fraction}
     try:
-        return LAYERWISE[settings.name](
-            model,
-            **shared,
-            trust_coefficient=settings.trust_coefficient,
-            layers=settings.layers,
-            overrides=settings.overrides,
-            **own,
-        )
+        return _MAKERS[settings.name](model, resolved.peak_rate, settings)
     except ValueError as error:
         raise RecipeError(f"{resolved.path}: optimizer: {error}") from error
+
+
+def _sgd(model: nn.Module, lr: float, settings: schema.Optimizer) -> SGD:
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    nesterov = settings.nesterov and settings.momentum > 0
+    return SGD(trainable, lr, settings.momentum, weight_decay=settings.weight_decay, nesterov=nesterov)
+
+
+def _lamb(model: nn.Module, lr: float, settings: schema.Optimizer) -> LAMB:
+    return LAMB(model, lr, (settings.momentum, 0.999), **_common(settings))
+
+
+def _lars(model: nn.Module, lr: float, settings: schema.Optimizer) -> LARS:
+    return LARS(model, lr, **_common(settings), **_of_momentum(settings))
+
+
+def _clars(model: nn.Module, lr: float, settings: schema.Optimizer) -> CLARS:
+    measured = {name: getattr(settings, name) for name in ("group", "fraction") if settings.estimator != "exact"}
+    return CLARS(model, lr, estimator=settings.estimator, **measured, **_common(settings), **_of_momentum(settings))
+
+
+_MAKERS = {"sgd": _sgd, "lamb": _lamb, "lars": _lars, "clars": _clars, "author2019": _clars}
+
+
+def _common(settings: schema.Optimizer) -> dict[str, object]:
+    """Return what all layer-wise methods take."""
+    given = {name: getattr(settings, name) for name in ("weight_decay", "layers", "overrides")}
+    return given if settings.eps is None else given | {"eps": settings.eps}
+
+
+def _of_momentum(settings: schema.Optimizer) -> dict[str, object]:
+    """Return what CLARS and LARS take beside."""
+    names = ("momentum", "nesterov", "trust_coefficient", "norm_floor", "decay_in_ratio", "rate_in_buffer")
+    given = {name: getattr(settings, name) for name in names}
+    return given if settings.max_ratio is None else given | {"max_ratio": settings.max_ratio}
 
 
 def build_schedule(resolved: Resolved, optimizer: Optimizer, steps_per_epoch: int, done: int = 0) -> LambdaLR:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.optim import Lamb
 from torch import Tensor, nn
 
 from clars.sharding.state import gather_momentum, put_momentum
@@ -47,9 +46,9 @@ def put(
         put_momentum(optimizer, model, own, name)
     taken = int(state.get(STEP, steps))
     for group in inner.param_groups:
-        group[STEP] = torch.tensor(float(taken)) if isinstance(inner, Lamb) else taken
+        group[STEP] = taken
 
 
 def _buffers(inner: torch.optim.Optimizer) -> tuple[str, ...]:
     """Return the names of the tensors that an optimizer keeps of a parameter."""
-    return ("exp_avg", "exp_avg_sq") if isinstance(inner, Lamb) else getattr(inner, "buffers", ("momentum_buffer",))
+    return getattr(inner, "buffers", ("momentum_buffer",))

@@ -77,7 +77,9 @@ class TrainingRun:
         if not options.overwrite:
             self.folder.refuse_finished()
         self.splits = data.load(recipe.data, evaluation=recipe.evaluation.split)
-        self.division: Division = divide(recipe.batch_size, accelerator.num_processes, options.micro_batch)
+        self.division: Division = divide(
+            recipe.batch_size, accelerator.num_processes, options.micro_batch, recipe.optimizer.together
+        )
         self.batches = batches_of(self.splits.train, self.division, accelerator.process_index, job.seed)
         set_seed(job.seed)
         self.plain: nn.Module = models.create(  # without the wrapper of a strategy
@@ -241,7 +243,9 @@ class TrainingRun:
         if not every or step % every or not self.accelerator.is_main_process or not hasattr(self.inner, "layer_stats"):
             return
         rows = self.inner.layer_stats().items()
-        self.folder.log_layers([{"step": step, "layer": name, **stats._asdict()} for name, stats in rows])
+        norms = getattr(self.inner, "norms", None)
+        common = {"step": step} if norms is None else {"step": step, "estimator": norms.estimator.label}
+        self.folder.log_layers([{**common, "layer": name, **stats._asdict()} for name, stats in rows])
 
     def _save(self, progress: Progress) -> None:
         """Write the state to go on from; every process takes part, as each may hold a part of it."""
