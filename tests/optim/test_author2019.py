@@ -32,7 +32,9 @@ def step_by_hand(model, buffers, x, y, lr):
     parts = [gradients(model, a, b, len(a) / len(x)) for a, b in zip(x.split(8), y.split(8))]
     for k, parameter in enumerate(model.parameters()):
         total = sum(part[k].norm() for part in parts)
-        ratio = min(0.1, 0.01 * float(parameter.detach().norm()) / (float(total) + 1e-6)) if parameter.dim() > 1 else 1.0
+        ratio = (
+            min(0.1, 0.01 * float(parameter.detach().norm()) / (float(total) + 1e-6)) if parameter.dim() > 1 else 1.0
+        )
         with torch.no_grad():
             buffers[k] = 0.9 * buffers[k] + sum(part[k] for part in parts) + 2e-4 * parameter
             parameter -= lr * ratio * buffers[k]

@@ -29,6 +29,7 @@ class ZeroLayout(Layout):
 
     def __init__(self, zero: Any, named: Iterable[tuple[str, nn.Parameter]]) -> None:
         named = list(named)
+        _give_back_linear()
         self.zero = zero
         self.owners = _owners(zero)
         self.number = {id(owner): number for number, owner in enumerate(self.owners)}
@@ -102,7 +103,6 @@ class ZeroLayout(Layout):
                 self._end(optimizer)
 
         self.zero.step = step
-        _give_back_linear()
 
     @torch.no_grad()
     def _begin(self, optimizer: Any) -> None:

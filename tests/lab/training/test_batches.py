@@ -56,7 +56,9 @@ def test_no_micro_batch_cuts_a_group(batch, world, limit, group, micro):
     assert divide(batch, world, limit, group).micro_batch == micro
 
 
-@pytest.mark.parametrize("batch, world, limit, group", [(64, 2, 7, 8), (20, 2, None, 8), (20, 1, 10, 8), (8, 2, None, 16)])
+@pytest.mark.parametrize(
+    "batch, world, limit, group", [(64, 2, 7, 8), (20, 2, None, 8), (20, 1, 10, 8), (8, 2, None, 16)]
+)
 def test_groups_that_no_micro_batch_holds(batch, world, limit, group):
     with pytest.raises(UserError, match=rf"optimizer.group={group}.*multiple of {world * group}"):
         divide(batch, world, limit, group)

@@ -22,6 +22,7 @@ def plan(
     channels: Annotated[int, typer.Option(min=1)] = 3,
     batch: Annotated[int, typer.Option(min=1, help="examples per pass")] = 8,
     memory: Annotated[float | None, typer.Option(help="MiB that the norms of one layer may take")] = None,
+    group: Annotated[int, typer.Option(min=1, help="examples that are measured together")] = 1,
     timed: Annotated[bool, typer.Option("--timed", help="time every method, and choose by that")] = False,
 ) -> None:
     """Print which exact method forms the norms of each layer of a model, here and for these shapes, or none."""
@@ -40,7 +41,8 @@ def plan(
     network = factory.create(schema.Model(name=model), 1000, channels, pixels).to(device)
     x = torch.randn(batch, channels, pixels, pixels, device=device)
     y = torch.randint(1000, (batch,), device=device)
-    choices, refused = plan(network, lambda net, x, y: F.cross_entropy(net(x), y), x, y, memory=bound, time=timed)
+    options = {"memory": bound, "time": timed, "group": group}
+    choices, refused = plan(network, lambda net, x, y: F.cross_entropy(net(x), y), x, y, **options)
     terminal.console().print(table(choices))
     counts = {name: sum(choice.method == name for choice in choices) for name in sorted({c.method for c in choices})}
     told = ", ".join(f"{name} {count}" for name, count in counts.items())

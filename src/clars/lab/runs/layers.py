@@ -20,13 +20,14 @@ Values = list[list[float | None]]
 
 @dataclass(frozen=True)
 class LayerHistory:
-    """Values [steps, layers] of each column; None where a layer was not measured, or the number was not finite."""
+    """Values [steps, layers] of each column, and what was measured; None where a layer was not measured, or the number was not finite."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     steps: list[PositiveInt]
     layers: list[str]
     columns: dict[str, Values]
+    estimator: str | None = None  # such as "exact" or "group of 8"; older runs do not say
 
     def rate_ratio(self, weight_decay: float) -> Values:
         """Return LARS's rate over CLARS's, (S + l ||w||) / (||g|| + l ||w||), at the same weights."""
@@ -65,6 +66,7 @@ def write_compact(run: Run, record: Path) -> None:
             for name, rows in history.columns.items()
         }
         content = {"steps": history.steps, "layers": history.layers, "columns": columns}
+        content |= {} if history.estimator is None else {"estimator": history.estimator}
         content["sha256"] = digests.of_value(content)
         write_text(layout.compact_layers(record), json.dumps(content, separators=(",", ":")) + "\n")
 
@@ -94,6 +96,8 @@ def _wrong(lines: list[dict]) -> Iterator[str]:
             yield f"line {number} is of step {quoted(step)} and layer {quoted(layer)}"
         elif not all(value is None or type(value) in (int, float) for value in values):
             yield f"line {number} has no numbers under {', '.join(COLUMNS)}"
+        elif line.get("estimator") != lines[0].get("estimator"):
+            yield f"line {number} is of the estimator {quoted(line.get('estimator'))}, and the first of another"
         elif layer in seen.setdefault(step, set()):
             yield f"layer {quoted(layer)} stands twice at step {step}"
         else:
@@ -114,7 +118,7 @@ def _columns(lines: list[dict]) -> LayerHistory:
     columns = {
         name: [[found.get((step, layer), {}).get(name) for layer in layers] for step in steps] for name in COLUMNS
     }
-    return LayerHistory(steps, layers, columns)
+    return LayerHistory(steps, layers, columns, lines[0].get("estimator"))
 
 
 def _ratio(weight: float | None, gradient: float | None, examples: float | None, decay: float) -> float | None:
