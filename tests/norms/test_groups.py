@@ -194,11 +194,13 @@ def test_a_group_is_a_whole_number_above_zero(group):
 
 @pytest.mark.parametrize("estimator", ["group", "subset"])
 def test_a_group_and_a_fraction_do_not_go_together(estimator):
-    with pytest.raises(ValueError, match="fraction=0.5 and group=4 together"):
+    with pytest.raises(ValueError, match=r"fraction=0\.5 and group=4 together"):
         clars.ExampleNorms(network(), estimator, group=4, fraction=0.5)
 
 
-@pytest.mark.parametrize(("estimator", "options"), [("exact", {"group": 4}), ("subset", {"group": 4}), ("group", {"fraction": 0.5})])  # fmt: skip
+@pytest.mark.parametrize(
+    ("estimator", "options"), [("exact", {"group": 4}), ("subset", {"group": 4}), ("group", {"fraction": 0.5})]
+)
 def test_an_option_of_another_estimator_warns(estimator, options):
     with pytest.warns(UserWarning, match=f"{next(iter(options))} has no effect on estimator='{estimator}'") as caught:
         clars.ExampleNorms(network(), estimator, **options)

@@ -245,7 +245,8 @@ class ExampleNorms:
         """Return, per layer name, the squared norms [n] of the contributions of each example that is in the gradient.
 
         They stand in the order of the backward passes, and of the examples in each. With estimator="group" they are
-        those of the groups, with "subset" those of the drawn examples. A compiled model leaves sums only, and none of these.
+        those of the groups, with "subset" those of the drawn examples. A compiled model leaves sums only, and none of
+        these.
         """
         self._refuse_unreadable()
         self._pass.look()

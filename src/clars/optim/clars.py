@@ -115,11 +115,13 @@ class CLARS(MomentumOptimizer):
     def author2019(cls, model: nn.Module, lr: float, **options: Any) -> "CLARS":
         """Return CLARS with the step of its first author's code of 2019 (github.com/slowbull/largebatch).
 
-            ratio_k = min(0.1, 0.01 * ||w_k|| / (S_k + 1e-6)),    b <- 0.9 * b + g + 2e-4 * w,    w <- w - lr * ratio_k * b
+            ratio_k = min(0.1, 0.01 * ||w_k|| / (S_k + 1e-6))
+            b <- 0.9 * b + g + 2e-4 * w
+            w <- w - lr * ratio_k * b
 
         for every matrix and kernel by itself, with S_k of groups of 8 examples; vectors, that is biases and
-        normalisations, have the ratio 1. That code takes S_k from 64 batches of 8 other examples, one step earlier; here
-        it is that of the step's own. Its rate falls to zero by a polynomial of power 2.
+        normalisations, have the ratio 1. That code takes S_k from 64 batches of 8 other examples, one step earlier;
+        here it is that of the step's own. Its rate falls to zero by a polynomial of power 2.
 
         Args:
             model: as for `CLARS`.

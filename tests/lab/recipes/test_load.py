@@ -178,7 +178,7 @@ def test_a_setting_without_effect_warns(demo, overrides, key, cause):
 
 @pytest.mark.parametrize("group", [0, -8, 2.5, "eight"])
 def test_a_group_is_a_whole_number_above_zero(demo, group):
-    with pytest.raises(RecipeError, match="optimizer.group"):
+    with pytest.raises(RecipeError, match=r"optimizer\.group"):
         load("demo/small", ["optimizer.name=clars", "optimizer.estimator=group", f"optimizer.group={group}"])
 
 

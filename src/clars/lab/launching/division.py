@@ -41,8 +41,8 @@ def divide(global_batch: int, world_size: int, limit: int | None, group: int = 1
         raise UserError(
             f"optimizer.group={group}: batch_size={global_batch} cannot be cut into micro-batches of whole groups for "
             f"{world_size} {'process' if world_size == 1 else 'processes'} of at most {min(share, limit or share)} "
-            f"examples each. Choose a batch_size that is a multiple of {world_size * group}, and a --micro-batch that is "
-            f"one of {group}."
+            f"examples each. Choose a batch_size that is a multiple of {world_size * group}, and a --micro-batch that "
+            f"is one of {group}."
         )
     micro = max(whole)
     return Division(global_batch, micro, share // micro, world_size)

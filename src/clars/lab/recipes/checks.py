@@ -55,8 +55,8 @@ def _impossible_estimator(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if optimizer.name not in _CLARS and optimizer.estimator != "exact":
         yield (
             "optimizer.estimator",
-            f"= {optimizer.estimator!r} cannot be: optimizer.name = {optimizer.name!r} forms no norms of examples; leave "
-            "it out, or name 'clars'",
+            f"= {optimizer.estimator!r} cannot be: optimizer.name = {optimizer.name!r} forms no norms of examples; "
+            "leave it out, or name 'clars'",
         )
     if optimizer.estimator == "subset" and "group" in optimizer.model_fields_set:
         yield "optimizer.group", "cannot be combined with optimizer.estimator = 'subset'; leave one of them out"

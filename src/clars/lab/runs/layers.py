@@ -20,7 +20,10 @@ Values = list[list[float | None]]
 
 @dataclass(frozen=True)
 class LayerHistory:
-    """Values [steps, layers] of each column, and what was measured; None where a layer was not measured, or the number was not finite."""
+    """Values [steps, layers] of each column, and what was measured.
+
+    A value is None where a layer was not measured, or the number was not finite.
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 

@@ -55,8 +55,9 @@ def fused_products(
         group: how many consecutive examples make a group; the last may be smaller.
 
     Returns:
-        gradient [P, C / groups, *kernel] and squared norms [number of groups of examples], both float32 and accumulated in float32. The
-        gradient's channels are its contiguous dimension. The same inputs on the same device give the same bits.
+        gradient [P, C / groups, *kernel] and squared norms [number of groups of examples], both float32 and accumulated
+        in float32. The gradient's channels are its contiguous dimension. The same inputs on the same device give the
+        same bits.
 
     The first call for a new combination of types, tiles and alignments compiles, so make one before a CUDA graph is
     captured.
@@ -73,9 +74,9 @@ def fused_products(
     warps = 8 if block_p * block_d >= 64 * 64 else 4
     with torch.cuda.device_of(gy):  # triton launches on the current device, whatever the tensors'
         _kernel()[(tiles, splits)](
-            gy, x, parts, squares, examples, norms_each * group, group, norms, outputs, channels, columns, tiles_p, tiles_d,
-            gy.shape[1], gy.shape[3], positions, x.shape[2], x.shape[3], kernel[1], *stride, *padding, *dilation,
-            *gy.stride(), *x.stride(), gy.stride(1) == 1, x.stride(1) == 1, _interpreted(),
+            gy, x, parts, squares, examples, norms_each * group, group, norms, outputs, channels, columns, tiles_p,
+            tiles_d, gy.shape[1], gy.shape[3], positions, x.shape[2], x.shape[3], kernel[1], *stride, *padding,
+            *dilation, *gy.stride(), *x.stride(), gy.stride(1) == 1, x.stride(1) == 1, _interpreted(),
             block_p, block_d, block_t, num_warps=warps, num_stages=4, enable_fp_fusion=True,
         )  # fmt: skip
     gradient = parts.sum(0) if splits > 1 else parts[0]

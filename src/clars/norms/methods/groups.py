@@ -20,7 +20,7 @@ def summed(terms: Tensor, group: int) -> Tensor:
 
 
 def merged(x: Tensor, group: int) -> Tensor:
-    """Return x [b, T, ...] with the positions of each group as those of one example, [number of groups, group * T, ...].
+    """Return x [b, T, ...] with the positions of each group as one example's, [number of groups, group * T, ...].
 
     b is a whole number of groups, or one smaller group.
     """

@@ -35,8 +35,8 @@ MOST_ENTRIES = 200  # before one looks which of them still count
 class PassSquares:
     """The squared norms [b] of the measured examples of one backward pass, one of so many blocks of its batch.
 
-    Or those of all groups of its examples. `left` is a boolean scalar tensor, False where the gradient that they belong to was set to zero; None stands for
-    True.
+    Or those of all groups of its examples. `left` is a boolean scalar tensor, False where the gradient that they belong
+    to was set to zero; None stands for True.
     """
 
     squares: Tensor
