@@ -1,6 +1,7 @@
 """Each method in float32, on shapes of real networks, against the definition in float64."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,39 +46,49 @@ def reference(operands):
     return torch.stack([precise.of(slice(i, i + 1)).gradient() for i in range(len(operands.x))])
 
 
-def assert_close(contribution, expected, gradient):
+def sizes_of(operands, group):
+    return replace(operands.sizes(), group=group)
+
+
+def assert_close(contribution, expected, gradient, group):
     got = contribution.gradient if contribution.gradient is not None else gradient
     total = expected.sum(0)
     assert (got.double() - total).norm() <= 2e-6 * total.norm()
-    torch.testing.assert_close(contribution.squares.double(), expected.flatten(1).square().sum(1), rtol=5e-6, atol=0)
+    squares = torch.stack([some.sum(0).square().sum() for some in expected.split(group)])
+    torch.testing.assert_close(contribution.squares.double(), squares, rtol=5e-6, atol=0)
 
 
+@pytest.mark.parametrize("group", [1, 2, 5])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("shape", CONVS, ids=str)
-def test_conv(shape, memory_format):
+def test_conv(shape, memory_format, group):
     channels, outputs, size, kernel, stride, padding, groups = shape
     geometry = Geometry((stride,) * 2, (padding,) * 2, (1, 1), groups)
     x, weight = torch.randn(5, channels, size, size), torch.randn(outputs, channels // groups, kernel, kernel)
     gy = torch.randn_like(F.conv2d(x, weight, None, *geometry))
     gy, x, weight = (value.to(memory_format=memory_format) for value in (gy, x, weight))
     operands = ConvolutionOperands(gy, x, weight, geometry)
-    methods = applying(operands.sizes())
+    sizes = sizes_of(operands, group)
+    methods = applying(sizes)
     assert len(methods) > 1
     for method in methods:
-        assert_close(method.form(operands, operands.sizes(), None), reference(operands), operands.gradient())
+        assert_close(method.form(operands, sizes, None), reference(operands), operands.gradient(), group)
 
 
+@pytest.mark.parametrize("group", [1, 2, 5])
 @pytest.mark.parametrize(
     ("positions", "inputs", "outputs"), [(197, 192, 576), (49, 320, 100), (1, 512, 100), (3, 4, 5)]
 )
-def test_linear(positions, inputs, outputs):
+def test_linear(positions, inputs, outputs, group):
     gy, x = torch.randn(5, outputs, positions), torch.randn(5, inputs, positions)
     expected = gy.double() @ x.double().mT
     operands = LinearOperands(gy, x, torch.empty(outputs, inputs))
-    methods = applying(operands.sizes())
-    assert {method.name for method in methods} == ({"gram"} if positions == 1 else {"matrix", "gram"})
+    sizes = sizes_of(operands, group)
+    methods = applying(sizes)
+    several = {"matrix", "gram"} if group == 1 else {"matrix", "gram", "ordinary"}
+    assert {method.name for method in methods} == ({"gram"} if positions == group == 1 else several)
     for method in methods:
-        assert_close(method.form(operands, operands.sizes(), None), expected, operands.gradient())
+        assert_close(method.form(operands, sizes, None), expected, operands.gradient(), group)
 
 
 def test_without_onednn():

@@ -47,6 +47,7 @@ OF_LAMB = (
 )
 # as others have it: a largest ratio, which some layers reach, no decay in it, the rate outside of heavy-ball momentum
 OTHERS = {"max_ratio": 0.01, "decay_in_ratio": False, "rate_in_buffer": False, "nesterov": False, "layers": "parameter"}
+GROUPED = OTHERS | {"estimator": "group", "group": 3}  # whole ones in each micro-batch of either process
 needs_deepspeed = pytest.mark.deepspeed
 full = pytest.mark.full
 
@@ -69,7 +70,7 @@ def check(world, folder, cases):
 
 
 def test_replicas_and_fully_sharded(tmp_path):
-    others = [Case(strategy, "CLARS", 4, options=OTHERS) for strategy in PLAIN]
+    others = [Case(strategy, "CLARS", 4, options=options) for strategy in PLAIN for options in (OTHERS, GROUPED)]
     check(2, tmp_path, [*cases(PLAIN, SOME), *cases(("hsdp",), [*SOME[1:3], SOME[-1]]), *others])
 
 
@@ -77,8 +78,8 @@ def test_replicas_and_fully_sharded(tmp_path):
 def test_zero(tmp_path):
     merged = Case("zero2", "CLARS", 4, 0.05, {"round_robin_gradients": True}, merge=True)
     lamb = Case("zero2", "LAMB", 4, zero={"round_robin_gradients": True}, merge=True)
-    others = Case("zero2", "CLARS", 4, options=OTHERS)
-    check(2, tmp_path, [*cases(ZERO, SOME), merged, lamb, others, Case("zero3", "LARS", 1, 0.05, born_cut=True)])
+    others = [Case("zero2", "CLARS", 4, options=OTHERS), *(Case(each, "CLARS", 4, options=GROUPED) for each in ZERO)]
+    check(2, tmp_path, [*cases(ZERO, SOME), merged, lamb, *others, Case("zero3", "LARS", 1, 0.05, born_cut=True)])
 
 
 @full
@@ -136,7 +137,7 @@ def bytes_of(case, parameters=10):
     """What docs/sharding.md says of a step, for each collective. LAMB's layers are the parameters."""
     layers = parameters if case.method == "LAMB" else 6
     of_weights = 0 if case.strategy == "ddp" else 8 * layers
-    of_examples = 12 * layers if case.method == "CLARS" else 0
+    of_examples = 16 * layers if case.method == "CLARS" else 0
     first = of_weights + of_examples + (4 * parameters if case.strategy.startswith("zero") else 0)
     second = 4 * layers if case.method == "LAMB" and case.strategy != "ddp" else 0
     return [size for size in (first, second) if size]

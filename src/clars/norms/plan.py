@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from clars.norms.methods.chooser import applying
+from clars.norms.methods.groups import number
 from clars.norms.methods.method import Method, Operands
 from clars.norms.methods.sizes import Sizes
 from clars.norms.tracker import ExampleNorms
@@ -55,7 +56,8 @@ def plan(
         seconds = norms.estimator.chooser.seconds(sizes, operands, applying(sizes)) if time else {}
         pieces = method.pieces(sizes, memory)
         each = pieces[0].stop - pieces[0].start
-        choices[layer] = Choice(layer, sizes, method.name, len(pieces), each * method.bytes(sizes), seconds)
+        taken = number(each, sizes.group) * method.bytes(sizes)
+        choices[layer] = Choice(layer, sizes, method.name, len(pieces), taken, seconds)
 
     options = {"estimator": "group", "group": group} if group > 1 else {}
     norms = ExampleNorms(model, memory=memory, timed=time, **options)
