@@ -58,7 +58,7 @@ def assert_close(contribution, expected, gradient, group):
     torch.testing.assert_close(contribution.squares.double(), squares, rtol=5e-6, atol=0)
 
 
-@pytest.mark.parametrize("group", [1, 2, 5])
+@pytest.mark.parametrize("group", [1, 2])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("shape", CONVS, ids=str)
 def test_conv(shape, memory_format, group):
@@ -75,7 +75,7 @@ def test_conv(shape, memory_format, group):
         assert_close(method.form(operands, sizes, None), reference(operands), operands.gradient(), group)
 
 
-@pytest.mark.parametrize("group", [1, 2, 5])
+@pytest.mark.parametrize("group", [1, 2])
 @pytest.mark.parametrize(
     ("positions", "inputs", "outputs"), [(197, 192, 576), (49, 320, 100), (1, 512, 100), (3, 4, 5)]
 )

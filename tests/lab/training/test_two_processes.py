@@ -25,12 +25,19 @@ def launch(machine, *words):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("optimizer", ["clars", pytest.param("lars", marks=pytest.mark.slow)])
+GROUPED = {"name": "clars", "estimator": "group", "group": 8}  # the same groups on one process and on two
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [{"name": "clars"}, *(pytest.param(each, marks=pytest.mark.slow) for each in ({"name": "lars"}, GROUPED))],
+    ids=["clars", "lars", "groups"],
+)
 def test_two_processes_equal_one(recipe, optimizer):
     path = recipe(
         model={"name": "test_convnext2"},  # no batch statistics, which processes do not share
         data={"name": "digits", "image_size": 32, "channels": 1},
-        optimizer={"name": optimizer},
+        optimizer=optimizer,
         epochs=1,
     )
     assert script.main([str(path), "--out", "one"]) == 0
