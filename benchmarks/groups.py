@@ -41,17 +41,15 @@ def markdown(result: dict) -> str:
     for row in result["rows"]:
         sgd = statistics.median(taken[SGD] for taken in row["seconds"])
         exact = statistics.median(taken["1"] / taken[SGD] for taken in row["seconds"])
-        others = [
-            statistics.median(taken[str(group)] / taken["1"] for taken in row["seconds"]) for group in GROUPS[1:]
-        ]
+        others = [statistics.median(taken[str(group)] / taken["1"] for taken in row["seconds"]) for group in GROUPS[1:]]
         values = " | ".join(f"{value:.2f}" for value in (exact, *others))
         rows.append(f"| {row['model']}, {row['pixels']} px | {row['threads']} | {sgd:.2f} | {values} |")
     made = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return (
         f"Time of a training step with groups of examples over that with every example by itself, at batch "
         f"{result['batch']}: in each process the median of {result['rounds']} interleaved rounds, of "
-        f"{result['processes']} processes the median. Measured on {result['device']}, {result['cores']} cores. GPU: not "
-        f"measured. {made}.\n\nRegenerate with `{result['command']}`.\n\n" + "\n".join(rows) + "\n"
+        f"{result['processes']} processes the median. Measured on {result['device']}, {result['cores']} cores. GPU: "
+        f"not measured. {made}.\n\nRegenerate with `{result['command']}`.\n\n" + "\n".join(rows) + "\n"
     )
 
 
@@ -76,9 +74,7 @@ def main() -> None:
     size = ("--batch", options.batch, "--rounds", options.rounds)
     rows = []
     for name, threads in track([(name, threads) for name in options.models for threads in options.threads], "time"):
-        taken = [
-            step_time.in_fresh_process(__file__, *size, "--time", name, threads) for _ in range(options.processes)
-        ]
+        taken = [step_time.in_fresh_process(__file__, *size, "--time", name, threads) for _ in range(options.processes)]
         rows.append({"model": name, "pixels": PIXELS[name], "threads": threads, "seconds": taken})
     options_used = {"batch": options.batch, "rounds": options.rounds, "processes": options.processes}
     result = step_time.machine(device, "groups.py") | options_used | {"rows": rows}

@@ -13,12 +13,13 @@ import torch
 from torch.nn import functional as F
 
 from clars import native
+from clars.native.squares import squared_norms
 from clars.norms.methods import METHODS
 from clars.norms.methods.chooser import Chooser
 from clars.norms.methods.measure import Measure, weight_contribution
 from clars.norms.methods.operands import Geometry
 from clars.norms.rules.convolution import Convolution
-from clars.optim.update import Momentum, squared_norms, update
+from clars.optim.update import Momentum, update
 
 needs_kernels = pytest.mark.skipif(not native.load().loaded, reason=native.load().text)
 METHOD = {method.name: method for method in METHODS}

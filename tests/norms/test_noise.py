@@ -61,7 +61,7 @@ def assert_is(noise, expected, rel=1e-9):
     for layer, (trace, square) in expected.items():
         assert noise.layers()[layer] == pytest.approx(trace / square if square > 0 else math.inf, rel=rel)
     trace, square = (sum(terms) for terms in zip(*expected.values()))
-    assert noise.batch_size() == pytest.approx(trace / square, rel=rel)
+    assert noise.batch_size() == pytest.approx(trace / square if square > 0 else math.inf, rel=rel)
 
 
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
@@ -121,6 +121,31 @@ def test_batches_of_one_size_count_each(set_to_none):
         loss_of(model, *batch(step)).backward()
         noise.update()
     assert_is(noise, smoothed([terms(network(), *batch(step)) for step in range(3)], 0.5))
+
+
+def test_batches_that_grow_count_each():
+    """A larger batch is no more of the gradient before it, which was cleared."""
+    model = network()
+    noise = clars.NoiseScale(model, smoothing=0.5)
+    for examples in (6, 8, 12):
+        model.zero_grad()
+        loss_of(model, *batch(0, examples)).backward()
+        noise.update()
+    assert_is(noise, smoothed([terms(network(), *batch(0, examples)) for examples in (6, 8, 12)], 0.5))
+
+
+def test_many_weights_lose_no_digits():
+    """||G||^2 is a small difference of sums over 4 million numbers in float32."""
+    torch.manual_seed(0)
+    model = nn.Linear(2000, 2000, bias=False)
+    noise = clars.NoiseScale(model)
+    x, gy = torch.randn(4, 2000) + 0.3, torch.randn(4, 2000) + 0.3
+    (model(x) * gy).sum().backward()
+    noise.update()
+    squares = (x.double().square().sum(1) * gy.double().square().sum(1)).sum()
+    whole = (gy.double().T @ x.double()).square().sum()
+    trace, true_square = estimates(float(whole), float(squares), 4, 4)
+    assert noise.batch_size() == pytest.approx(trace / true_square, rel=1e-3)
 
 
 def test_gradients_zeroed_in_place_leave_no_growing_list():
@@ -249,6 +274,10 @@ def test_goes_on_from_its_state():
         noise.update()
         observations.append(terms(network(), *batch(step)))
     assert_is(noise, smoothed(observations))
+    model.float()
+    model.zero_grad()
+    loss_of(model, *batch(4, dtype=torch.float32)).backward()
+    noise.update()
     with pytest.raises(ValueError, match="of other layers"):
         clars.NoiseScale(nn.Linear(2, 2)).load_state_dict(state)
 

@@ -1,6 +1,7 @@
 """The step of the first author's code of 2019, against the formula written out."""
 
 import inspect
+import warnings
 
 import pytest
 import torch
@@ -69,6 +70,30 @@ def test_options_take_the_place_of_its_own():
     assert optimizer.norms.estimator.group == 2
     assert {group["max_ratio"] for group in optimizer.param_groups} == {0.5}
     assert {group["weight_decay"] for group in optimizer.param_groups} == {2e-4}
+
+
+def test_other_estimators_bring_no_group():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exact = clars.CLARS.author2019(network(), 1.0, estimator="exact")
+        subset = clars.CLARS.author2019(network(), 1.0, estimator="subset", fraction=0.5)
+        model = network()
+        norms = clars.ExampleNorms(model, "group", group=2)
+        given = clars.CLARS.author2019(model, 1.0, norms=norms, layers="module", overrides={"@1d": {"adapt": True}})
+    assert (exact.norms.estimator.name, subset.norms.estimator.blocks) == ("exact", 2)
+    assert given.norms is norms
+
+
+def test_overrides_come_on_top():
+    optimizer = clars.CLARS.author2019(network(), 1.0, overrides={"4.weight": {"lr": 0.5}})
+    options = {group["layer"]: (group["adapt"], group["lr"]) for group in optimizer.param_groups}
+    assert options["4.weight"] == (True, 0.5) and options["4.bias"] == options["1.weight"] == (False, 1.0)
+
+
+def test_modules_without_vectors_of_their_own():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    optimizer = clars.CLARS.author2019(model, 1.0, layers="module")
+    assert [group["adapt"] for group in optimizer.param_groups] == [True, True]
 
 
 def test_a_model_without_vectors_has_none_to_leave_out():

@@ -228,7 +228,7 @@ def test_a_step_works_on_parts_of_limited_size(monkeypatch):
         ({"betas": (0.9,)}, "betas=.* must be two numbers"),
         ({"betas": (True, 0.9)}, "betas=.* must be two numbers"),
         ({"weight_decay": float("nan")}, "weight_decay=nan"),
-        ({"eps": -1.0}, "eps=-1.0 must not be negative"),
+        ({"eps": -1.0}, "eps=-1.0 must be above 0"),
         ({"layers": "tensor"}, "layers='tensor'"),
         ({"overrides": {"conv*": {"betas": (-0.1, 0.9)}}}, r"overrides\['conv\*'\]: betas"),
         ({"overrides": {"conv*": {"momentum": 0.9}}}, "option 'momentum' is not known.*Known: lr, betas"),

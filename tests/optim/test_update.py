@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from clars import native
-from clars.optim.update import BLOCK, Momentum, update
+from clars.native.squares import BLOCK
+from clars.optim.update import Momentum, update
 
 SIZES = [(3, 5), (BLOCK + 7,), (), (0,), (2, BLOCK)]
 WAYS = {"compiled": nullcontext, "torch's operators": native.suspended}

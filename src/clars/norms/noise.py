@@ -7,6 +7,7 @@ from torch import Tensor, distributed, nn
 
 from clars.errors import UserError
 from clars.layers import Layer
+from clars.native.squares import squared_norms
 from clars.norms.tracker import ExampleNorms
 from clars.precision import wide
 from clars.sharding.find import is_engine, layout_of, plain_layout, plain_model
@@ -52,7 +53,8 @@ class NoiseScale:
         optimizer.step()
         print(noise.batch_size())
 
-    It belongs between the backward pass and the step, before the gradient is clipped. Of a gradient that adds up over
+    It belongs between the backward pass and the step, before the gradient is clipped, and before a GradScaler's
+    `unscale_`: what else is done to the gradient is taken for its noise. Of a gradient that adds up over
     several passes what counts is the whole: calls in between are harmless, and cost what a call costs. Under
     DistributedDataParallel, `fully_shard` and DeepSpeed it is that of the global batch, and all processes call it; it
     takes one small all-reduce, and waits for no device.
@@ -98,6 +100,7 @@ class NoiseScale:
                 self.norms.held_by(self._layout.holders)
         self._removed = False
         self._last_pass: object = None
+        self._generation = self.norms.generation
         self._before: Tensor | None = (
             None  # [K, 3] without the latest gradient: averages of both terms, and their weight
         )
@@ -125,12 +128,18 @@ class NoiseScale:
         layout = self._present_layout()
         if self._last_pass == self.norms.last_pass or not layout.complete():
             return
-        self._last_pass = self.norms.last_pass
+        self._last_pass, generation = self.norms.last_pass, self._generation
+        self._generation = self.norms.generation
         found = self._estimates(layout, totals)
-        if self._now is None:
+        if self._now is not None:  # the model may have moved since
+            self._now, self._before, self._examples = (
+                each.to(found) for each in (self._now, self._before, self._examples)
+            )
+        else:
             self._before = self._now = torch.zeros_like(found[:, :3])
             self._examples = torch.zeros_like(found[:, 3])
-        goes_on = (found[:, 3] > self._examples).unsqueeze(1)  # more of the same gradient, or so it is taken
+        # More of the same gradient: nothing was cleared, nor zeroed in place, which the device alone knows.
+        goes_on = (found[:, 3] > self._examples).unsqueeze(1) & (generation == self._generation)
         self._before, self._examples = torch.where(goes_on, self._before, self._now), found[:, 3]
         known = found[:, 2:3] > 0
         self._now = torch.where(known, torch.lerp(found[:, :3], self._before, self.smoothing), self._before)
@@ -193,9 +202,9 @@ class NoiseScale:
         shards = [shard for shard in layout.shards if shard.name in number and layout.has_gradient(shard)]
         squares, none = some.new_zeros(len(self._names)), some.new_zeros(4)
         if shards:
-            norms = torch.stack(torch._foreach_norm([layout.gradient(shard) for shard in shards], 2, some.dtype))
+            found = squared_norms([layout.gradient(shard) for shard in shards], some.dtype)
             layer_of = torch.tensor([number[shard.name] for shard in shards], device=some.device)
-            squares.index_add_(0, layer_of, norms.to(some).square())
+            squares.index_add_(0, layer_of, found.to(some))
         own = torch.stack([totals.get(name, none).to(none) for name in self._names])
         squares, whole = layout.whole(squares.unsqueeze(1), own)
         sums, examples, group_squares = whole[:, 1], whole[:, 2], whole[:, 3]

@@ -48,7 +48,8 @@ class ExampleNorms:
             processes; what is left over in one makes a smaller group.
         fraction: of the batch that "subset" measures; 1/8 by default.
         seed: of the draws of "subset".
-        memory: bytes that forming the norms of one layer may take beside its gradient, as long as one example fits;
+        memory: bytes that forming the norms of one layer may take beside its gradient, as long as one example, or one
+            group, fits;
             by default what suits a processor's cache or an accelerator. Methods that exceed it are passed over.
         timed: choose among the exact methods by timing them, once per shape (the bits of the results may then differ
             from run to run), or by an estimate of their cost; by default timed on accelerators, estimated on the CPU.
@@ -218,8 +219,8 @@ class ExampleNorms:
     def _refuse_unreadable(self) -> None:
         if self.replaced:
             raise UserError(
-                "A later ExampleNorms, or a later CLARS, tracks this model; this one sees nothing any more. Keep one, "
-                "and give it to the optimizer as norms=."
+                "A later ExampleNorms, CLARS or NoiseScale tracks this model; this one sees nothing any more. Keep one, "
+                "and give it to the others as norms=: clars.NoiseScale(model, optimizer.norms)."
             )
         self.estimator.check()
 
@@ -227,6 +228,11 @@ class ExampleNorms:
     def last_pass(self) -> tuple[int | None, int | None]:
         """What tells the last backward pass that was measured from those before."""
         return self._pass.number, max((each.compiled_pass or 0 for each in self._accumulators.values()), default=0)
+
+    @property
+    def generation(self) -> int:
+        """How often sums were forgotten, with gradients that were cleared or by `reset`."""
+        return sum(each.generation for each in self._accumulators.values())
 
     def sums(self) -> dict[str, Tensor]:
         """Return S_k, a scalar tensor in the unit of the gradient, per layer name.

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from clars.errors import UserError
 from clars.layers import LayerUnit, covering
+from clars.layers import layers as layers_of_model
 from clars.norms import ExampleNorms
 from clars.optim.momentum import MomentumOptimizer
-from clars.optim.options import by_layer
-from clars.presets import AUTHOR2019
+from clars.optim.options import VECTORS, by_layer, fits
+from clars.presets import author2019
 from clars.sharding.layout import Layout
 
 
@@ -126,15 +127,16 @@ class CLARS(MomentumOptimizer):
         Args:
             model: as for `CLARS`.
             lr: the global rate, with the trust coefficient 0.01: a tenth of what it would be with ours.
-            options: of `CLARS`, in place of these.
+            options: of `CLARS`, in place of these; `overrides` come on top of its own. A matrix of zeros has the
+                ratio 0 and stays one, as in that code; norm_floor=1e-3 lets it train.
 
         Raises:
             ValueError, UnsupportedLayerError: as for `CLARS`.
         """
-        preset = AUTHOR2019
-        if all(parameter.dim() > 1 for parameter in model.parameters() if parameter.requires_grad):
-            preset = {name: value for name, value in AUTHOR2019.items() if name != "overrides"}
-        return cls(model, lr, **(preset | options))
+        arguments = author2019(options)
+        if not any(fits(layer, VECTORS) for layer in layers_of_model(model, arguments["layers"])):
+            arguments["overrides"] = {key: value for key, value in arguments["overrides"].items() if key != VECTORS}
+        return cls(model, lr, **arguments)
 
     def denominators(self, gradient_norms: Tensor, totals: Tensor) -> Tensor:
         # S >= ||g|| by the triangle inequality. Where a part of the gradient came by another way than the layers'

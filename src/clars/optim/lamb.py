@@ -58,6 +58,8 @@ class LAMB(LayerwiseOptimizer):
         layers: LayerUnit = "parameter",
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
+        if not eps > 0:
+            raise ValueError(f"eps={eps!r} must be above 0: a weight without gradients would be divided by zero.")
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "adapt": True}
         super().__init__(model, defaults, layers, overrides, eps)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from clars.native import where
-from clars.optim.update import BLOCK, squared_norms
+from clars.native.squares import BLOCK, squared_norms
 
 # Numbers that are handled at a time: what is made of them on the way takes at most five times their memory, however
 # large the model is. On a processor fewer stay in its cache meanwhile (`BLOCK`); a GPU is kept busy by as many.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from clars.errors import UserError, nearest
 from clars.layers import Layer, matches
+from clars.sharding.layout import whole_shape
 
 
 class Interval(NamedTuple):
@@ -75,17 +76,17 @@ def groups(
     check(defaults, "optimizer", defaults)
     for pattern, options in overrides.items():
         check(options, f"overrides[{pattern!r}]", defaults)
-        if not any(_matches(layer, pattern) for layer in layers):
+        if not any(fits(layer, pattern) for layer in layers):
             names = [layer.name for layer in layers]
             raise ValueError(
-                f"overrides: pattern {pattern!r} matches no layer.{nearest(pattern, [*names, VECTORS])} "
+                f"overrides: pattern {pattern!r} matches no layer.{nearest(pattern, {*names, VECTORS} - {pattern})} "
                 "List the names with [layer.name for layer in clars.layers(model)]."
             )
     result = []
     for layer in layers:
         group = {"params": list(layer.parameters.values()), "layer": layer.name, **defaults}
         for pattern, options in overrides.items():
-            if _matches(layer, pattern):
+            if fits(layer, pattern):
                 group.update(options)
         result.append(group)
     return result
@@ -149,7 +150,8 @@ def _names(group: Mapping[str, Any]) -> list[str]:
     return layers_of(group) if "layers" in group or "layer" in group else []
 
 
-def _matches(layer: Layer, pattern: str) -> bool:
+def fits(layer: Layer, pattern: str) -> bool:
+    """Tell whether a layer is one of those that a pattern of overrides stands for."""
     if pattern == VECTORS:
-        return all(parameter.dim() <= 1 for parameter in layer.parameters.values())
+        return all(len(whole_shape(parameter)) <= 1 for parameter in layer.parameters.values())
     return matches(layer.name, pattern)

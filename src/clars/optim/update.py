@@ -8,11 +8,7 @@ import torch
 from torch import Tensor
 
 from clars import native
-from clars.native import where
-
-# Numbers of a tensor that a processor handles at a time: parameter, gradient, buffer and change then stay in its
-# cache from the first operation of the update to the last, instead of passing through memory once for each.
-BLOCK = 2**17
+from clars.native.squares import pieces
 
 
 class Momentum(NamedTuple):
@@ -22,13 +18,6 @@ class Momentum(NamedTuple):
     weight_decay: float
     nesterov: bool
     rate_in_buffer: bool = True
-
-
-def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Return views that make up `tensor`: blocks of it on the CPU, itself elsewhere or where it is not contiguous."""
-    if not where.on_processor(tensor) or tensor.numel() <= BLOCK or not tensor.is_contiguous():
-        return (tensor,)
-    return tensor.view(-1).split(BLOCK)
 
 
 def update(
@@ -68,20 +57,6 @@ def update(
 def _alike(parameters: Sequence[Tensor], *others: Sequence[Tensor]) -> list[bool]:
     """Tell of each parameter whether the C++ kernel can walk through its memory and the others' together."""
     return list(map(all, zip(*(native.kernel("alike")(parameters, other) for other in others))))
-
-
-def squared_norms(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Return the squared 2-norms of the tensors, accumulated in `dtype` at least.
-
-    Piece by piece, which is also the more accurate: one long sum in float32 would lose two digits.
-    """
-    if dtype == torch.float32 and native.loaded() and native.kernel("dense")(tensors):
-        return native.kernel("norms")(tensors).square()
-    cut = [pieces(tensor.contiguous() if where.on_processor(tensor) else tensor) for tensor in tensors]
-    squares = torch.stack(torch._foreach_norm([piece for each in cut for piece in each], 2, dtype)).square()
-    if len(squares) == len(tensors):
-        return squares
-    return torch.stack([each.sum() for each in squares.split([len(each) for each in cut])])
 
 
 def _in_blocks(parameter, gradient, buffer, rate: Tensor, options: Momentum) -> None:

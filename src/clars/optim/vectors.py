@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clars.native.squares import squared_norms
 from clars.optim.options import SWITCHES
-from clars.optim.update import squared_norms
 
 
 @dataclass(frozen=True)

@@ -190,10 +190,11 @@ def test_a_method_brings_values_of_its_own_and_yields_to_those_that_are_given(de
     assert {name: found[name] for name in found if name not in given} == {
         name: wanted[name] for name in wanted if name not in given
     }
-    assert load("demo/small", ["optimizer.name=lamb"]).recipe.optimizer.layers == "parameter"
-    assert load("demo/small", ["optimizer.name=lamb", "optimizer.layers=module"]).recipe.optimizer.layers == "module"
-    grouped = load("demo/large", ["optimizer.name=clars", "optimizer.estimator=group"]).recipe.optimizer
-    assert (grouped.group, grouped.together) == (8, 8)
+    for more in ([], ["optimizer.group=null"]):
+        grouped = load("demo/large", ["optimizer.name=clars", "optimizer.estimator=group", *more]).recipe.optimizer
+        assert (grouped.group, grouped.together) == (8, 8)
+    subset = load("demo/small", ["optimizer.name=author2019", "optimizer.estimator=subset"]).recipe.optimizer
+    assert (subset.group, subset.max_ratio) == (None, 0.1)
 
 
 def test_defaults_do_not_warn(demo):

@@ -87,6 +87,10 @@ def test_statistics_of_layers_are_those_of_their_step(recipe, monkeypatch):
     after_steps(monkeypatch, look)
     assert train(recipe(layer_statistics=3), "--out", "runs") == 0
     rows = lines("runs", "layers.jsonl")
-    expected = [{"step": step, "layer": name, **stats} for step in (3, 6, 9) for name, stats in seen[step].items()]
+    expected = [
+        {"step": step, "estimator": "exact", "layer": name, **stats}
+        for step in (3, 6, 9)
+        for name, stats in seen[step].items()
+    ]
     finite = json.loads(json.dumps(expected).replace("Infinity", "null"))
     assert rows == finite and len(seen[3]) > 5

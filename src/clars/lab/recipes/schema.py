@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeFloat, PositiveFloat, model_validator
 
-from clars.presets import AUTHOR2019
+from clars.presets import author2019
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -95,12 +95,11 @@ class Optimizer(Settings):
         """Put in what a method has in the place of the values above, so that they are shown and recorded."""
         if not isinstance(values, dict):
             return values
-        own: dict[str, object] = {"group": 8} if values.get("estimator") == "group" else {}
-        if values.get("name") == "lamb":
-            own = {"layers": "parameter"}
         if values.get("name") == "author2019":
-            own = AUTHOR2019
-        return {**own, **values}
+            values = author2019(values)
+        if values.get("estimator") == "group" and values.get("group") is None:
+            values = {**values, "group": 8}
+        return values
 
     @property
     def together(self) -> int:

@@ -39,11 +39,20 @@ def _lars(model: nn.Module, lr: float, settings: schema.Optimizer) -> LARS:
 
 
 def _clars(model: nn.Module, lr: float, settings: schema.Optimizer) -> CLARS:
-    measured = {name: getattr(settings, name) for name in ("group", "fraction") if settings.estimator != "exact"}
-    return CLARS(model, lr, estimator=settings.estimator, **measured, **_common(settings), **_of_momentum(settings))
+    return CLARS(model, lr, **_measured(settings), **_common(settings), **_of_momentum(settings))
 
 
-_MAKERS = {"sgd": _sgd, "lamb": _lamb, "lars": _lars, "clars": _clars, "author2019": _clars}
+def _author2019(model: nn.Module, lr: float, settings: schema.Optimizer) -> CLARS:
+    return CLARS.author2019(model, lr, **_measured(settings), **_common(settings), **_of_momentum(settings))
+
+
+_MAKERS = {"sgd": _sgd, "lamb": _lamb, "lars": _lars, "clars": _clars, "author2019": _author2019}
+
+
+def _measured(settings: schema.Optimizer) -> dict[str, object]:
+    """Return whose norms CLARS forms."""
+    given = {name: getattr(settings, name) for name in ("group", "fraction") if settings.estimator != "exact"}
+    return given | {"estimator": settings.estimator}
 
 
 def _common(settings: schema.Optimizer) -> dict[str, object]:

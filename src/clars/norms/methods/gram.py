@@ -26,7 +26,8 @@ class Gram(Method):
 
     def applies(self, sizes: Sizes) -> bool:
         if sizes.group > 1:
-            return sizes.pointwise
+            few = sizes.summed * (sizes.inputs + sizes.outputs) <= 2 * sizes.inputs * sizes.outputs
+            return sizes.pointwise and few  # else it takes more than the products, in time and memory
         return sizes.groups == 1 and (sizes.bare or len(sizes.kernel) == 2 or set(sizes.stride) == {1})
 
     def numbers(self, sizes: Sizes) -> int:

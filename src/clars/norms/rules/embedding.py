@@ -49,8 +49,10 @@ class Embedding(Rule):
                 merged(rows[piece], group).to(wide(gy.dtype)).masked_fill((entries == self.padding_idx)[..., None], 0)
             )
             place = torch.searchsorted(entries.sort(1).values, entries)  # the same for the same entry
-            sums = torch.zeros_like(values).scatter_add_(1, place[..., None].expand_as(values), values)
-            squares.append(squared_norms(sums))
+            first = torch.arange(len(entries), device=place.device).unsqueeze(1) * entries.shape[1]
+            sums = torch.zeros_like(values).flatten(0, 1)  # index_add_ has a way that repeats to the bit, if one asks
+            sums.index_add_(0, (first + place).flatten(), values.flatten(0, 1))
+            squares.append(squared_norms(sums.view_as(values)))
         return torch.cat(squares)
 
 

@@ -93,6 +93,7 @@ class Accumulator:
         self.measured: set[str] = set()  # local names of the parameters that ever entered a rule
         self.compiled_twice = False  # an error in the midst of a compilation would only send parts of it to Python
         self.entries: list[PassSquares] = []
+        self.generation = 0  # how often there was something to forget
         self.gradients = Gradients([Own(layer.module, name) for name in layer.parameters])
         self.compiled_pass: int | None = None
         self._hooks: list[RemovableHandle] = []
@@ -190,6 +191,7 @@ class Accumulator:
 
     def reset(self) -> None:
         """Forget what was measured."""
+        self.generation += bool(self.entries) or self.compiled_total is not None
         self.entries.clear()
         self._leaf.grad = None
 
