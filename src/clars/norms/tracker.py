@@ -219,8 +219,8 @@ class ExampleNorms:
     def _refuse_unreadable(self) -> None:
         if self.replaced:
             raise UserError(
-                "A later ExampleNorms, CLARS or NoiseScale tracks this model; this one sees nothing any more. Keep one, "
-                "and give it to the others as norms=: clars.NoiseScale(model, optimizer.norms)."
+                "A later ExampleNorms, CLARS or NoiseScale tracks this model; this one sees nothing any more. Keep "
+                "one, and give it to the others as norms=: clars.NoiseScale(model, optimizer.norms)."
             )
         self.estimator.check()
 
