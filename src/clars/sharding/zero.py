@@ -102,7 +102,7 @@ class ZeroLayout(Layout):
                 self._end(optimizer)
 
         self.zero.step = step
-        _give_back_linear()
+        give_back_linear()
 
     @torch.no_grad()
     def _begin(self, optimizer: Any) -> None:
@@ -185,8 +185,11 @@ def stage(zero: Any) -> int:
     return 2 if getattr(zero, "partition_gradients", False) else 1
 
 
-def _give_back_linear() -> None:
-    """Put torch's own linear function back, which ZeRO-3 replaces in the whole process by one that hides weights."""
+def give_back_linear() -> None:
+    """Put torch's own linear function back, which ZeRO-3 replaces in the whole process by one that hides weights.
+
+    Needed for per-example norms of linear layers; beside an optimizer of this package, `bind` has done so.
+    """
     from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses as Replacing
 
     torch.nn.functional.linear = getattr(Replacing, "linear_bk", torch.nn.functional.linear)

@@ -13,6 +13,7 @@ from clars.lab.runs.resume import ANEW, State
 from clars.layers import layers
 from clars.norms import NoiseScale
 from clars.sharding.find import is_engine
+from clars.sharding.zero import give_back_linear
 
 LINES = 100  # over a run, about, where no interval is given
 
@@ -95,6 +96,7 @@ class Noise:
 
     def _update_within(self, engine: nn.Module) -> None:
         """Have the engine's step begin with an update: under DeepSpeed, accelerate steps at the end of `backward`."""
+        give_back_linear()
         step = engine.step
 
         def stepping(*arguments, **options):
