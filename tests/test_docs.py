@@ -34,7 +34,7 @@ def commands():
     lines = [line.partition("#")[0].strip() for block in blocks("bash") for line in block.values[0].splitlines()]
     for line in sorted(set(lines) - {""} - BY_CI):
         if not line.startswith((*NOT_RUN, "cd ")):
-            starts = {"run", "table", "launch"} & set(line.split()) and "--no-run" not in line
+            starts = {"run", "table", "noise", "launch"} & set(line.split()) and "--no-run" not in line
             yield pytest.param(line, marks=[pytest.mark.slow] if starts else [])
 
 
@@ -58,7 +58,7 @@ def test_commands(command, tmp_path, monkeypatch):
     words = shlex.split(command)
     binary = Path(sys.executable).parent / Path(words[0]).name
     assert binary.exists(), f"{words[0]} is no command of this package"
-    words += ["--out", str(tmp_path)] if {"run", "table", "recipes/train.py"} & set(words) else []
+    words += ["--out", str(tmp_path)] if {"run", "table", "noise", "recipes/train.py"} & set(words) else []
     monkeypatch.chdir(ROOT)
     if binary.name == "clars":
         monkeypatch.setattr(sys, "argv", words)
@@ -107,6 +107,11 @@ def test_the_page_on_costs_shows_the_generated_ones_of_compiled_steps():
 def test_the_page_on_sharding_shows_the_generated_errors():
     page = (ROOT / "docs/sharding.md").read_text(encoding="utf-8")
     assert (ROOT / "benchmarks/naive_sharding.md").read_text(encoding="utf-8") in page
+
+
+def test_the_page_on_the_noise_scale_shows_the_generated_comparison():
+    page = (ROOT / "docs/noise-scale.md").read_text(encoding="utf-8")
+    assert (ROOT / "benchmarks/noise_scale.md").read_text(encoding="utf-8") in page
 
 
 def test_every_benchmark_can_be_imported():

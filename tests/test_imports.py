@@ -54,6 +54,7 @@ def bound():
         (["run", "demo/small", "epochs=many"], "epochs = 'many' must be a valid integer"),
         (["run", "demo/small", "--launch", "cpux"], "Did you mean 'cpu'"),
         (["run", "demo/small", "--seed", "-1"], "Invalid value for '--seed'"),
+        (["noise", "demo/smal"], "'demo/smal' is no recipe"),
         (["table", "dmeo"], "'dmeo' is no recipe folder"),
         (["table", "demo", "--tier", "ful"], "has no tier 'ful'"),
         (["table", "demo", "--launch", "cpux"], "--launch cpux: not in"),

@@ -116,9 +116,10 @@ def test_run_launches_training(clars, launched):
 
 def test_run_passes_its_options_on(clars, launched):
     options = ["--seed", "1", "--seed", "2", "--out", "there", "--launch", "ddp", "--overwrite", "--micro-batch", "32"]
-    clars("run", "demo/small", "epochs=2", "batch_size=128", *options, "--log-with", "tensorboard")
+    more = ["--noise-scale", "0", "--log-with", "tensorboard"]
+    clars("run", "demo/small", "epochs=2", "batch_size=128", *options, *more)
     expected = ["demo/small@v1", "epochs=2", "batch_size=128", "--seed=1", "--seed=2", "--out", "there", "--overwrite"]
-    assert launched == [([*expected, "--micro-batch", "32", "--log-with", "tensorboard"], "ddp")]
+    assert launched == [([*expected, "--micro-batch", "32", *more], "ddp")]
 
 
 def test_changed_recipes_and_files_run_apart_from_tables(repository):
@@ -333,7 +334,8 @@ def test_the_command_is_installed(repository):
 def test_help_lists_the_commands(clars):
     code, out, _ = clars("--help")
     assert code == 0
-    assert all(f"\n  {name} " in out for name in ("recipes", "show", "run", "table", "tune", "doctor", "norms"))
+    names = ("recipes", "show", "run", "table", "tune", "noise", "doctor", "norms")
+    assert all(f"\n  {name} " in out for name in names)
 
 
 def test_plan_tells_the_methods(clars):

@@ -5,7 +5,7 @@ import sys
 import typer
 
 from clars.lab import terminal
-from clars.lab.commands import checkpoints, norms, recipes, run, tables
+from clars.lab.commands import checkpoints, noise, norms, recipes, run, tables
 from clars.lab.launching import exits
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ app = typer.Typer(
 # Imports of a command's own stand in the command, after what a mistake in its words is found by: help, lists and
 # messages need neither torch nor matplotlib.
 app.add_typer(recipes.app, name="recipes")
-for command in (run.show, run.run, tables.table, tables.tune):
+for command in (run.show, run.run, tables.table, tables.tune, noise.noise):
     app.command()(command)
 app.add_typer(checkpoints.app, name="checkpoints")
 

@@ -186,7 +186,10 @@ def stage(zero: Any) -> int:
 
 
 def _give_back_linear() -> None:
-    """Put torch's own linear function back, which ZeRO-3 replaces in the whole process by one that hides weights."""
+    """Put torch's own linear function back, which ZeRO-3 replaces in the whole process by one that hides weights.
+
+    Needed for per-example norms of linear layers; beside an optimizer of this package, `bind` has done so.
+    """
     from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses as Replacing
 
     torch.nn.functional.linear = getattr(Replacing, "linear_bk", torch.nn.functional.linear)

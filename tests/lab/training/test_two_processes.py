@@ -40,8 +40,8 @@ def test_two_processes_equal_one(recipe, optimizer):
         optimizer=optimizer,
         epochs=1,
     )
-    assert script.main([str(path), "--out", "one"]) == 0
-    launch("cpu2", path, "--out", "two", "--micro-batch", 64)
+    assert script.main([str(path), "--out", "one", "--noise-scale", "2"]) == 0
+    launch("cpu2", path, "--out", "two", "--micro-batch", 64, "--noise-scale", 2)
     records = [json.loads(Path(f"{out}/small/seed0/run.json").read_text()) for out in ("one", "two")]
     assert [(r["strategy"], r["world_size"], r["accumulation"]) for r in records] == [("single", 1, 1), ("ddp", 2, 2)]
     same = ("steps", "global_batch_size", "schedule", "status")
@@ -49,6 +49,9 @@ def test_two_processes_equal_one(recipe, optimizer):
     metrics = [json.loads(Path(f"{out}/small/seed0/metrics.jsonl").read_text()) for out in ("one", "two")]
     assert metrics[0]["lr"] == metrics[1]["lr"]
     assert metrics[0]["train_loss"] == pytest.approx(metrics[1]["train_loss"], rel=1e-4)
+    noise = [Path(f"{out}/small/seed0/noise.jsonl").read_text().splitlines() for out in ("one", "two")]
+    for one, two in zip(*([json.loads(line) for line in each] for each in noise), strict=True):
+        assert (one["step"], one["noise_scale"]) == (two["step"], pytest.approx(two["noise_scale"], rel=1e-2))
     one, two = (load_file(f"{out}/small/seed0/model.safetensors") for out in ("one", "two"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=2e-4, atol=2e-5)

@@ -41,6 +41,10 @@ def run(
     checkpoint_every: Annotated[
         int | None, typer.Option(min=1, metavar="STEPS", help="save the state between epochs as well")
     ] = None,
+    noise_scale: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="STEPS", help="note the gradient noise scale every N steps; 0: about 100 times"),
+    ] = None,
     timeout: Annotated[
         float | None, typer.Option(min=1, metavar="SECONDS", help="give up on a process that does not answer; 600")
     ] = None,
@@ -57,6 +61,7 @@ def run(
     arguments += ["--overwrite"] if overwrite else []
     arguments += ["--micro-batch", str(micro_batch)] if micro_batch else []
     arguments += ["--checkpoint-every", str(checkpoint_every)] if checkpoint_every else []
+    arguments += ["--noise-scale", str(noise_scale)] if noise_scale is not None else []
     arguments += ["--timeout", str(timeout)] if timeout else []
     arguments += ["--log-with", log_with] if log_with else []
     raise typer.Exit(launcher.launch(arguments, launcher.find_config(launch, [resolved.recipe.batch_size])))

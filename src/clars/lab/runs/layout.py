@@ -8,11 +8,13 @@ from clars.lab.recipes.load import Resolved
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
 LAYERS = "layers.jsonl"
+NOISE = "noise.jsonl"
 WEIGHTS = "model.safetensors"
+NOISE_FIGURE = "noise.png"
 STATE = "resume.safetensors"  # to go on from; there while the run is not over
 
 # The files beside a record, by the names of their digests.
-BESIDE = {"metrics": METRICS, "layers": LAYERS, "weights": WEIGHTS}
+BESIDE = {"metrics": METRICS, "layers": LAYERS, "noise": NOISE, "weights": WEIGHTS}
 
 
 def folder(out: Path, name: str, seed: int) -> Path:

@@ -1,4 +1,7 @@
-"""Lines of numbers over a run: `metrics.jsonl` with one an epoch, `layers.jsonl` with one a layer and logged step."""
+"""Lines of numbers over a run: `metrics.jsonl` with one an epoch, `layers.jsonl` with one a layer and logged step.
+
+`noise.jsonl` has one a logged step.
+"""
 
 import hashlib
 import json

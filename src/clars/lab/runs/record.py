@@ -13,7 +13,9 @@ from pydantic import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
@@ -78,7 +80,13 @@ class Digests(_Part):
     record: Digest
     metrics: Digest | None = None
     layers: Digest | None = None
+    noise: Digest | None = None
     weights: Digest | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, str | None]:
+        """Leave `noise` out where there is none: such records stay, byte for byte, what they were before it."""
+        return {key: value for key, value in write(self).items() if key != "noise" or value is not None}
 
 
 class Record(_Part):
@@ -151,7 +159,7 @@ class Record(_Part):
             raise UserError(f"{path} is no record of a run: {first_problem(error)}. {REMEDY}") from None
 
     def sealed(self, **files: str | None) -> "Record":
-        """Return the record with the digests of files (metrics, layers, weights) and its own."""
+        """Return the record with the digests of files (those of `layout.BESIDE`) and its own."""
         return self.model_copy(update={"digests": Digests(record="0" * 64, **files)})._resealed()
 
     def write(self, path: Path) -> None:

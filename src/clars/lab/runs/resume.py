@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -29,7 +29,8 @@ class Progress:
     """How far a run has come. Seconds are of this run's training and of the whole, over all its parts.
 
     `step` counts optimizer steps and `epoch` the epochs that are over and evaluated; `loss_sum` adds the mean loss of
-    each step since then. `loss_scale` is the state of the scaler of float16's gradients.
+    each step since then. `loss_scale` is the state of the scaler of float16's gradients, `noise_every` the number of
+    steps between lines of the noise scale, None where it is not measured.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -42,6 +43,7 @@ class Progress:
     train_seconds: NonNegativeFloat = 0.0
     wall_seconds: NonNegativeFloat = 0.0
     loss_scale: dict[str, int | float] | None = None
+    noise_every: PositiveInt | None = None
 
     def check(self, steps_per_epoch: int, epochs: int, path: Path) -> None:
         """Check that a run of so many steps can have come so far.
@@ -64,7 +66,7 @@ class State:
     """What a run goes on from: weights and buffers, and momentum, by name in the model; and how far it is.
 
     `average` is the moving average of weights and buffers, where the recipe asks for one. `marks` tells how far the
-    files of lines beside the state had come, by name.
+    files of lines beside the state had come, by name. `noise` is the state of a `NoiseScale`, a tensor [3] by layer.
     """
 
     model: dict[str, Tensor] = field(default_factory=dict)
@@ -72,6 +74,7 @@ class State:
     progress: Progress = Progress()
     average: dict[str, Tensor] = field(default_factory=dict)
     marks: dict[str, Mark] = field(default_factory=dict)
+    noise: dict[str, Tensor] = field(default_factory=dict)
 
 
 def write(path: Path, state: State, identity: dict[str, str]) -> None:
@@ -79,6 +82,7 @@ def write(path: Path, state: State, identity: dict[str, str]) -> None:
     tensors = {f"model.{name}": value for name, value in state.model.items()}
     tensors |= {f"momentum.{name}": value for name, value in state.momentum.items()}
     tensors |= {f"average.{name}": value for name, value in state.average.items()}
+    tensors |= {f"noise.{name}": value for name, value in state.noise.items()}
     marks = {name: asdict(mark) for name, mark in state.marks.items()}
     parts = {"progress": asdict(state.progress), "identity": identity, "marks": marks}
     texts = {name: json.dumps(value) for name, value in parts.items()}
@@ -108,6 +112,7 @@ def read(path: Path, identity: dict[str, str]) -> State:
             _parsed(Progress, texts, "progress"),
             _below("average.", tensors),
             _parsed(dict[str, Mark], texts, "marks"),
+            _below("noise.", tensors),
         )
     except ValidationError as error:
         raise UserError(f"{path} cannot be resumed from: {first_problem(error)}. {ANEW}") from None
@@ -123,7 +128,12 @@ def read(path: Path, identity: dict[str, str]) -> State:
 
 
 def check_tensors(
-    state: State, model: Mapping[str, Tensor], momentum: Mapping[str, Tensor], averaged: bool, path: Path
+    state: State,
+    model: Mapping[str, Tensor],
+    momentum: Mapping[str, Tensor],
+    averaged: bool,
+    noise: Mapping[str, Tensor],
+    path: Path,
 ) -> None:
     """Check that a state's tensors are those of a run, before any is put into place.
 
@@ -132,6 +142,7 @@ def check_tensors(
         model: the state dict that the run trains, whose names and shapes weights and average must have.
         momentum: a tensor for each name that momentum may have, of the shape that it must have.
         averaged: whether the run has an average.
+        noise: a tensor for each layer whose noise scale is measured, of the shape that its state must have.
         path: the state's file.
 
     Raises:
@@ -141,6 +152,7 @@ def check_tensors(
         return
     average = model if averaged else {}
     parts = {"model": (state.model, model), "average": (state.average, average), "momentum": (state.momentum, momentum)}
+    parts["noise"] = (state.noise, noise)
     for part, (found, wanted) in parts.items():
         if part != "momentum" and (lacking := sorted(wanted.keys() - found.keys())):
             raise UserError(f"{path} lacks {part}.{lacking[0]}. {ANEW}")

@@ -18,7 +18,7 @@ from clars.lab.runs.resume import State
 
 @dataclass
 class RunFolder:
-    """`run.json`, `metrics.jsonl`, `layers.jsonl` where asked for, `model.safetensors`, and the state while it runs.
+    """`run.json`, `metrics.jsonl`, `model.safetensors`, if asked for `layers.jsonl`, `noise.jsonl`; and the state.
 
     Args:
         path: the folder.
@@ -85,6 +85,10 @@ class RunFolder:
     def log_layers(self, lines: list[dict[str, object]]) -> None:
         """Add lines to `layers.jsonl`."""
         self._append(layout.LAYERS, *lines)
+
+    def log_noise(self, line: dict[str, object]) -> None:
+        """Add a line to `noise.jsonl`."""
+        self._append(layout.NOISE, line)
 
     def write(self, entry: Record) -> None:
         """Write the record of a run that is not over; it goes on, so what is beside the record may still change."""

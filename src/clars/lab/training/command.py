@@ -19,7 +19,9 @@ _NAMED = {
 }
 
 
-def repeating(job: Job, cut: Division, strategy: str, device: str, precision: str, threads: int) -> str:
+def repeating(
+    job: Job, cut: Division, strategy: str, device: str, precision: str, threads: int, noise_every: int | None = None
+) -> str:
     """Return the command line: the recipe, its overrides, the seed, and of the machine what changes rounding.
 
     Where the run was made, in which folder, and from which list of jobs is not part of it.
@@ -31,9 +33,11 @@ def repeating(job: Job, cut: Division, strategy: str, device: str, precision: st
         device: the type of the device, cpu or cuda.
         precision: accelerate's word for it, such as no or bf16.
         threads: of a process.
+        noise_every: steps between lines of the noise scale, whose measuring forms the gradient in other ways.
     """
     words = [name_of(job.resolved), *job.resolved.overrides, "--seed", str(job.seed)]
     words += ["--micro-batch", str(cut.micro_batch)] if cut.accumulation > 1 else []
+    words += ["--noise-scale", str(noise_every)] if noise_every else []
     named = _NAMED.get((strategy, cut.world_size, device)) if precision == "no" else None
     if named and _machines(cut.world_size) == 1:
         line = ["clars", "run", *words, "--launch", named]

@@ -27,7 +27,7 @@ from clars.lab.runs.provenance import provenance
 from clars.lab.runs.record import Record
 from clars.lab.runs.resume import Progress, State
 from clars.lab.runs.run_folder import RunFolder
-from clars.lab.training import init, momentum
+from clars.lab.training import init, momentum, noise
 from clars.lab.training.average import Average
 from clars.lab.training.batches import batches_of
 from clars.lab.training.build import build_optimizer, build_schedule
@@ -43,19 +43,23 @@ CHECK_EVERY = 50  # steps between looks at the loss: each look waits for the dev
 
 @dataclass(frozen=True)
 class MachineOptions:
-    """What the machine and the person at it decide; nothing that changes the numbers of a run.
+    """What the machine and the person at it decide; nothing that changes the numbers of a run beyond rounding.
 
     The state to resume from is written after each epoch, and after every `checkpoint_every` steps where that is given.
+    Every `noise_scale` steps a line tells the gradient noise scale; 0 stands for about a hundred lines over the run.
     """
 
     micro_batch: int | None = None
     overwrite: bool = False
     checkpoint_every: int | None = None
     timeout: float = strategy.TIMEOUT
+    noise_scale: int | None = None
 
     def __post_init__(self) -> None:
         if self.checkpoint_every is not None and self.checkpoint_every < 1:
             raise UserError(f"--checkpoint-every {self.checkpoint_every}: a number of steps above 0 is needed.")
+        if self.noise_scale is not None and self.noise_scale < 0:
+            raise UserError(f"--noise-scale {self.noise_scale}: a number of steps is needed, or 0 for about 100 lines.")
 
 
 class Diverged(Exception):
@@ -92,16 +96,19 @@ class TrainingRun:
         self.inner: Optimizer = build_optimizer(self.resolved, self.plain)
         self.head = FrozenHead(self.resolved, self.plain, self.batches.steps)
         state = State() if options.overwrite else self._load()
+        steps = self.batches.steps * recipe.epochs
+        every = noise.interval(options.noise_scale, state, steps, self.folder.state)
         self.model, self.optimizer, self.strategy = strategy.prepare(
             accelerator, self.division, self.plain, self.inner, options.timeout
         )
         self.head.check(self.strategy)
-        self.machine |= in_force(job, self.division, self.strategy, accelerator)
+        self.machine |= in_force(job, self.division, self.strategy, accelerator, every)
         self.average.begin(self.strategy, accelerator.device, state.average)
         if state == State():  # only now, when no mistake can end the run before it begins
             self.folder.clear()
             accelerator.wait_for_everyone()
-        self.progress = self._resume(state)
+        self.progress = replace(self._resume(state), noise_every=every)
+        self.noise = noise.Noise(every, self.model, self.inner, state.noise)
         self.loss_sum = torch.tensor(self.progress.loss_sum, dtype=torch.float64)
         self.schedule: LambdaLR = build_schedule(self.resolved, self.inner, self.batches.steps, self.progress.step)
 
@@ -134,6 +141,7 @@ class TrainingRun:
     def _finish(self, status: str, scores: Scores) -> Record:
         """Leave weights and record, and take away what a resumption would need."""
         weights = self.average.state() or gather_weights(self.optimizer, self.model)
+        self.noise.end()
         written = self._record(status, scores)
         self.folder.finish(written, weights)
         return written
@@ -160,6 +168,7 @@ class TrainingRun:
                 self.loss_sum = self.loss_sum + self._forward_backward(x, y).double() / cut.accumulation
                 if self.accelerator.sync_gradients:
                     self.head.before_step(self.progress.step)
+                    self.noise.before_step()
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             if self.accelerator.sync_gradients:
@@ -188,6 +197,8 @@ class TrainingRun:
         step, every = self.progress.step, self.options.checkpoint_every
         self.average.update(self.plain, step)
         self._log_layers(step)
+        if self.accelerator.is_main_process and (line := self.noise.line(step)):
+            self.folder.log_noise(line)
         self.display.step(step, self.batches.steps * self.recipe.epochs)
         due = every is not None and step % every == 0
         if due or step % CHECK_EVERY == 0:
@@ -253,7 +264,9 @@ class TrainingRun:
         share_buffers(self.plain)
         whole = gather_weights(self.optimizer, self.model), momentum.gather(self.optimizer, self.model, self.inner)
         scale = strategy.loss_scale(self.accelerator, self.optimizer)
-        self.folder.save(State(*whole, replace(self.progress, loss_scale=scale), self.average.state()))
+        self.folder.save(
+            State(*whole, replace(self.progress, loss_scale=scale), self.average.state(), noise=self.noise.state())
+        )
 
     def _load(self) -> State:
         """Read the state to go on from, and put its weights into the model before a strategy cuts that."""
@@ -263,7 +276,8 @@ class TrainingRun:
         progress.check(self.batches.steps, self.recipe.epochs, self.folder.state)
         present = self.plain.state_dict()
         moments = momentum.expected(self.plain, self.inner)
-        resume.check_tensors(state, present, moments, self.recipe.ema is not None, self.folder.state)
+        measured = noise.expected(self.plain, self.inner) if progress.noise_every else {}
+        resume.check_tensors(state, present, moments, self.recipe.ema is not None, measured, self.folder.state)
         if state.model:
             self.plain.load_state_dict(state.model)
             self.display.tell(f"{self.job.folder}: going on after epoch {progress.epoch}, step {progress.step}")

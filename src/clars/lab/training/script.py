@@ -32,6 +32,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--micro-batch", type=int, help="most examples a process handles at once (default: all)")
     parser.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="save the state between epochs as well")
     parser.add_argument(
+        "--noise-scale", type=int, metavar="STEPS", help="measure the gradient noise scale, and note it every N steps"
+    )
+    parser.add_argument(
         "--timeout",
         type=float,
         default=strategy.TIMEOUT,
@@ -57,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_all(words: argparse.Namespace) -> int:
-    options = MachineOptions(words.micro_batch, words.overwrite, words.checkpoint_every, words.timeout)
+    options = MachineOptions(
+        words.micro_batch, words.overwrite, words.checkpoint_every, words.timeout, words.noise_scale
+    )
     jobs = _jobs(words)
     require_distinct(jobs)
     if words.skip_finished and not words.overwrite:
