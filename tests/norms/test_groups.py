@@ -30,7 +30,11 @@ KINDS = {
     "instance norm": (nn.InstanceNorm2d(4, affine=True), (7, 4, 5, 6)),
     "embedding": (nn.Embedding(4, 3, padding_idx=1), (7, 6)),
 }
-GROUPS = [1, 2, 3, 6, 7]
+METHODS_OF_KINDS = ("ordinary", "matrix", "gram", "grouped")  # of convolutions and linear layers
+CASES = [(kind, group, "estimated") for kind in KINDS for group in (2, 3, 7)]
+CASES += [
+    (kind, 3, method) for kind in KINDS if kind.startswith(("conv", "depth", "linear")) for method in METHODS_OF_KINDS
+]
 
 
 def inputs(kind, shape):
@@ -39,22 +43,13 @@ def inputs(kind, shape):
     return torch.randn(shape, dtype=torch.double, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(params=["estimated", "ordinary", "matrix", "gram", "grouped"])
-def method(request, monkeypatch):
-    """Each exact method in turn, whatever the estimate of its cost."""
+@pytest.mark.parametrize(("kind", "group", "method"), CASES)
+def test_by_definition(kind, group, method, monkeypatch):
+    """In float64, by masks that leave one group of the output gradient; each method in turn, whatever its estimate."""
     for one in METHODS:
-        if one.name == request.param:
+        if one.name == method:
             monkeypatch.setattr(one, "operations", lambda sizes: 0.0)
-    return request.param
-
-
-@pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_by_definition(kind, group, method):
-    """In float64, by masks that leave one group of the output gradient."""
     layer, shape = copy.deepcopy(KINDS[kind][0]), KINDS[kind][1]
-    if method != "estimated" and not isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)):
-        pytest.skip("has no methods to choose among")
     model = nn.Sequential(layer).double()
     x = inputs(kind, shape)
     expected = clars.oracle.mask_norms(model, squared_loss, x, group=group)

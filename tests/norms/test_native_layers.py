@@ -139,12 +139,9 @@ def test_a_part_by_definition(name, block, threads, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:A backward pass of")
 @pytest.mark.parametrize("group", [2, 30])
-@pytest.mark.parametrize("together", [False, True], ids=["", "channels together"])
 @pytest.mark.parametrize("name", [*LAYERS, *OTHERS])
-def test_groups_by_definition(name, together, group, threads):
+def test_groups_by_definition(name, group, threads):
     layer, x = prepared(name)
-    if together:
-        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
     norms = clars.ExampleNorms(layer, "group", group=group, layers=clars.layers(layer, "parameter"))
     x.requires_grad_()
     y = layer(x)
