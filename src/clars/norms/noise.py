@@ -91,6 +91,8 @@ class NoiseScale:
         self._own = norms is None
         self.norms = ExampleNorms(self.model, estimator, group=group) if norms is None else norms
         self._names = [layer.name for layer in self.norms.layers]
+        self._number = {name: k for k, layer in enumerate(self.norms.layers) for name, _ in _names(layer)}
+        self._layer_of: tuple[list[int], Tensor] | None = None  # of the gradients, on their device
         self._group = process_group or getattr(model, "process_group", None)
         self._layout: Layout | None = None
         if is_engine(model):
@@ -101,10 +103,9 @@ class NoiseScale:
         self._removed = False
         self._last_pass: object = None
         self._generation = self.norms.generation
-        self._before: Tensor | None = (
-            None  # [K, 3] without the latest gradient: averages of both terms, and their weight
-        )
-        self._now: Tensor | None = None  # with it
+        # [K, 3], averages of both terms, and their weight: without the latest gradient, and with it
+        self._before: Tensor | None = None
+        self._now: Tensor | None = None
         self._examples: Tensor | None = None  # how many the latest gradient is made of
 
     @torch.no_grad()
@@ -132,9 +133,8 @@ class NoiseScale:
         self._generation = self.norms.generation
         found = self._estimates(layout, totals)
         if self._now is not None:  # the model may have moved since
-            self._now, self._before, self._examples = (
-                each.to(found) for each in (self._now, self._before, self._examples)
-            )
+            kept = self._now, self._before, self._examples
+            self._now, self._before, self._examples = (each.to(found) for each in kept)
         else:
             self._before = self._now = torch.zeros_like(found[:, :3])
             self._examples = torch.zeros_like(found[:, 3])
@@ -197,22 +197,26 @@ class NoiseScale:
 
     def _estimates(self, layout: Layout, totals: dict[str, Tensor]) -> Tensor:
         """Return for each layer the estimates of both terms, 1 where there are such, and the number of examples."""
-        number = {name: k for k, layer in enumerate(self.norms.layers) for name, _ in _names(layer)}
         some = next(iter(totals.values()))
-        shards = [shard for shard in layout.shards if shard.name in number and layout.has_gradient(shard)]
+        shards = [shard for shard in layout.shards if shard.name in self._number and layout.has_gradient(shard)]
         squares, none = some.new_zeros(len(self._names)), some.new_zeros(4)
         if shards:
             found = squared_norms([layout.gradient(shard) for shard in shards], some.dtype)
-            layer_of = torch.tensor([number[shard.name] for shard in shards], device=some.device)
-            squares.index_add_(0, layer_of, found.to(some))
+            squares.index_add_(0, self._indices([self._number[shard.name] for shard in shards], some), found.to(some))
         own = torch.stack([totals.get(name, none).to(none) for name in self._names])
         squares, whole = layout.whole(squares.unsqueeze(1), own)
         sums, examples, group_squares = whole[:, 1], whole[:, 2], whole[:, 3]
         trace, true_square = estimates(squares[:, 0], sums, examples, group_squares)
         scale = layout.loss_scale() ** 2
-        found = torch.stack([trace / scale, true_square / scale, torch.ones_like(trace), examples], 1)
-        known = (examples**2 - group_squares > ONE_GROUP * examples**2) & found.isfinite().all(1)
-        return torch.where(known.unsqueeze(1), found, torch.stack([*[torch.zeros_like(examples)] * 3, examples], 1))
+        terms = torch.stack([trace / scale, true_square / scale, torch.ones_like(trace)], 1)
+        known = (examples**2 - group_squares > ONE_GROUP * examples**2) & terms.isfinite().all(1)
+        return torch.cat([torch.where(known.unsqueeze(1), terms, 0.0), examples.unsqueeze(1)], 1)
+
+    def _indices(self, numbers: list[int], like: Tensor) -> Tensor:
+        """Return numbers of layers on the device of `like`; sent there only when they change, as that waits for it."""
+        if self._layer_of is None or self._layer_of[0] != numbers or self._layer_of[1].device != like.device:
+            self._layer_of = numbers, torch.tensor(numbers, device=like.device)
+        return self._layer_of[1]
 
 
 def _names(layer: Layer) -> list[tuple[str, str]]:
