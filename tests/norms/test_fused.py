@@ -15,6 +15,7 @@ from unittest import mock
 import pytest
 import torch
 
+from clars.native.triton import compiling
 from clars.native.triton import fused_products as fused
 
 # On the gradient, in norm, and on each example's square. Products of 16-bit inputs are exact in float32, so only the
@@ -62,7 +63,7 @@ class Case:
         arguments = (self.kernel, self.stride, self.padding, self.dilation, self.groups, self.group)
         if self.programs is None:
             return fused.fused_products(gy, x, *arguments)
-        few = {"PROGRAMS_PER_PROCESSOR": self.programs, "_processors": lambda device: 1}
+        few = {"PROGRAMS_PER_PROCESSOR": self.programs, "processors": lambda device: 1}
         with mock.patch.multiple(fused, **few):
             return fused.fused_products(gy, x, *arguments)
 
@@ -158,21 +159,21 @@ def test_interpreted(interpreted, name):
 
 def test_unavailable_on_a_processor(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert not fused.available("cpu")
+    assert not compiling.available("cpu")
 
 
 def test_unavailable_without_triton(monkeypatch):
-    monkeypatch.setitem(sys.modules, "triton", None)
-    fused._kernel.cache_clear()
-    assert not fused.available("cuda")
-    fused._kernel.cache_clear()
+    monkeypatch.setattr(compiling, "find_spec", lambda name: None)
+    compiling._installed.cache_clear()
+    assert not compiling.available("cuda")
+    compiling._installed.cache_clear()
 
 
 @on_cuda
 @with_triton
 @each_case
 def test_cuda(case):
-    assert fused.available("cuda")
+    assert compiling.available("cuda")
     assert_exact(case.check("cuda"), case)
 
 
@@ -195,5 +196,5 @@ def test_cuda_graph(case):
 
 
 if __name__ == "__main__":
-    assert fused.available("cpu")
+    assert compiling.available("cpu")
     print(json.dumps({name: case.check("cpu") for name, case in CASES.items()}))

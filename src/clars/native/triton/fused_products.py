@@ -7,11 +7,10 @@ and the tile to the batch's total, and goes on to the next. The patches of x are
 
 from __future__ import annotations  # the kernel's name `tl`, which is bound at its first use
 
-import functools
-import os
-
 import torch
 from torch import Tensor
+
+from clars.native.triton.compiling import compiled, cover, interpreted, processors
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -21,18 +20,10 @@ PROGRAMS_PER_PROCESSOR = 8
 
 # The arguments that shall not make a kernel of their own where they are 1 or a multiple of 16. The other sizes and the
 # strides do: they tell the compiler which loads are contiguous, aligned and whole.
-_UNSPECIALIZED = [
+_UNSPECIALIZED = (
     *("examples", "examples_each", "norms", "tiles_p", "tiles_d", "rows", "height", "width", "kernel_w"),
     *("stride_h", "stride_w", "padding_h", "padding_w", "dilation_h", "dilation_w"),
-]
-
-
-def available(device: torch.device | str) -> bool:
-    """Tell whether `fused_products` runs on `device`: CUDA with triton, or any device in triton's interpreter.
-
-    The interpreter is on where TRITON_INTERPRET=1 was set before triton was first imported.
-    """
-    return (torch.device(device).type == "cuda" or _interpreted()) and _kernel() is not None
+)
 
 
 def fused_products(
@@ -65,18 +56,18 @@ def fused_products(
     examples, outputs, channels = len(x), gy.shape[1] // groups, x.shape[1] // groups
     columns, positions = channels * kernel[0] * kernel[1], gy.shape[2] * gy.shape[3]
     block_p, block_d, block_t = _blocks(gy, x, outputs, channels, columns)
-    tiles_p, tiles_d = _cover(outputs, block_p), _cover(columns, block_d)
+    tiles_p, tiles_d = cover(outputs, block_p), cover(columns, block_d)
     tiles = groups * tiles_p * tiles_d
-    norms = _cover(examples, group)
+    norms = cover(examples, group)
     norms_each, splits = _split(norms, tiles, gy.device)
     parts = gy.new_empty((splits, groups * outputs, columns), dtype=torch.float32)
     squares = gy.new_empty((tiles, norms), dtype=torch.float32)
     warps = 8 if block_p * block_d >= 64 * 64 else 4
     with torch.cuda.device_of(gy):  # triton launches on the current device, whatever the tensors'
-        _kernel()[(tiles, splits)](
+        compiled(_products, _UNSPECIALIZED)[(tiles, splits)](
             gy, x, parts, squares, examples, norms_each * group, group, norms, outputs, channels, columns, tiles_p,
             tiles_d, gy.shape[1], gy.shape[3], positions, x.shape[2], x.shape[3], kernel[1], *stride, *padding,
-            *dilation, *gy.stride(), *x.stride(), gy.stride(1) == 1, x.stride(1) == 1, _interpreted(),
+            *dilation, *gy.stride(), *x.stride(), gy.stride(1) == 1, x.stride(1) == 1, interpreted(),
             block_p, block_d, block_t, num_warps=warps, num_stages=4, enable_fp_fusion=True,
         )  # fmt: skip
     gradient = parts.sum(0) if splits > 1 else parts[0]
@@ -142,25 +133,6 @@ def _products(
     tl.store(parts + place, total, (p[:, None] < outputs) & (d[None, :] < columns))
 
 
-@functools.cache
-def _kernel():
-    """Return `_products` for triton to compile, or None without triton, which is first imported here.
-
-    A kernel looks its names up in its module: `tl` has to be one of them.
-    """
-    global tl
-    try:
-        import triton
-        import triton.language as tl
-    except ImportError:
-        return None
-    return triton.jit(_products, do_not_specialize=_UNSPECIALIZED)
-
-
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
 def _blocks(gy: Tensor, x: Tensor, outputs: int, channels: int, columns: int) -> tuple[int, int, int]:
     """Return the tile's outputs, columns and positions at a time: powers of two, 16 at least, as tl.dot wants.
 
@@ -175,21 +147,11 @@ def _blocks(gy: Tensor, x: Tensor, outputs: int, channels: int, columns: int) ->
 def _block(size: int, most: int) -> int:
     """Return the power of two of 16..`most` that covers `size`, or 64 where 128 would mostly cover padding."""
     block = min(most, max(16, 1 << (size - 1).bit_length()))
-    return 64 if block > 64 and _cover(size, block) * block > 1.125 * size else block
-
-
-def _cover(size: int, block: int) -> int:
-    return -(-size // block)
+    return 64 if block > 64 and cover(size, block) * block > 1.125 * size else block
 
 
 def _split(norms: int, tiles: int, device: torch.device) -> tuple[int, int]:
     """Return the norms that each program forms, and how many programs share a tile: enough to fill the device."""
-    wanted = _cover(PROGRAMS_PER_PROCESSOR * _processors(device), tiles)
-    each = _cover(norms, min(wanted, norms))
-    return each, _cover(norms, each)
-
-
-@functools.cache
-def _processors(device: torch.device) -> int:
-    """Return the number of multiprocessors, looked up once; any number gives a correct result."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+    wanted = cover(PROGRAMS_PER_PROCESSOR * processors(device), tiles)
+    each = cover(norms, min(wanted, norms))
+    return each, cover(norms, each)

@@ -1,6 +1,6 @@
 """One kernel forms, squares and adds each product without writing it to memory, on accelerators."""
 
-from clars.native.triton import fused_products
+from clars.native.triton import compiling, fused_products
 from clars.norms.methods import costs
 from clars.norms.methods.contribution import Contribution
 from clars.norms.methods.method import Method
@@ -15,7 +15,7 @@ class Fused(Method):
 
     def applies(self, sizes: Sizes) -> bool:
         known = len(sizes.kernel) == 2 and sizes.dtype in fused_products.DTYPES
-        return known and fused_products.available(sizes.device)
+        return known and compiling.available(sizes.device)
 
     def numbers(self, sizes: Sizes) -> int:
         return 1
