@@ -14,6 +14,10 @@ from clars.native.build import load
 # Bytes that the products under way may take together, by default.
 WORKING_SET = 256 * 2**20
 
+# The types of devices whose layers are measured by the operators in `device`, and whose host should have little to do.
+# Tests add the processor's, to run there what runs on these.
+ACCELERATED = {"cuda"}
+
 # Whether to do without the kernels for now.
 _suspended: ContextVar[bool] = ContextVar("suspended", default=False)
 
@@ -38,6 +42,7 @@ def applies(x: Tensor, gy: Tensor) -> bool:
     return (
         loaded()
         and x.is_cpu
+        and "cpu" not in ACCELERATED
         and x.dtype == gy.dtype == torch.float32
         and x.shape[0] >= torch.get_num_threads()
         and x.numel() > 0

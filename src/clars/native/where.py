@@ -30,6 +30,22 @@ def on_processor(tensor: Tensor | str) -> bool:
     return (tensor if isinstance(tensor, str) else tensor.device.type) == "cpu"
 
 
+def accelerated(tensor: Tensor | str) -> bool:
+    """Tell whether a tensor, or a device by the name of its type, is of a kind that `native.device` has kernels for."""
+    return (tensor if isinstance(tensor, str) else tensor.device.type) in operators.ACCELERATED
+
+
+def runs_kernels(tensor: Tensor) -> bool:
+    """Tell whether what normalises on an accelerator is to run kernels of ours: torch.compile writes its own there."""
+    return accelerated(tensor) and not operators.is_suspended()
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """Return the type to which autocast casts now on a tensor's device; None where it is off."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
 def threads() -> int:
     """Return the number of threads that torch's operations use; a compiled model keeps that of its compilation."""
     return torch.get_num_threads()
@@ -68,23 +84,47 @@ def cast_to_float32(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, .
     return tuple(value if value is None or value.dtype == torch.float64 else value.float() for value in tensors)
 
 
+def name(device: str) -> str:
+    """Return the name of the product that a type of device is, of which all are taken to be alike."""
+    return torch.cuda.get_device_name() if device == "cuda" else device
+
+
 def can_be_timed(device: str) -> bool:
     """Tell whether a method can be timed now: not while a graph is captured or compiled."""
     return not operators.is_suspended() and not (device == "cuda" and torch.cuda.is_current_stream_capturing())
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
-    """Return how long some work takes on a device: the best of three runs after one that warms up."""
-    taken = []
+    """Return how long some work takes on a device, its host left out: the best of three runs after one that warms up.
+
+    On accelerators that is told by events on the device. The host runs ahead of it behind some work that is not timed,
+    so that a slow host does not count.
+    """
+    if on_processor(device):
+        return min([_elapsed(work) for _ in range(4)][1:])
+    work()
+    torch.accelerator.synchronize()
+    return min(_between_events(work) for _ in range(3))
+
+
+def _elapsed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _between_events(work: Callable[[], object]) -> float:
+    begin, end = (torch.Event(torch.accelerator.current_accelerator(), enable_timing=True) for _ in range(2))
+    _keep_busy()
+    begin.record()
+    work()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def _keep_busy() -> None:
+    """Give the device work for about a millisecond."""
+    matrix = torch.zeros(2048, 2048, device=torch.accelerator.current_accelerator())
     for _ in range(4):
-        _wait(device)
-        began = time.perf_counter()
-        work()
-        _wait(device)
-        taken.append(time.perf_counter() - began)
-    return min(taken[1:])
-
-
-def _wait(device: str) -> None:
-    if not on_processor(device):
-        torch.accelerator.synchronize()
+        matrix = matrix @ matrix

@@ -15,6 +15,7 @@ from clars.norms.watch.accumulator import SECOND_USE, Accumulator, totals
 from clars.norms.watch.backward_pass import BackwardPass, Shortcuts
 from clars.norms.watch.forward import install, tracker_of, uninstall
 from clars.norms.watch.inputs import tensors_in
+from clars.norms.watch.interception import Interception
 from clars.norms.watch.traced import keep_whole
 from clars.norms.watch.tracked_parameter import TrackedParameter
 from clars.norms.watch.untrackable import COMPUTED, TIED, refuse_scripted, refuse_shared
@@ -92,7 +93,7 @@ class ExampleNorms:
         self.parameters: dict[int, TrackedParameter] = {}
         self._moved = False
         self.refresh_all()
-        self._watching: set[tuple[int, int]] = set()
+        self._watching: dict[tuple[int, int], Interception | None] = {}
         self._install()
 
     def _install(self) -> None:
@@ -180,20 +181,24 @@ class ExampleNorms:
         """
         return _here() in self._watching
 
-    def begin_watching(self, inputs: Iterable) -> tuple[int, ...]:
+    def interception(self) -> Interception | None:
+        """Return what watches a forward of this model in this thread; None where there is none, or it is compiled."""
+        return self._watching.get(_here()) if self._watching else None
+
+    def begin_watching(self, inputs: Iterable, interception: Interception | None) -> tuple[int, ...]:
         """Mark a forward as watched; every layer must see as many rows as one of its inputs has, if it has any.
 
         Returns what `end_watching` has to know. (A context manager would be more than older torch.compile can follow.)
         """
         before = self._pass.batch_sizes
-        self._watching.add(_here())
+        self._watching[_here()] = interception
         self._pass.batch_sizes = tuple([tensor.shape[0] for tensor in tensors_in(inputs) if tensor.dim()])
         return before
 
     def end_watching(self, before: tuple[int, ...]) -> None:
         """Undo `begin_watching`."""
         self._pass.batch_sizes = before
-        self._watching.discard(_here())
+        self._watching.pop(_here(), None)
 
     def totals(self, look: bool = True) -> dict[str, Tensor]:
         """Return, for each layer that a backward pass reached and whose gradient is there, a tensor [4]:

@@ -46,6 +46,9 @@ class Layer {
            at::globalContext().userEnabledMkldnn() && !at::autocast::is_autocast_enabled(at::kCPU);
   }
 
+  // What is computed here is computed without autocast (see `takes`).
+  static const Tensor& cast(const Tensor& tensor) { return tensor; }
+
   const int64_t group;
 
  private:

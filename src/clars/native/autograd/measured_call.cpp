@@ -13,7 +13,7 @@
 #include <mutex>
 #include <unordered_map>
 
-#include "layers.h"
+#include "accelerated.h"
 
 namespace clars {
 namespace {
@@ -72,6 +72,12 @@ const char* const twice =
 // Whether the pass under way yields only some of the gradients, or leaves some elsewhere than in the parameters.
 bool is_partial() { return !torch::autograd::get_current_graph_task_exec_info()->empty(); }
 
+// The number of the backward pass under way, or of the one that recomputed the forward.
+template <typename Kind>
+int64_t pass_of(const LayerCall<Kind>& call) {
+  return call.outer_pass == -1 ? torch::autograd::get_current_graph_task_id() : call.outer_pass;
+}
+
 // Adds to an accumulator the tensor that will hold the squared norms of all examples, or of all groups of them, zero where
 // the layer then fails.
 // Returns what to measure; nothing where the gradient does not arrive in the parameters. Python, which keeps the
@@ -80,9 +86,8 @@ template <typename Kind>
 std::optional<Measured> add(const LayerCall<Kind>& call, int64_t accumulator, int64_t examples, const Tensor& squares) {
   using Add = std::tuple<int64_t, int64_t, bool>(int64_t, int64_t, bool, bool, int64_t, const Tensor&);
   static const auto python = c10::Dispatcher::singleton().findSchemaOrThrow("clars::add_squares", "").typed<Add>();
-  const int64_t pass = call.outer_pass == -1 ? torch::autograd::get_current_graph_task_id() : call.outer_pass;
-  const bool partial = is_partial();
-  const auto [first, last, added] = python.call(accumulator, pass, call.spent, partial, examples, squares);
+  const auto [first, last, added] =
+      python.call(accumulator, pass_of(call), call.spent, is_partial(), examples, squares);
   return added ? std::optional<Measured>({first, last, call.layer->group}) : std::nullopt;
 }
 
@@ -108,7 +113,7 @@ struct MeasuredCall : torch::autograd::Function<MeasuredCall<Kind>> {
     Tensor y = call->layer->forward(x, weight, bias, saved);
     // One tensor more than the layer's own function saves: activation checkpointing, which puts what a recomputed
     // forward saves into the places of these, then notices where the recomputation is not tracked.
-    variable_list all{x, weight, at::empty({0})};
+    variable_list all{x, weight, at::empty({0}, x.options())};
     all.insert(all.end(), saved.begin(), saved.end());
     ctx->save_for_backward(std::move(all));
     ctx->saved_data["call"] = c10::IValue::make_capsule(call);
@@ -125,8 +130,14 @@ struct MeasuredCall : torch::autograd::Function<MeasuredCall<Kind>> {
     Gradients got;
     {
       at::AutoGradMode no_graph(false);
-      c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
-      got = measured(call, in_memory(gradients[0]), all, needs);
+      // In full precision; and operators that Python defines cost less without a look for a graph.
+      c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+      c10::impl::ExcludeDispatchKeyGuard no_autograd(c10::autograd_dispatch_keyset);
+      if constexpr (std::is_base_of_v<Accelerated, Kind>) {
+        got = accelerated(call, in_memory(gradients[0]), all, needs);
+      } else {
+        got = measured(call, in_memory(gradients[0]), all, needs);
+      }
     }
     variable_list found{needs.x ? got.x : Tensor(), needs.weight ? got.weight : Tensor(),
                         needs.bias ? got.bias : Tensor()};
@@ -141,6 +152,30 @@ struct MeasuredCall : torch::autograd::Function<MeasuredCall<Kind>> {
   }
 
  private:
+  static Gradients accelerated(LayerCall<Kind>& call, const Tensor& gy, const variable_list& all, Needs needs) {
+    using Backward = std::tuple<Tensor, Tensor, Tensor, bool>(int64_t, int64_t, int64_t, int64_t, bool, bool,
+                                                             const Tensor&, const Tensor&, const Tensor&,
+                                                             at::TensorList, bool, bool, bool, const Maybe&);
+    static const auto python =
+        c10::Dispatcher::singleton().findSchemaOrThrow("clars::accelerated_backward", "").typed<Backward>();
+    const Tensor &x = all[0], &weight = all[1];
+    const Kind& layer = *call.layer;
+    Tensor bias, bias_squares;
+    if (needs.bias) std::tie(bias, bias_squares) = layer.added(gy);
+    const auto squares = bias_squares.defined() ? Maybe(bias_squares) : std::nullopt;
+    const auto [formed_x, formed_weight, formed_bias, asked] =
+        python.call(layer.plan, needs.weight ? call.of_weight : 0, needs.bias ? call.of_bias : 0, pass_of(call),
+                    call.spent, is_partial(), gy, x, weight, at::TensorList(all).slice(3), needs.x, needs.weight,
+                    needs.bias, squares);
+    call.spent = call.spent || asked;
+    const bool x_too = needs.x && !formed_x.numel(), weight_too = needs.weight && !formed_weight.numel();
+    Gradients got = layer.rest(gy, x, weight, {x_too, weight_too, false});
+    if (!x_too) got.x = formed_x;
+    if (!weight_too) got.weight = formed_weight;
+    got.bias = bias.defined() ? bias : formed_bias;
+    return got;
+  }
+
   static Gradients measured(LayerCall<Kind>& call, const Tensor& gy, const variable_list& all, Needs needs) {
     const Tensor &x = all[0], &weight = all[1];
     const bool for_weight = needs.weight && call.of_weight, for_bias = needs.bias && call.of_bias;
@@ -166,8 +201,9 @@ Maybe called(const Tensor& x, const Tensor& weight, const Maybe& bias, int64_t n
              int64_t of_bias) {
   Pointer<Kind> layer = Made<Kind>::get(number);
   if (!layer->takes(x, weight)) return std::nullopt;
-  auto call = c10::make_intrusive<LayerCall<Kind>>(std::move(layer), bias.has_value(), of_weight, of_bias);
-  return MeasuredCall<Kind>::apply(x, weight, bias, std::move(call));
+  auto call = c10::make_intrusive<LayerCall<Kind>>(layer, bias.has_value(), of_weight, of_bias);
+  const Maybe cast_bias = bias ? Maybe(layer->cast(*bias)) : bias;
+  return MeasuredCall<Kind>::apply(layer->cast(x), layer->cast(weight), cast_bias, std::move(call));
 }
 
 template <typename Kind, typename... Arguments>
@@ -189,6 +225,7 @@ void define(torch::Library& library, const std::string& kind, const std::string&
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(clars, m) {
+  m.def("ended_plans() -> int[]", EndedPlans::take);
   using Sizes = std::vector<int64_t>;
   define<Conv, Sizes, Sizes, Sizes, int64_t, std::string, int64_t>(
       m, "Conv", "int[] stride, int[] padding, int[] dilation, int groups, str method, int most");
@@ -197,6 +234,14 @@ TORCH_LIBRARY_FRAGMENT(clars, m) {
       m, "BatchNorm", "Tensor? running_mean, Tensor? running_var, float momentum, float eps");
   define<GroupNorm, int64_t, double>(m, "GroupNorm", "int groups, float eps");
   define<LayerNorm, double>(m, "LayerNorm", "float eps");
+  define<AcceleratedConv, int64_t, Sizes, Sizes, Sizes, int64_t>(
+      m, "AcceleratedConv", "int plan, int[] stride, int[] padding, int[] dilation, int groups");
+  define<AcceleratedLinear, int64_t>(m, "AcceleratedLinear", "int plan");
+  define<AcceleratedBatchNorm, int64_t, Maybe, Maybe, bool, double, double>(
+      m, "AcceleratedBatchNorm",
+      "int plan, Tensor? running_mean, Tensor? running_var, bool training, float momentum, float eps");
+  define<AcceleratedGroupNorm, int64_t, int64_t, double>(m, "AcceleratedGroupNorm", "int plan, int groups, float eps");
+  define<AcceleratedLayerNorm, int64_t, double>(m, "AcceleratedLayerNorm", "int plan, float eps");
 }
 
 }  // namespace clars

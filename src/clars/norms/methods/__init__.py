@@ -3,6 +3,7 @@
 This list is all that knows them. Of methods with equal estimates the first is taken.
 """
 
+from clars.norms.methods.depthwise import Depthwise
 from clars.norms.methods.direct import Direct
 from clars.norms.methods.each import Each
 from clars.norms.methods.fused import Fused
@@ -12,4 +13,4 @@ from clars.norms.methods.matrix import Matrix
 from clars.norms.methods.method import Method
 from clars.norms.methods.ordinary import Ordinary
 
-METHODS: list[Method] = [Grouped(), Direct(), Each(), Matrix(), Gram(), Ordinary(), Fused()]
+METHODS: list[Method] = [Grouped(), Direct(), Each(), Matrix(), Gram(), Ordinary(), Fused(), Depthwise()]

@@ -1,6 +1,6 @@
 """Which exact method forms the per-example norms of a weight: the cheapest, by an estimate or by the clock."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -11,9 +11,12 @@ from clars import native
 from clars.native import where
 from clars.norms.methods import METHODS
 from clars.norms.methods.method import Method, Operands
+from clars.norms.methods.planned import ProductPlan, planned
 from clars.norms.methods.sizes import Sizes
+from clars.norms.methods.timings import TIMINGS, Timings
 
 Report = Callable[[str, Sizes, Operands, Method], None]
+WORTH_TIMING = 6.0  # times the estimate of the cheapest method on accelerators, whose estimates are that coarse
 MOST_LAYERS = 10_000  # that are remembered: to plan one at every call would take longer than a small product
 
 
@@ -22,24 +25,6 @@ class Cut(NamedTuple):
 
     blocks: int = 1
     group: int = 1
-
-
-class Timings:
-    """How long methods took for calls of which sizes: measured once, by whichever tracker needs it first."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[tuple, dict[str, float]] = {}
-
-    def seconds(self, key: tuple, device: str, works: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-        """Return the seconds of each work by name; empty where they are not known and nothing can be timed now."""
-        if key not in self._seconds:
-            if not where.can_be_timed(device):
-                return {}
-            self._seconds[key] = {name: where.seconds(work, device) for name, work in works.items()}
-        return self._seconds[key]
-
-
-TIMINGS = Timings()
 
 
 class Chooser:
@@ -64,6 +49,9 @@ class Chooser:
         """Return the cheapest method for a call of the layer of that name."""
         allowed = self.allowed(sizes)
         method = cheapest(sizes, allowed)
+        if sizes.accelerated:
+            most = WORTH_TIMING * method.operations(sizes)
+            allowed = [each for each in allowed if each.operations(sizes) <= most]
         if len(allowed) > 1 and self.times(sizes.device):
             seconds = self.seconds(sizes, operands, allowed)
             method = min(allowed, key=lambda each: seconds[each.name]) if seconds else method
@@ -77,6 +65,10 @@ class Chooser:
         within = [method for method in found if self.memory is None or method.bytes(sizes) <= self.memory]
         return within or [min(found, key=lambda method: method.bytes(sizes))]
 
+    def is_settled(self, sizes: Sizes) -> bool:
+        """Tell whether another call of such sizes would have the same method: it was timed now, or never is."""
+        return not self.times(sizes.device) or where.can_be_timed(sizes.device)
+
     def times(self, device: str) -> bool:
         """Tell whether methods are timed on a device."""
         return not where.on_processor(device) if self._timed is None else self._timed
@@ -89,6 +81,28 @@ class Chooser:
     def _whole(self, form: Callable, operands: Operands, sizes: Sizes) -> None:
         if form(operands, sizes, self.memory).gradient is None:
             operands.gradient()
+
+    def accelerated_layer(
+        self, kind: str, arguments: tuple, x: torch.Tensor, weight: torch.Tensor, operands_of: Callable, cut: Cut
+    ) -> native.NativeLayer | None:
+        """Return the layer in C++ whose backward pass asks Python once, for calls like this one; made once.
+
+        None where there are no layers in C++, or somebody watches the choices.
+
+        Args:
+            kind, arguments, x, weight, cut: as for `native_layer`; x and weight as they are before autocast.
+            operands_of: from (gy, x, weight) to the operands of a call.
+        """
+        if self.report is not None or not native.loaded():
+            return None
+        alike = (x.shape, x.stride(), x.dtype, x.device, weight.shape, weight.dtype, where.autocast_dtype(x))
+        key = (kind, arguments, *alike, cut)
+        if key not in self._layers:
+            if len(self._layers) >= MOST_LAYERS:
+                self._layers.clear()
+            plan = ProductPlan(operands_of, self, cut.group)
+            self._layers[key] = planned(kind, plan, x, weight, cut.group, arguments)
+        return self._layers[key]
 
     def native_layer(
         self, kind: str, arguments: tuple, x: torch.Tensor, weight: torch.Tensor, foresee: Callable, cut: Cut

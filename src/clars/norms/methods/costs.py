@@ -11,6 +11,12 @@ from math import prod
 
 from clars.norms.methods.sizes import Sizes
 
+# Of accelerators: operations per second of a library's products, of those in our kernels, of a library's where the
+# products are small or of few channels, and of sums without matrices; bytes per second; seconds of a call. Measured on
+# an H200 in bfloat16. They are taken where nothing can be timed, and to leave out what is not worth timing.
+LIBRARY, FUSED, GRAM, SMALL, VECTOR = 400e12, 130e12, 200e12, 40e12, 20e12
+BANDWIDTH, LAUNCH = 3e12, 5e-6
+
 NEVER = 1e9  # a method that is not worth while, as long as there is another
 CALL = 0.01  # a way by many more calls, or by windows laid out, where another does without: enough to order the two
 
@@ -50,3 +56,19 @@ def lays_out(sizes: Sizes) -> bool:
         return sizes.positions < 16
     few = sizes.channels % 8 != 0 and sizes.positions <= 1024
     return prod(sizes.kernel) == 1 or few or sizes.kernel == sizes.stride
+
+
+def on_accelerator(sizes: Sizes, seconds: float, bytes_moved: float, calls: int = 2) -> float:
+    """Return the cost of work that takes so long by its arithmetic, in units of the weight gradient's operations."""
+    return (max(seconds, bytes_moved / BANDWIDTH) + calls * LAUNCH) * LIBRARY / max(1, sizes.operations)
+
+
+def read(sizes: Sizes) -> float:
+    """Return the bytes of input and output gradient."""
+    values = sizes.outputs * sizes.positions + sizes.channels * sizes.input_positions
+    return sizes.examples * sizes.groups * values * sizes.dtype.itemsize
+
+
+def written(sizes: Sizes) -> float:
+    """Return the bytes of products that are written, and read to be squared and to be added."""
+    return 3 * sizes.products * sizes.weights * sizes.dtype.itemsize

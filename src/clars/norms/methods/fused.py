@@ -1,29 +1,27 @@
 """One kernel forms, squares and adds each product without writing it to memory, on accelerators."""
 
-from clars.native.triton import compiling, fused_products
+from clars.native import device
 from clars.norms.methods import costs
 from clars.norms.methods.contribution import Contribution
-from clars.norms.methods.method import Method
-from clars.norms.methods.operands import ConvolutionOperands
+from clars.norms.methods.method import Method, Operands
 from clars.norms.methods.sizes import Sizes
 
 
 class Fused(Method):
-    """Convolutions of two dimensions, by Triton. What it costs there depends on the device: it is timed."""
+    """Convolutions of one and two dimensions and linear layers, by Triton."""
 
     name = "fused"
 
     def applies(self, sizes: Sizes) -> bool:
-        known = len(sizes.kernel) == 2 and sizes.dtype in fused_products.DTYPES
-        return known and compiling.available(sizes.device)
+        return sizes.accelerated and sizes.planar and not sizes.depthwise
 
     def numbers(self, sizes: Sizes) -> int:
         return 1
 
     def operations(self, sizes: Sizes) -> float:
-        return costs.NEVER
+        return costs.on_accelerator(sizes, sizes.operations / costs.FUSED, costs.read(sizes))
 
-    def form(self, operands: ConvolutionOperands, sizes: Sizes, memory: int | None) -> Contribution:
-        return Contribution(
-            *fused_products.fused_products(operands.gy, operands.x, operands.kernel, *operands.geometry, sizes.group)
-        )
+    def form(self, operands: Operands, sizes: Sizes, memory: int | None) -> Contribution:
+        gy, x, geometry, kernel = operands.images()
+        gradient, squares = device.fused_products(gy, x, kernel, *geometry, sizes.group)
+        return Contribution(gradient.reshape(operands.weight.shape), squares)

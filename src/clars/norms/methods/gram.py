@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from clars import native
+from clars.native import device
+from clars.norms.methods import costs
 from clars.norms.methods.contribution import Contribution
 from clars.norms.methods.method import Method, Operands
 from clars.norms.methods.operands import ConvolutionOperands
@@ -31,6 +33,8 @@ class Gram(Method):
         return sizes.groups == 1 and (sizes.bare or len(sizes.kernel) == 2 or set(sizes.stride) == {1})
 
     def numbers(self, sizes: Sizes) -> int:
+        if self._in_one_kernel(sizes):
+            return 1
         if not sizes.shifted:
             return 2 * sizes.summed**2 + sizes.windows
         seen = sizes.phase_positions
@@ -38,11 +42,25 @@ class Gram(Method):
         return sizes.positions**2 + phase + max(seen, sizes.positions) ** 2
 
     def operations(self, sizes: Sizes) -> float:
+        if sizes.accelerated:
+            return self._on_accelerator(sizes)
         shared = sizes.summed**2 * sizes.inputs
         if sizes.shifted:
             shared = sizes.phases * sizes.phase_positions**2 * sizes.channels
         measured = sizes.products // sizes.blocks
         return 1 + 2 * measured * (shared + sizes.summed**2 * sizes.outputs) / sizes.operations
+
+    def _on_accelerator(self, sizes: Sizes) -> float:
+        # Of each pair of positions one order is enough, so that an operation stands for two.
+        taken = sizes.products * sizes.summed**2 * (sizes.inputs + sizes.outputs)
+        seconds, moved = taken / costs.GRAM, 2 * costs.read(sizes)
+        if not self._in_one_kernel(sizes):
+            moved += 4 * sizes.products * self.numbers(sizes) * sizes.dtype.itemsize
+        return costs.on_accelerator(sizes, sizes.operations / costs.LIBRARY + seconds, moved, calls=3)
+
+    @staticmethod
+    def _in_one_kernel(sizes: Sizes) -> bool:
+        return sizes.accelerated and sizes.planar
 
     def is_native(self, sizes: Sizes) -> bool:
         return sizes.native and (sizes.pointwise or (sizes.groups == 1 and len(sizes.kernel) == 2))
@@ -50,6 +68,9 @@ class Gram(Method):
     def form(self, operands: Operands, sizes: Sizes, memory: int | None) -> Contribution:
         if self.is_native(sizes):
             return Contribution(None, self._by_kernel(operands, sizes, self.at_once(sizes, memory)))
+        if self._in_one_kernel(sizes):
+            gy, x, (*where_seen, _), kernel = operands.images()
+            return Contribution(None, device.gram_squares(gy, x, kernel, *where_seen, sizes.group))
         pieces = [operands.of(piece) for piece in self.pieces(sizes, memory)]
         if sizes.bare or set(sizes.stride) != {1}:
             squares = [gram_squares(*matrices(piece, sizes.group)) for piece in pieces]

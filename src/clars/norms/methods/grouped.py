@@ -28,6 +28,9 @@ class Grouped(Method):
         return sizes.weights
 
     def operations(self, sizes: Sizes) -> float:
+        if sizes.accelerated:
+            moved = costs.read(sizes) + costs.written(sizes)
+            return costs.on_accelerator(sizes, sizes.operations / costs.SMALL, moved, calls=8)
         if sizes.group > 1 and where.on_processor(sizes.device):
             return costs.NEVER  # such calls take long there
         if sizes.native:

@@ -24,6 +24,10 @@ class Matrix(Method):
         return sizes.weights + sizes.windows
 
     def operations(self, sizes: Sizes) -> float:
+        if sizes.accelerated:
+            laid_out = 3 * sizes.products * sizes.windows * sizes.dtype.itemsize
+            moved = costs.read(sizes) + costs.written(sizes) + laid_out
+            return costs.on_accelerator(sizes, sizes.operations / costs.SMALL / 3, moved, calls=8)
         if sizes.native:
             return 1 + costs.native_products(sizes) if sizes.pointwise else costs.NEVER
         return 1 + costs.products(sizes) + (0 if costs.lays_out(sizes) else costs.CALL)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from clars.native import most_workers, where
 from clars.norms.methods.contribution import Contribution
+from clars.norms.methods.operands import Geometry
 from clars.norms.methods.sizes import Sizes
 
 
@@ -35,6 +36,12 @@ class Operands(Protocol):
 
     def windows(self) -> Tensor:
         """Return what the weight sees at each position as [B, D, T], D over all groups."""
+
+    def images(self) -> tuple[Tensor, Tensor, Geometry, tuple[int, int]]:
+        """Return gy [B, P, Ho, Wo], x [B, C, H, W], geometry and kernel of this call as one of two dimensions.
+
+        It has two or fewer; a linear layer's positions are a column of pixels.
+        """
 
     def gradient(self) -> Tensor:
         """Return the weight's gradient as autograd forms it, [P, D or channels / groups, *kernel]."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clars import native
-from clars.native import where
+from clars.native import device, where
 from clars.norms.methods.sizes import Sizes
 
 
@@ -46,7 +46,12 @@ class LinearOperands:
             dtype=self.x.dtype,
             threads=where.threads(),
             native=native.applies(self.x, self.gy),
+            accelerated=_accelerated(self.x),
         )
+
+    def images(self) -> tuple[Tensor, Tensor, Geometry, tuple[int, int]]:
+        point = Geometry((1, 1), (0, 0), (1, 1), 1)
+        return self.gy.unsqueeze(3), self.x.unsqueeze(3), point, (1, 1)
 
     def outputs(self) -> Tensor:
         return self.gy
@@ -92,6 +97,19 @@ class ConvolutionOperands:
             dtype=x.dtype,
             threads=where.threads(),
             native=native.applies(x, self.gy),
+            accelerated=_accelerated(x),
+        )
+
+    def images(self) -> tuple[Tensor, Tensor, Geometry, tuple[int, int]]:
+        kernel = self.weight.shape[2:]
+        if len(kernel) == 2:
+            return self.gy, self.x, self.geometry, kernel
+        stride, padding, dilation, groups = self.geometry
+        return (
+            self.gy.unsqueeze(2),
+            self.x.unsqueeze(2),
+            Geometry((1, *stride), (0, *padding), (1, *dilation), groups),
+            (1, *kernel),
         )
 
     def outputs(self) -> Tensor:
@@ -106,6 +124,10 @@ class ConvolutionOperands:
 
     def gradient(self) -> Tensor:
         return convolution_backward(self.gy, self.x, self.weight, self.geometry, wrt_input=False)
+
+
+def _accelerated(x: Tensor) -> bool:
+    return where.accelerated(x) and x.dtype in device.DTYPES
 
 
 def positions_last(x: Tensor) -> Tensor:

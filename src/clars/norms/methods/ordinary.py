@@ -21,6 +21,9 @@ class Ordinary(Method):
         return sizes.weights
 
     def operations(self, sizes: Sizes) -> float:
+        if sizes.accelerated:
+            moved = costs.read(sizes) + costs.written(sizes)
+            return costs.on_accelerator(sizes, sizes.operations / costs.LIBRARY, moved, calls=6 * sizes.products)
         return costs.NEVER if sizes.native else 1 + costs.products(sizes) + (0 if sizes.kernel else costs.CALL)
 
     def pieces(self, sizes: Sizes, memory: int | None) -> list[slice]:

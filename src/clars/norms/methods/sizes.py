@@ -26,6 +26,7 @@ class Sizes:
         kernel, stride: of a convolution; empty for a linear layer.
         padded: whether its input is.
         native: whether the C++ kernels apply (see `clars.native`).
+        accelerated: whether the operators for accelerators do (see `clars.native.device`).
         blocks: of the batch, one of which is measured.
         group: consecutive examples whose products are summed before the norm is taken; the last may be fewer.
     """
@@ -45,6 +46,7 @@ class Sizes:
     stride: tuple[int, ...] = ()
     padded: bool = False
     native: bool = False
+    accelerated: bool = False
     blocks: int = 1
     group: int = 1
 
@@ -101,6 +103,16 @@ class Sizes:
         """How many numbers the windows of a product take, laid out; 0 where they need not be."""
         laid_out = prod(self.kernel) > 1 or set(self.stride) > {1}
         return self.groups * self.inputs * self.summed if laid_out else 0
+
+    @property
+    def planar(self) -> bool:
+        """Whether it has two dimensions at most, as the kernels for accelerators want."""
+        return len(self.kernel) <= 2
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each output channel of a convolution sees an input channel of its own."""
+        return self.groups > 1 and self.channels == self.outputs == 1
 
     @property
     def phases(self) -> int:

@@ -37,6 +37,8 @@ class Convolution(Rule):
         )
 
     def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, cut: Cut) -> native.NativeLayer | None:
+        if where.accelerated(x):
+            return chooser.accelerated_layer("AcceleratedConv", tuple(self.geometry), x, weight, self.operands, cut)
         if any(self.geometry.padding) and prod(weight.shape[2:]) == 1:  # no kernel for what such a rarity sees
             return None
         return chooser.native_layer("Conv", tuple(self.geometry), x, weight, self._foreseen, cut)
@@ -61,7 +63,7 @@ def _convolution(dimensions: int) -> Callable[..., LayerCall]:
         if isinstance(padding, str):
             input, padding = resolve_padding(input, tuple(weight.shape[2:]), padding, dilation)
         rule = Convolution(Geometry(each(stride), tuple(each(padding)), dilation, groups))
-        return LayerCall(rule, *where.cast_as_autocast(input, weight, bias), parameters)
+        return LayerCall(rule, input, weight, bias, parameters, where.cast_as_autocast)
 
     return convolution
 

@@ -24,19 +24,26 @@ class Linear(Rule):
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         for_input, for_weight, for_bias = needs
-        operands = LinearOperands(_by_feature(gy), _by_feature(x), weight)
+        call = operands(gy, x, weight)
         return Gradients(
             gy @ weight if for_input else None,
-            weight_contribution(operands, measure) if for_weight else Contribution(),
-            bias_contribution(operands.gy, measure) if for_bias else Contribution(),
+            weight_contribution(call, measure) if for_weight else Contribution(),
+            bias_contribution(call.gy, measure) if for_bias else Contribution(),
         )
 
     def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, cut: Cut) -> native.NativeLayer | None:
+        if where.accelerated(x):
+            return chooser.accelerated_layer("AcceleratedLinear", (), x, weight, operands, cut)
         return chooser.native_layer("Linear", (), x, weight, self._foreseen, cut)
 
     def _foreseen(self, x: Tensor, weight: Tensor) -> Sizes:
         y, _ = self.forward(x.to("meta"), weight.to("meta"), None)
-        return LinearOperands(_by_feature(y), _by_feature(x), weight).sizes()
+        return operands(y, x, weight).sizes()
+
+
+def operands(gy: Tensor, x: Tensor, weight: Tensor) -> LinearOperands:
+    """Return the tensors of a call, gy [B, ..., P] and x [B, ..., D], as the methods take them."""
+    return LinearOperands(_by_feature(gy), _by_feature(x), weight)
 
 
 def _by_feature(x: Tensor) -> Tensor:
@@ -52,7 +59,7 @@ def linear(find: Find, input, weight, bias=None) -> LayerCall:
         shapes = " and ".join(str(tuple(value.shape)) for value in (weight, bias) if value is not None)
         problem = f"has weight and bias of shapes {shapes}; there is a rule for (P, D) and (P,) only. Give them these."
         raise UnsupportedLayerError({(parameters[0] or parameters[1]).layer: problem})
-    return LayerCall(Linear(), *where.cast_as_autocast(input, weight, bias), parameters)
+    return LayerCall(Linear(), input, weight, bias, parameters, where.cast_as_autocast)
 
 
 CALLS = {F.linear: linear}

@@ -1,5 +1,6 @@
 """Normalisations: a scale and a shift per channel, after statistics over a batch, a group or the features."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -9,9 +10,10 @@ from torch.nn import functional as F
 
 from clars import native
 from clars.errors import UnsupportedLayerError
-from clars.native import where
+from clars.native import device, operators, where
 from clars.norms.methods.chooser import Chooser, Cut
 from clars.norms.methods.method import slices
+from clars.norms.methods.planned import KernelPlan, planned
 from clars.norms.rules.rule import Contribution, Find, Gradients, LayerCall, Measure, Rule, need_batch
 from clars.precision import wide
 
@@ -28,8 +30,7 @@ def position_sums(
     """
     scale, shift = [], []
     accumulate = wide(gy.dtype)
-    memory = memory or where.working_set(x.device.type)
-    for piece in slices(len(x), 3 * x.element_size() * x[0].numel(), memory):
+    for piece in _pieces(x, memory):
         centre, factor = (value if len(value) == 1 else value[piece] for value in (mean, rstd))
         terms = (x[piece] - centre).mul_(gy[piece])
         if factor.shape[dim] == 1:  # the same at all positions that are summed
@@ -38,6 +39,13 @@ def position_sums(
             scale.append(terms.mul_(factor).sum(dim, dtype=accumulate))
         shift.append(gy[piece].sum(dim, dtype=accumulate))
     return torch.cat(scale), torch.cat(shift)
+
+
+def _pieces(x: Tensor, memory: int | None) -> list[slice]:
+    """Return the examples of x a working set at a time; all at once under torch.compile, which keeps no terms."""
+    if operators.is_suspended():
+        return [slice(None)]
+    return slices(len(x), 3 * x.element_size() * x[0].numel(), memory or where.working_set(x.device.type))
 
 
 def channel_sums(gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, memory: int | None) -> tuple[Tensor, Tensor]:
@@ -93,13 +101,20 @@ class BatchNorm(Rule):
         return y, (mean, rstd, None if self.training else self.running_var.clone(), *how)
 
     def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, cut: Cut) -> native.NativeLayer | None:
+        running = (self.running_mean, self.running_var)
+        if where.accelerated(x) and native.loaded():
+            plan = KernelPlan(device.batch_norm_backward, (self.training,), cut.group)
+            how = (*running, self.training, self.momentum, self.eps)
+            return planned("AcceleratedBatchNorm", plan, x, weight, cut.group, how)
         if self.training and native.applies(x, weight) and x.is_contiguous():
-            running = (self.running_mean, self.running_var)
             return native.NativeLayer("BatchNorm", x, weight, cut.group, *running, self.momentum, self.eps)
         return None
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         mean, rstd, variance, reserve, kernel = saved
+        if where.runs_kernels(x):
+            found = device.batch_norm_backward(gy, x, mean, rstd, weight, self.training, *_wanted(x, needs, measure))
+            return _from_kernels(found, weight, needs)
         batch, running = ((mean, rstd), (None, None)) if self.training else ((None, None), (mean, variance))
         if kernel is None:
             gx, gw, gb = aten.native_batch_norm_backward(
@@ -131,18 +146,30 @@ class LayerNorm(Rule):
         return y, (mean, rstd)
 
     def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, cut: Cut) -> native.NativeLayer | None:
+        if where.accelerated(x) and native.loaded():
+            plan = KernelPlan(self._by_kernels, (), cut.group)
+            return planned("AcceleratedLayerNorm", plan, x, weight, cut.group, (self.eps,))
         if native.applies(x, weight):
             return native.NativeLayer("LayerNorm", x, weight, cut.group, self.eps)
         return None
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         mean, rstd = saved
-        x, gy = x.contiguous(), gy.contiguous()
         by_position = (len(x), -1, prod(self.shape))
+        if where.runs_kernels(x):
+            return _from_kernels(self._by_kernels(gy, x, *saved, weight, *_wanted(x, needs, measure)), weight, needs)
+        x, gy = x.contiguous(), gy.contiguous()
         gx, gw, gb = aten.native_layer_norm_backward(gy, x, self.shape, mean, rstd, weight, weight, needs)
         pieces = (gy.reshape(by_position), x.reshape(by_position), *(v.reshape(len(x), -1, 1) for v in saved))
         sums = position_sums(*(value[measure.rows] for value in pieces), 1, measure.memory)
         return _gradients(gx, gw, gb, sums, needs, measure)
+
+    def _by_kernels(self, gy, x, mean, rstd, weight, needs_input, first, last, group) -> tuple[Tensor, ...]:
+        by_position, rows = (len(x), -1, prod(self.shape)), (len(x), -1)
+        both, statistics = (gy.reshape(by_position), x.reshape(by_position)), (mean.reshape(rows), rstd.reshape(rows))
+        found = device.layer_norm_backward(*both, *statistics, weight.reshape(-1), needs_input, first, last, group)
+        gx, gw, gb, *squares = found
+        return gx.view(x.shape) if needs_input else gx, gw.view(self.shape), gb.view(self.shape), *squares
 
 
 @dataclass(frozen=True)
@@ -161,12 +188,18 @@ class GroupNorm(Rule):
         return y, (mean, rstd)
 
     def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, cut: Cut) -> native.NativeLayer | None:
+        if where.accelerated(x) and native.loaded():
+            plan = KernelPlan(device.group_norm_backward, (self.groups,), cut.group)
+            return planned("AcceleratedGroupNorm", plan, x, weight, cut.group, (self.groups, self.eps))
         if native.applies(x, weight) and x.is_contiguous():
             return native.NativeLayer("GroupNorm", x, weight, cut.group, self.groups, self.eps)
         return None
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         mean, rstd = saved
+        if where.runs_kernels(x):
+            found = device.group_norm_backward(gy, x, mean, rstd, weight, self.groups, *_wanted(x, needs, measure))
+            return _from_kernels(found, weight, needs)
         x, gy = x.contiguous(), gy.contiguous()
         examples, channels = x.shape[:2]
         size = x.numel() // (examples * channels)
@@ -177,6 +210,22 @@ class GroupNorm(Rule):
         pieces = (gy.reshape(examples, channels, -1), x.reshape(examples, channels, -1), *per_channel)
         sums = channel_sums(*(value[measure.rows] for value in pieces), measure.memory)
         return _gradients(gx, gw, gb, sums, needs, measure)
+
+
+def _wanted(x: Tensor, needs: tuple[bool, bool, bool], measure: Measure) -> tuple[bool, int, int, int]:
+    """Return what the kernels are told: whether the input's gradient is wanted, the measured examples, their groups."""
+    first, last, _ = measure.rows.indices(len(x))
+    return needs[0], first, last, measure.group
+
+
+def _from_kernels(found: Sequence[Tensor], weight: Tensor, needs: tuple[bool, bool, bool]) -> Gradients:
+    gx, gw, gb, scale, shift = found
+    own = gw.to(weight.dtype), gb.to(weight.dtype)
+    return Gradients(
+        gx if needs[0] else None,
+        Contribution(own[0], scale) if needs[1] else Contribution(),
+        Contribution(own[1], shift) if needs[2] else Contribution(),
+    )
 
 
 def _gradients(gx, gw, gb, sums: tuple[Tensor, Tensor], needs, measure: Measure) -> Gradients:
@@ -226,7 +275,8 @@ def layer_norm(find: Find, input, normalized_shape, weight=None, bias=None, eps=
     if tuple(weight.shape) != tuple(normalized_shape):
         return F.layer_norm(input, normalized_shape, weight, bias, eps)  # which refuses it
     parameters = find(weight), find(bias)
-    return LayerCall(LayerNorm(tuple(normalized_shape), eps), *where.cast_to_float32(input, weight, bias), parameters)
+    rule = LayerNorm(tuple(normalized_shape), eps)
+    return LayerCall(rule, input, weight, bias, parameters, where.cast_to_float32)
 
 
 def group_norm(find: Find, input, num_groups, weight=None, bias=None, eps=1e-5) -> LayerCall:
@@ -234,7 +284,7 @@ def group_norm(find: Find, input, num_groups, weight=None, bias=None, eps=1e-5) 
     _need_weight(find, weight, bias)
     _need_several(input, input.numel() // num_groups)
     parameters = find(weight), find(bias)
-    return LayerCall(GroupNorm(num_groups, eps), *where.cast_to_float32(input, weight, bias), parameters)
+    return LayerCall(GroupNorm(num_groups, eps), input, weight, bias, parameters, where.cast_to_float32)
 
 
 def instance_norm(
@@ -247,11 +297,14 @@ def instance_norm(
     use_input_stats=True,
     momentum=0.1,
     eps=1e-5,
-) -> Tensor:
+) -> LayerCall | Tensor:
     """Stand for torch.nn.functional.instance_norm: input [B, C, ...], weight and bias [C].
 
-    As torch does it, a batch normalisation of B * C channels, with scale and shift expanded over the examples.
+    By statistics of the input it is a group normalisation of a channel each. Else it is, as torch does it, a batch normalisation of B * C channels, with scale and shift expanded over the examples.
     """
+    if use_input_stats and running_mean is None and weight is not None:
+        _need_several(input, input[0, 0].numel())
+        return group_norm(find, input, input.shape[1], weight, bias, eps)  # the same, and known to kernels
     examples, channels = input.shape[:2]
     present = [value for value in (weight, bias) if value is not None]
     rows = find.expand(torch.Size((examples, channels)), present)

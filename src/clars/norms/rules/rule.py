@@ -1,6 +1,6 @@
 """What every kind of layer has in common: the form of a rule, of its backward pass, and of a call that it measures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch import Size, Tensor
@@ -72,14 +72,23 @@ class Find(Protocol):
         """Expand tensors to `shape` [B, ...], so that each example's own gradient of a parameter can be measured."""
 
 
+def as_they_are(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Cast nothing."""
+    return tensors
+
+
 class LayerCall(NamedTuple):
-    """A call of a layer: its rule, what the rule is applied to, and which tracked parameters weight and bias are."""
+    """A call of a layer: its rule, what the rule is applied to, and which tracked parameters weight and bias are.
+
+    `cast` is what autocast does with x, weight and bias.
+    """
 
     rule: Rule
     x: Tensor
     weight: Tensor
     bias: Tensor | None
     parameters: tuple[Parameter | None, Parameter | None]
+    cast: Callable[..., tuple[Tensor | None, ...]] = as_they_are
 
 
 def need_batch(find: Find, weight: Tensor | None, bias: Tensor | None, x: Tensor, at_least: int) -> None:

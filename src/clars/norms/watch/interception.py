@@ -13,6 +13,7 @@ from clars.norms.rules.rule import LayerCall
 from clars.norms.watch import traced
 from clars.norms.watch.inputs import tensors_in
 from clars.norms.watch.measured_call import expanded, measured
+from clars.norms.watch.modules import FunctionCall
 from clars.norms.watch.repeated_call import recognisable
 from clars.norms.watch.tensor_functions import ELEMENTWISE, EXPANSIONS, LOOKS_AT_SECOND, VIEWS
 from clars.norms.watch.tracked_parameter import TrackedParameter
@@ -72,13 +73,20 @@ class Interception(TorchFunctionMode):
         if not torch.is_grad_enabled() or where.is_compiling() != self.compiling:
             return func(*args, **kwargs)
         values = (*args, *kwargs.values()) if kwargs else args
-        again = None if self.compiling else self._again(func, values, kwargs)
+        again = None if self.compiling else self._again(func, values, tuple(kwargs))
         if again is not None:
             return again
         used = self._first_parameter(values)
         return func(*args, **kwargs) if used is None else self._use(used, func, args, kwargs)
 
-    def _again(self, func, values, kwargs) -> Tensor | None:
+    def again(self, call: FunctionCall) -> Tensor | None:
+        """Return the output of a call that is recognised, made without being intercepted; None for others."""
+        if not torch.is_grad_enabled():
+            return None
+        with torch._C.DisableTorchFunction():
+            return self._again(*call)
+
+    def _again(self, func, values, keywords) -> Tensor | None:
         """Return the output of a call that is recognised; None for others."""
         parameters = self.parameters
         for value in values[1:]:
@@ -87,7 +95,7 @@ class Interception(TorchFunctionMode):
                 first = id(values[0])
                 if first in parameters or first in self.views:
                     return None
-                return parameter.last_call.again(func, values, tuple(kwargs))
+                return parameter.last_call.again(func, values, keywords)
         return None
 
     def _first_parameter(self, values) -> Tensor | None:

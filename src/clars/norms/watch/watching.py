@@ -1,11 +1,14 @@
 """What the watched forward of a module needs to know of who tracks it."""
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import nn
 
 from clars.norms.watch.tracked_parameter import TrackedParameter
+
+if TYPE_CHECKING:
+    from clars.norms.watch.interception import Interception
 
 
 class Tracker(Protocol):
@@ -30,8 +33,11 @@ class Tracker(Protocol):
     def is_watching(self) -> bool:
         """Tell whether a forward of this model is being watched by this thread."""
 
-    def begin_watching(self, inputs: Iterable) -> tuple[int, ...]:
-        """Mark a forward as watched; return what `end_watching` has to know."""
+    def interception(self) -> "Interception | None":
+        """Return what watches a forward of this model in this thread."""
+
+    def begin_watching(self, inputs: Iterable, interception: "Interception | None") -> tuple[int, ...]:
+        """Mark a forward as watched, by what; return what `end_watching` has to know."""
 
     def end_watching(self, before: tuple[int, ...]) -> None:
         """Undo `begin_watching`."""
