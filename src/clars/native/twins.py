@@ -3,6 +3,8 @@
 They are used where the kernels are not, and on processors, to go the way that GPUs take without having one.
 """
 
+from math import prod
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,7 +28,7 @@ def batch_norm_backward(
     group: int,
 ) -> Backward:
     """Return what `triton.normalisation.batch_norm_backward` returns, for float64 in float64."""
-    by_channel = (*x.shape[:2], -1)
+    by_channel = (*x.shape[:2], prod(x.shape[2:]))
     dy, normal = _operands(gy, x, by_channel, mean.view(-1, 1), rstd.view(-1, 1))
     scale, shift = (dy * normal).sum(2), dy.sum(2)
     factors = weight.view(-1, 1), rstd.view(-1, 1)
@@ -48,7 +50,8 @@ def group_norm_backward(
 ) -> Backward:
     """Return what `triton.normalisation.group_norm_backward` returns, for float64 in float64."""
     examples, channels = x.shape[:2]
-    by_group, per_group = (examples, groups, channels // groups, -1), (examples, groups, 1, 1)
+    by_group = (examples, groups, channels // groups, prod(x.shape[2:]))
+    per_group = (examples, groups, 1, 1)
     dy, normal = _operands(gy, x, by_group, mean.view(per_group), rstd.view(per_group))
     scale, shift = (dy * normal).sum(3).view(examples, channels), dy.sum(3).view(examples, channels)
     gx = _centred(dy, normal, weight.view(1, groups, -1, 1), rstd.view(per_group), (2, 3))
@@ -99,4 +102,4 @@ def _measured(scale: Tensor, shift: Tensor, first: int, last: int, group: int):
 def _squares(terms: Tensor, group: int) -> Tensor:
     """Return the squared norms of the sums over each group of consecutive terms [b, C]; the last may be smaller."""
     whole = F.pad(terms, (0, 0, 0, -len(terms) % group))
-    return whole.view(-1, group, terms.shape[1]).sum(1).square().sum(1)
+    return whole.view(len(whole) // group, group, terms.shape[1]).sum(1).square().sum(1)

@@ -15,6 +15,7 @@ call for a new combination of types, blocks and alignments compiles, so make one
 """
 
 from functools import lru_cache
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -88,7 +89,8 @@ def batch_norm_backward(
     """Return what the backward pass of batch normalisation yields, and the squared norms of examples' contributions.
 
     Args:
-        gy, x: output gradients and inputs [B, C, ...], of `DTYPES` and any strides.
+        gy, x: output gradients and inputs [B, C, ...], of `DTYPES` and any strides; they are copied first where no one
+            stride leads from each position to the next.
         mean, rstd: the statistics [C] by which x was normalised.
         weight: the scale [C].
         training: whether the statistics are the batch's, on which the gradient of x depends.
@@ -97,9 +99,9 @@ def batch_norm_backward(
         group: how many consecutive ones of these are summed before a norm is taken; the last group may be smaller.
 
     Returns:
-        gradient of x, or None: of x's type, and in its memory format where x is dense in memory; gradients of scale and
-        shift [C]; squared norms of the contributions to scale, and to shift [(last - first) / group]. All but the first
-        are float32. The gradients are those of the whole batch.
+        gradient of x, or None, in x's type and memory format; gradients of scale and shift [C], over the whole batch;
+        squared norms of the contributions to scale, and to shift, [(last - first) / group] rounded up. All but the
+        gradient of x are float32.
     """
     return _by_channel(gy, x, mean, rstd, weight, None, training, needs_input, (first, last, group))
 
@@ -145,13 +147,14 @@ def layer_norm_backward(
     """Return what the backward pass of layer normalisation yields, and the squared norms of examples' contributions.
 
     Args:
-        gy, x: output gradients and inputs [B, T, D] of `DTYPES`; features that lie apart in memory are copied first.
+        gy, x: output gradients and inputs [B, T, D], of `DTYPES` and any strides; they are copied first where features
+            lie apart in memory.
         mean, rstd: the statistics of x's rows, B * T numbers.
         weight: the scale [D].
         needs_input, first, last, group: as for `batch_norm_backward`.
 
     Returns:
-        As `batch_norm_backward`, with D for C.
+        As `batch_norm_backward`, with D for C, and a gradient of x that is contiguous.
     """
     gy, x = (value if value.stride(2) == 1 else value.contiguous() for value in (gy, x))
     mean, rstd, weight = mean.contiguous(), rstd.contiguous(), weight.contiguous()
@@ -159,7 +162,7 @@ def layer_norm_backward(
     cut = _cut(examples, features, positions, True, WHOLE_ROW, x.device)
     whole, warps = cut.block_c >= features, max(4, cut.block_c * cut.block_t // 512)
     parts = _parts(x, cut, features)
-    gx = torch.empty_like(x) if needs_input else None
+    gx = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_input else None
     means = mean if whole or not needs_input else mean.new_empty((2, examples * positions), dtype=torch.float32)
     with torch.cuda.device_of(gy):  # triton launches on the current device, whatever the tensors'
         if means is not mean:
@@ -179,7 +182,7 @@ def layer_norm_backward(
 def _by_channel(gy, x, mean, rstd, weight, groups, training, needs_input, measured) -> Backward:
     """As `batch_norm_backward`, or, with groups, as `group_norm_backward`."""
     examples, channels = x.shape[:2]
-    positions = x.numel() // (examples * channels)
+    positions = prod(x.shape[2:])
     shape = (examples, channels, positions)
     gy, flat = gy.reshape(shape), x.reshape(shape)
     mean, rstd, weight = mean.contiguous(), rstd.contiguous(), weight.contiguous()
@@ -240,8 +243,8 @@ def _cut(examples: int, channels: int, positions: int, channels_last: bool, long
     block_slow = min(max(1, TILE // block_fast), _power_of_two(slow))
     block_fast = min(max(block_fast, TILE // block_slow), _power_of_two(fast))
     block_c, block_t = (block_fast, block_slow) if channels_last else (block_slow, block_fast)
-    runs = cover(positions, block_t)
-    wanted = cover(PROGRAMS_PER_PROCESSOR * processors(device), examples * cover(channels, block_c))
+    runs = max(1, cover(positions, block_t))
+    wanted = cover(PROGRAMS_PER_PROCESSOR * processors(device), max(1, examples * cover(channels, block_c)))
     steps = cover(runs, min(wanted, runs))
     return _Cut(block_c, block_t, cover(runs, steps), steps)
 

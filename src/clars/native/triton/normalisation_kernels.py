@@ -15,7 +15,8 @@ def sums(
 ):  # fmt: skip
     """Sums over a run of an example's positions of gy * (x - mean) * rstd, and of gy, for a block of channels.
 
-    parts is [2, rows = examples * splits, channels]. A channel's statistic is number example * each + channel // members.
+    parts is [2, rows = examples * splits, channels]. A channel's statistic is number example * each + channel //
+    members.
     """
     blocks = tl.cdiv(channels, BLOCK_C)
     row = tl.program_id(0) // blocks
