@@ -23,7 +23,7 @@ from clars.native.triton import compiling, normalisation
 EPS = 1e-5
 
 # Blocks so small that every loop of a kernel goes round several times.
-SMALL = {"TILE": 64, "FAST": 16, "WHOLE_ROW": 32, "_NORM": (2, 8), "_SUM": (4, 16), "_MEAN": 16}
+SMALL = {"TILE": 64, "LONG": 16, "SHORT": 4, "WHOLE_ROW": 32, "_NORM": (2, 8), "_SUM": (4, 16), "_MEAN": 16}
 
 # On sums and squares, which are float32 for all but float64; and on the gradient of x, which is of x's own type. The
 # interpreter cuts off what does not fit into 16 bits.
@@ -87,10 +87,11 @@ class Case:
         if self.kind == "layer":
             wide = wide.flatten(2)
         elif self.kind == "group":
-            wide = wide.reshape(len(x), self.groups, -1)
+            wide = wide.unflatten(1, (self.groups, -1)).flatten(2)
         else:
             wide = wide.transpose(0, 1).flatten(1)
-        mean, variance = wide.mean(-1), wide.var(-1, correction=0)
+        mean = wide.mean(-1)
+        variance = (wide - mean.unsqueeze(-1)).square().mean(-1)
         if not self.training:
             mean, variance = mean + 0.1, variance * 1.3
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -227,6 +228,8 @@ CASES = {
     "layer, no input gradient": Case("layer", (3, 7, 40), needs_input=False),
 }  # fmt: skip
 
+NOTHING = [Case("batch", (0, 6, 5, 4), training=False), Case("group", (0, 6, 5), groups=3), Case("layer", (0, 3, 40))]
+
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 with_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
@@ -249,6 +252,19 @@ def test_twins_in_double_precision(case):
     assert_exact(case.check(twins, "cpu"), case)
 
 
+def of_nothing(functions, device):
+    """Tell whether no examples have a gradient of their shape, zeros for sums, and no squares."""
+    results = [(case.shape, case.result(functions, *case.operands(device))) for case in NOTHING]
+    return all(
+        gx.shape == shape and not scale.any() and not shift.any() and len(squares[0]) == len(squares[1]) == 0
+        for shape, (gx, scale, shift, *squares) in results
+    )
+
+
+def test_twins_of_no_examples():
+    assert of_nothing(twins, "cpu")
+
+
 @pytest.fixture(scope="module")
 def interpreted():
     """What the interpreter made of every case."""
@@ -262,6 +278,17 @@ def interpreted():
 @pytest.mark.parametrize("name", CASES)
 def test_interpreted(interpreted, name):
     assert_exact(interpreted[name], CASES[name])
+
+
+@with_triton
+def test_interpreted_of_no_examples(interpreted):
+    assert interpreted["nothing"]
+
+
+@on_cuda
+@with_triton
+def test_cuda_of_no_examples():
+    assert of_nothing(normalisation, "cuda")
 
 
 @on_cuda
@@ -297,4 +324,5 @@ def test_cuda_graph(case):
 
 if __name__ == "__main__":
     assert compiling.available("cpu")
-    print(json.dumps({name: case.check(normalisation, "cpu") for name, case in CASES.items()}))
+    report = {name: case.check(normalisation, "cpu") for name, case in CASES.items()}
+    print(json.dumps(report | {"nothing": of_nothing(normalisation, "cpu")}))

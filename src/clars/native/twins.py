@@ -29,9 +29,9 @@ def batch_norm_backward(
 ) -> Backward:
     """Return what `triton.normalisation.batch_norm_backward` returns, for float64 in float64."""
     by_channel = (*x.shape[:2], prod(x.shape[2:]))
-    dy, normal = _operands(gy, x, by_channel, mean.view(-1, 1), rstd.view(-1, 1))
+    dy, normal = _operands(gy, x, by_channel, mean.reshape(-1, 1), rstd.reshape(-1, 1))
     scale, shift = (dy * normal).sum(2), dy.sum(2)
-    factors = weight.view(-1, 1), rstd.view(-1, 1)
+    factors = weight.reshape(-1, 1), rstd.reshape(-1, 1)
     gx = _centred(dy, normal, *factors, (0, 2)) if training else dy * factors[0] * factors[1]
     return _like(x, gx) if needs_input else None, *_measured(scale, shift, first, last, group)
 
@@ -52,9 +52,9 @@ def group_norm_backward(
     examples, channels = x.shape[:2]
     by_group = (examples, groups, channels // groups, prod(x.shape[2:]))
     per_group = (examples, groups, 1, 1)
-    dy, normal = _operands(gy, x, by_group, mean.view(per_group), rstd.view(per_group))
+    dy, normal = _operands(gy, x, by_group, mean.reshape(per_group), rstd.reshape(per_group))
     scale, shift = (dy * normal).sum(3).view(examples, channels), dy.sum(3).view(examples, channels)
-    gx = _centred(dy, normal, weight.view(1, groups, -1, 1), rstd.view(per_group), (2, 3))
+    gx = _centred(dy, normal, weight.reshape(1, groups, -1, 1), rstd.reshape(per_group), (2, 3))
     return _like(x, gx) if needs_input else None, *_measured(scale, shift, first, last, group)
 
 
@@ -71,9 +71,9 @@ def layer_norm_backward(
 ) -> Backward:
     """Return what `triton.normalisation.layer_norm_backward` returns, for float64 in float64."""
     per_row = (*x.shape[:2], 1)
-    dy, normal = _operands(gy, x, x.shape, mean.view(per_row), rstd.view(per_row))
+    dy, normal = _operands(gy, x, x.shape, mean.reshape(per_row), rstd.reshape(per_row))
     scale, shift = (dy * normal).sum(1), dy.sum(1)
-    gx = _centred(dy, normal, weight, rstd.view(per_row), 2)
+    gx = _centred(dy, normal, weight, rstd.reshape(per_row), 2)
     return _like(x, gx) if needs_input else None, *_measured(scale, shift, first, last, group)
 
 

@@ -33,10 +33,10 @@ Backward = tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]
 # memory, and each cut costs two more float32 numbers per example and channel.
 PROGRAMS_PER_PROCESSOR = 8
 
-# Numbers that a program takes from gy, and from x, at a time, 16 a thread. The fast dimension of a block is as long as
-# whole cache lines want it, unless the slow one is short.
+# Numbers that a program takes from gy, and from x, at a time, 16 a thread. In the dimension that is contiguous in
+# memory a block is between SHORT, half a cache line of 16-bit numbers, and LONG; longer where the other one is short.
 TILE = 2048
-FAST = 128
+LONG, SHORT = 128, 32
 
 # Features of a row that stay in registers; longer rows are read a second time.
 WHOLE_ROW = 4096
@@ -99,9 +99,9 @@ def batch_norm_backward(
         group: how many consecutive ones of these are summed before a norm is taken; the last group may be smaller.
 
     Returns:
-        gradient of x, or None, in x's type and memory format; gradients of scale and shift [C], over the whole batch;
-        squared norms of the contributions to scale, and to shift, [(last - first) / group] rounded up. All but the
-        gradient of x are float32.
+        gradient of x, or None, of x's type and in its memory format; gradients of scale and shift [C], over the whole
+        batch; squared norms of the contributions to scale, and to shift, [(last - first) / group] rounded up. All but
+        the gradient of x are float32.
     """
     return _by_channel(gy, x, mean, rstd, weight, None, training, needs_input, (first, last, group))
 
@@ -159,7 +159,7 @@ def layer_norm_backward(
     gy, x = (value if value.stride(2) == 1 else value.contiguous() for value in (gy, x))
     mean, rstd, weight = mean.contiguous(), rstd.contiguous(), weight.contiguous()
     examples, positions, features = x.shape
-    cut = _cut(examples, features, positions, True, WHOLE_ROW, x.device)
+    cut = _cut(examples, features, positions, True, True, x.device)
     whole, warps = cut.block_c >= features, max(4, cut.block_c * cut.block_t // 512)
     parts = _parts(x, cut, features)
     gx = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_input else None
@@ -188,7 +188,7 @@ def _by_channel(gy, x, mean, rstd, weight, groups, training, needs_input, measur
     mean, rstd, weight = mean.contiguous(), rstd.contiguous(), weight.contiguous()
     each, members = (0, 1) if groups is None else (groups, channels // groups)
     channels_last = positions == 1 or flat.stride(1) < flat.stride(2)
-    cut = _cut(examples, channels, positions, channels_last, FAST, x.device)
+    cut = _cut(examples, channels, positions, channels_last, False, x.device)
     grid, blocks = (cut.programs(examples, channels),), (channels_last, cut.block_c, cut.block_t)
     parts = _parts(x, cut, channels)
     centred = needs_input and training
@@ -236,10 +236,12 @@ def _parts(x: Tensor, cut: _Cut, channels: int) -> Tensor:
 
 
 @lru_cache(maxsize=1024)
-def _cut(examples: int, channels: int, positions: int, channels_last: bool, longest: int, device: torch.device) -> _Cut:
-    """Return blocks of powers of two, whose fast dimension takes `longest` at most, and enough runs of them."""
+def _cut(
+    examples: int, channels: int, positions: int, channels_last: bool, whole_row: bool, device: torch.device
+) -> _Cut:
+    """Return blocks of powers of two, the fast dimension's a whole row where it may be, and enough runs of them."""
     slow, fast = (positions, channels) if channels_last else (channels, positions)
-    block_fast = min(longest, _power_of_two(fast))
+    block_fast = min(WHOLE_ROW, _power_of_two(fast)) if whole_row else _fast_block(fast)
     block_slow = min(max(1, TILE // block_fast), _power_of_two(slow))
     block_fast = min(max(block_fast, TILE // block_slow), _power_of_two(fast))
     block_c, block_t = (block_fast, block_slow) if channels_last else (block_slow, block_fast)
@@ -247,6 +249,14 @@ def _cut(examples: int, channels: int, positions: int, channels_last: bool, long
     wanted = cover(PROGRAMS_PER_PROCESSOR * processors(device), max(1, examples * cover(channels, block_c)))
     steps = cover(runs, min(wanted, runs))
     return _Cut(block_c, block_t, cover(runs, steps), steps)
+
+
+def _fast_block(size: int) -> int:
+    """Return a power of two for the fast dimension, smaller where a large one would cover much padding."""
+    block = min(LONG, _power_of_two(size))
+    while block > SHORT and cover(size, block) * block > 1.25 * size:
+        block //= 2
+    return block
 
 
 def _power_of_two(size: int) -> int:
