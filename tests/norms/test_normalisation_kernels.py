@@ -206,7 +206,7 @@ CASES = {
     "group, one position": Case("group", (3, 24), groups=6),
     "group, odd ones, volume": Case("group", (3, 21, 3, 2, 5), groups=7, dtype=bf16),
     "group, as many as channels": Case("group", (3, 12, 5, 6), groups=12, dtype=bf16, **LAST),
-    "group, small blocks, one": Case("group", (2, 20, 30), programs=4),
+    "group, small blocks, one": Case("group", (2, 20, 30), programs=60),
     "group, small blocks, many": Case("group", (2, 60, 3), groups=20, programs=1, measured=(0, 1)),
     "group, groups of two": Case("group", (5, 12, 5, 6), groups=2, dtype=fp16, group=2),
     "group, means far off": Case("group", (3, 12, 9, 11), groups=4, offset=100.0),
