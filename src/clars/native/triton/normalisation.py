@@ -33,8 +33,8 @@ Backward = tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]
 # memory, and each cut costs two more float32 numbers per example and channel.
 PROGRAMS_PER_PROCESSOR = 8
 
-# Numbers that a program takes from gy, and from x, at a time, 16 a thread. In the dimension that is contiguous in
-# memory a block is between SHORT, half a cache line of 16-bit numbers, and LONG; longer where the other one is short.
+# Numbers that a program takes from gy, and from x, at a time. In the dimension that is contiguous in memory a block is
+# between SHORT, half a cache line of 16-bit numbers, and LONG; longer where the other one is short.
 TILE = 2048
 LONG, SHORT = 128, 32
 
@@ -72,6 +72,13 @@ class _Cut(NamedTuple):
 
     def programs(self, examples: int, channels: int) -> int:
         return examples * self.splits * cover(channels, self.block_c)
+
+    def warps(self, length: int) -> int:
+        """Return how many warps have few enough numbers a thread, where rows of a length lie together in memory.
+
+        Where rows begin anywhere, each number is loaded from an address of its own, which takes registers as well.
+        """
+        return max(4, self.block_c * self.block_t // (32 * (8 if length % 16 else 16)))
 
 
 def batch_norm_backward(
@@ -160,7 +167,7 @@ def layer_norm_backward(
     mean, rstd, weight = mean.contiguous(), rstd.contiguous(), weight.contiguous()
     examples, positions, features = x.shape
     cut = _cut(examples, features, positions, True, True, x.device)
-    whole, warps = cut.block_c >= features, max(4, cut.block_c * cut.block_t // 512)
+    whole = cut.block_c >= features
     parts = _parts(x, cut, features)
     gx = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_input else None
     means = mean if whole or not needs_input else mean.new_empty((2, examples * positions), dtype=torch.float32)
@@ -174,7 +181,7 @@ def layer_norm_backward(
         compiled(kernels.layer_norm_rows, _UNSPECIALIZED)[(cut.programs(examples, features),)](
             gy, x, out, weight, mean, rstd, means, parts, examples * cut.splits, cut.splits, cut.steps, features,
             positions, examples * positions, *gy.stride()[:2], *x.stride()[:2], *out.stride()[:2], needs_input, whole,
-            cut.block_t, cut.block_c, num_warps=warps, enable_fp_fusion=True,
+            cut.block_t, cut.block_c, num_warps=cut.warps(features), enable_fp_fusion=True,
         )  # fmt: skip
         return gx, *_combine(parts, weight, None, (first, last, group), cut.splits, 1, 1, "none")
 
@@ -190,6 +197,7 @@ def _by_channel(gy, x, mean, rstd, weight, groups, training, needs_input, measur
     channels_last = positions == 1 or flat.stride(1) < flat.stride(2)
     cut = _cut(examples, channels, positions, channels_last, False, x.device)
     grid, blocks = (cut.programs(examples, channels),), (channels_last, cut.block_c, cut.block_t)
+    warps = cut.warps(channels if channels_last else positions)
     parts = _parts(x, cut, channels)
     centred = needs_input and training
     means = mean.new_empty((2, mean.numel()), dtype=torch.float32) if centred else None
@@ -198,7 +206,7 @@ def _by_channel(gy, x, mean, rstd, weight, groups, training, needs_input, measur
     with torch.cuda.device_of(gy):  # triton launches on the current device, whatever the tensors'
         compiled(kernels.sums, _UNSPECIALIZED)[grid](
             gy, flat, mean, rstd, parts, examples * cut.splits, cut.splits, cut.steps, channels, positions, each,
-            members, *gy.stride(), *flat.stride(), *blocks, num_warps=4, enable_fp_fusion=True,
+            members, *gy.stride(), *flat.stride(), *blocks, num_warps=warps, enable_fp_fusion=True,
         )  # fmt: skip
         combined = _combine(parts, weight, means, measured, cut.splits, members, count, kind)
         if not needs_input:
@@ -207,7 +215,7 @@ def _by_channel(gy, x, mean, rstd, weight, groups, training, needs_input, measur
         compiled(kernels.input_gradient, _UNSPECIALIZED)[grid](
             gy, flat, gx, weight, mean, rstd, mean if means is None else means, cut.splits, cut.steps, channels,
             positions, mean.numel(), each, members, *gy.stride(), *flat.stride(), *gx.stride(), centred, *blocks,
-            num_warps=4, enable_fp_fusion=True,
+            num_warps=warps, enable_fp_fusion=True,
         )  # fmt: skip
     return gx.view(x.shape), *combined
 
