@@ -59,7 +59,7 @@ def gram_squares(
         kernel_of_products()[(norms * pairs,)](
             gy, x, partial, len(x), group, positions, blocks, gy.shape[1], x.shape[1], gy.shape[3], *x.shape[2:],
             kernel[1], *stride, *padding, *dilation, *strides(gy), *strides(x), channels_together(gy),
-            channels_together(x), taps, taps > 1 or any(padding), pairs == 1, precision, interpreted(), block, block_c,
+            channels_together(x), taps, any(padding), pairs == 1, precision, interpreted(), block, block_c,
             num_warps=8 if block > 64 else 4, num_stages=3,
         )  # fmt: skip
     return partial[:, 0] if pairs == 1 else partial.sum(1).clamp_min_(0)
@@ -74,7 +74,7 @@ def _gram_squares(
     gy, x, partial, examples, group, positions, blocks, outputs, channels, out_width, height, width, kernel_w,
     stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w,
     gy_b, gy_c, gy_h, gy_w, x_b, x_c, x_h, x_w,
-    GY_CHANNELS_LAST: tl.constexpr, X_CHANNELS_LAST: tl.constexpr, TAPS: tl.constexpr, BOUNDED: tl.constexpr,
+    GY_CHANNELS_LAST: tl.constexpr, X_CHANNELS_LAST: tl.constexpr, TAPS: tl.constexpr, PADDED: tl.constexpr,
     ALONE: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -82,7 +82,7 @@ def _gram_squares(
 
     Both products are symmetric, so that blocks s <= t are enough, and those off the diagonal count twice.
 
-    BOUNDED: whether a window can reach beyond x. ALONE: whether one pair of blocks is all.
+    PADDED: whether windows reach beyond x. ALONE: whether one pair of blocks is all.
     """
     pairs = blocks * (blocks + 1) // 2
     norm, pair = tl.program_id(0) // pairs, tl.program_id(0) % pairs
@@ -109,7 +109,7 @@ def _gram_squares(
         x + s_of.to(tl.int64) * x_b + s_row * x_h + s_column * x_w, s_in, s_row, s_column,
         x + t_of.to(tl.int64) * x_b + t_row * x_h + t_column * x_w, t_in, t_row, t_column,
         channels, x_c, x_h, x_w, height, width, kernel_w, dilation_h, dilation_w,
-        X_CHANNELS_LAST, TAPS, BOUNDED, ALONE, PRECISION, INTERPRETED, BLOCK, BLOCK_C,
+        X_CHANNELS_LAST, TAPS, PADDED, ALONE, PRECISION, INTERPRETED, BLOCK, BLOCK_C,
     )  # fmt: skip
     square = tl.sum(of_gy * of_x)
     if ALONE:
@@ -122,7 +122,7 @@ def _gram_squares(
 def _inner_products(
     s, s_in, s_row, s_column, t, t_in, t_row, t_column,
     channels, c_step, h_step, w_step, height, width, kernel_w, dilation_h, dilation_w,
-    CHANNELS_LAST: tl.constexpr, TAPS: tl.constexpr, BOUNDED: tl.constexpr, ALONE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, TAPS: tl.constexpr, PADDED: tl.constexpr, ALONE: tl.constexpr,
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Inner products [BLOCK, BLOCK] of windows s and t, each given by where its first tap lies.
@@ -136,13 +136,13 @@ def _inner_products(
         down, across = step // steps // kernel_w * dilation_h, step // steps % kernel_w * dilation_w
         s_tile = _tile(
             s, s_in, s_row, s_column, c, down, across, channels, c_step, h_step, w_step, height, width,
-            CHANNELS_LAST, BOUNDED, INTERPRETED,
+            CHANNELS_LAST, PADDED, INTERPRETED,
         )  # fmt: skip
         t_tile = s_tile
         if not ALONE:
             t_tile = _tile(
                 t, t_in, t_row, t_column, c, down, across, channels, c_step, h_step, w_step, height, width,
-                CHANNELS_LAST, BOUNDED, INTERPRETED,
+                CHANNELS_LAST, PADDED, INTERPRETED,
             )  # fmt: skip
         products = tl.dot(s_tile, tl.trans(t_tile), products, input_precision=PRECISION)
     return products
@@ -150,13 +150,13 @@ def _inner_products(
 
 def _tile(
     place, inside, row, column, c, down, across, channels, c_step, h_step, w_step, height, width,
-    CHANNELS_LAST: tl.constexpr, BOUNDED: tl.constexpr, INTERPRETED: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, PADDED: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Some channels of the positions that lie `down` and `across` from others: [positions, channels], zero outside.
 
     Read with the dimension that is contiguous in memory last: neighbouring threads, neighbouring numbers.
     """
-    if BOUNDED:
+    if PADDED:
         inside &= (row + down >= 0) & (row + down < height) & (column + across >= 0) & (column + across < width)
     place += down * h_step + across * w_step
     if CHANNELS_LAST:
