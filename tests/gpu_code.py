@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
 
+import pytest
 import torch
 
 ARCHITECTURES = (80, 90)
@@ -31,6 +32,12 @@ class Launch(NamedTuple):
     types: dict[str, str]
     constants: dict[str, Any]
     options: dict[str, Any]
+
+
+def each_compiled(cases: dict, slow: dict):
+    """Parametrize a test by `case`; those that take a while to compile together are left to the long checks."""
+    marked = [pytest.param(case, marks=pytest.mark.slow, id=name) for name, case in slow.items()]
+    return pytest.mark.parametrize("case", [*(pytest.param(case, id=name) for name, case in cases.items()), *marked])
 
 
 def launches(module: ModuleType, call: Callable) -> list[Launch]:
