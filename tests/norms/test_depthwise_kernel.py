@@ -26,7 +26,7 @@ CASES = {
     "7x7": of(6, (4, 5), (7, 7), padding=(3, 3), layout="channels last"),
     "stride": of(6, (9, 8), (3, 3), (2, 2), (1, 1)),
     "unequal strides": of(5, (9, 8), (2, 3), (3, 2), (1, 0)),
-    "dilation": of(6, (7, 6), (3, 3), (1, 1), (2, 2), (2, 2)),
+    "dilation": of(6, (5, 4), (3, 3), (1, 1), (2, 2), (2, 2)),
     "one dimension": of(6, (1, 20), (1, 5), padding=(0, 2)),
     "window": of(7, (4, 5), (3, 3), padding=(1, 1), layout="window"),
     "batch inside": of(7, (4, 5), (3, 3), padding=(1, 1), layout="batch inside"),

@@ -52,7 +52,7 @@ def fused_squares(
 def gram_squares(
     gy: Tensor, x: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, group: int = 1
 ) -> Tensor:
-    """Return the squared norms of the weight gradients, of sums over groups of examples. See `clars.native.triton.gram`."""
+    """Return the squared norms of each group of examples. See `clars.native.triton.gram`."""
     return fused_squares(gy, x, kernel, stride, padding, dilation, 1, group)
 
 

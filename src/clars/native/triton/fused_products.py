@@ -196,8 +196,10 @@ def _blocks(gy: Tensor, x: Tensor, outputs: int, channels: int, taps: int, total
     An example's tile, the total and the addresses of the next loads share the registers. Only loads of many numbers
     at once, from aligned channels, and products in the tensor cores leave room for a tile wider than 64.
     """
-    wide = aligned(gy, outputs) and aligned(x, channels) and gy.dtype != torch.float32
-    block_p, block_t = _block(outputs, 128 if wide else 64), power_of_two(prod(gy.shape[2:]), 32)
+    whole, narrow = aligned(gy, outputs) and aligned(x, channels), gy.dtype != torch.float32
+    wide = whole and narrow
+    block_p = _block(outputs, 128 if wide else 64)
+    block_t = power_of_two(prod(gy.shape[2:]), 32 if whole or narrow else 16)
     block_d = _block(channels * taps, (128 if total or block_p < 128 else 256) if wide else 64)
     if taps > 1 and channels % 64 == 0:  # so that a tile has one tap, and a position is looked up but once
         block_d = min(block_d, channels & -channels)
