@@ -199,7 +199,7 @@ def _blocks(gy: Tensor, x: Tensor, outputs: int, channels: int, taps: int, total
     whole, narrow = aligned(gy, outputs) and aligned(x, channels), gy.dtype != torch.float32
     wide = whole and narrow
     block_p = _block(outputs, 128 if wide else 64)
-    block_t = power_of_two(prod(gy.shape[2:]), 32 if whole or narrow else 16)
+    block_t = power_of_two(prod(gy.shape[2:]), 32 if whole or narrow or not total else 16)
     block_d = _block(channels * taps, (128 if total or block_p < 128 else 256) if wide else 64)
     if taps > 1 and channels % 64 == 0:  # so that a tile has one tap, and a position is looked up but once
         block_d = min(block_d, channels & -channels)
