@@ -3,10 +3,18 @@
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
+from unittest import mock
+
+import pytest
+import torch
 
 ARCHITECTURES = (80, 90)
+
+TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 
 
 class Resources(NamedTuple):
@@ -17,7 +25,53 @@ class Resources(NamedTuple):
     shared: int
 
 
-def resources(kernel, types: dict[str, str], constants: dict, architecture: int, **options) -> Resources:
+class Launch(NamedTuple):
+    """A kernel as it was launched. See `code`, which takes the same."""
+
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, Any]
+    options: dict[str, Any]
+
+
+def each_compiled(cases: dict, slow: dict):
+    """Parametrize a test by `case`; those that take a while to compile together are left to the long checks."""
+    marked = [pytest.param(case, marks=pytest.mark.slow, id=name) for name, case in slow.items()]
+    return pytest.mark.parametrize("case", [*(pytest.param(case, id=name) for name, case in cases.items()), *marked])
+
+
+def launches(module: ModuleType, call: Callable) -> list[Launch]:
+    """Return the kernels that a call launches by `module.compiled`. None runs, so the tensors may be meta ones."""
+    made = module.compiled
+    seen = []
+
+    class Recorder:
+        def __init__(self, *source):
+            self.kernel = made(*source)
+
+        def __getitem__(self, grid):
+            return lambda *values, **options: seen.append(_specialized(self.kernel, values, options))
+
+    with mock.patch.object(module, "compiled", Recorder):
+        call()
+    return seen
+
+
+def _specialized(kernel, values: tuple, options: dict) -> Launch:
+    """Return a launch with the types and constants that triton would compile the kernel for."""
+    types, constants = {}, {}
+    for parameter, value in zip(kernel.params, values, strict=True):
+        if isinstance(value, torch.Tensor):
+            types[parameter.name] = f"{TYPES[value.dtype]}:16"
+        elif parameter.is_constexpr or (value == 1 and not parameter.do_not_specialize):
+            constants[parameter.name] = value
+        else:
+            aligned = value % 16 == 0 and not parameter.do_not_specialize
+            types[parameter.name] = f"{'i32' if abs(value) < 2**31 else 'i64'}{':16' if aligned else ''}"
+    return Launch(kernel, types, constants, options)
+
+
+def code(kernel, types: dict[str, str], constants: dict, options: dict, architecture: int):
     """Compile a kernel for CUDA devices of an architecture, such as 90; nothing runs.
 
     Args:
@@ -25,8 +79,8 @@ def resources(kernel, types: dict[str, str], constants: dict, architecture: int,
         types: of its arguments that are no constants, by name: "*bf16", "i32", "fp32". One that is followed by ":16"
             is a multiple of 16, which holds for pointers of torch's tensors and for most strides.
         constants: the values of its constant arguments, by name.
-        architecture: 80 for A100, 90 for H100 and H200.
         options: num_warps, num_stages and the like.
+        architecture: 80 for A100, 90 for H100 and H200.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -35,8 +89,14 @@ def resources(kernel, types: dict[str, str], constants: dict, architecture: int,
     names = list(kernel.arg_names)
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     signature = {name: types[name].removesuffix(":16") if name in types else "constexpr" for name in names}
-    source = triton.compiler.ASTSource(kernel, signature, {(names.index(k),): v for k, v in constants.items()}, attributes)
-    made = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    constants = {(names.index(name),): value for name, value in constants.items()}
+    source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+
+
+def resources(launch: Launch, architecture: int) -> Resources:
+    """Return what a launched kernel takes on CUDA devices of an architecture."""
+    made = code(*launch, architecture)
     return Resources(*_assembled(made.asm["ptx"], architecture), made.metadata.shared)
 
 
@@ -48,7 +108,14 @@ def _assembled(ptx: str, architecture: int) -> tuple[int, int]:
         source = Path(folder, "kernel.ptx")
         source.write_text(ptx, encoding="utf-8")
         target = f"sm_{architecture}{'a' if architecture >= 90 else ''}"
-        line = [get_ptxas(architecture).path, "-v", f"--gpu-name={target}", str(source), "-o", str(source.with_suffix(".cubin"))]
+        line = [
+            get_ptxas(architecture).path,
+            "-v",
+            f"--gpu-name={target}",
+            str(source),
+            "-o",
+            str(source.with_suffix(".cubin")),
+        ]
         done = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout
     told = done.stdout

@@ -1,5 +1,6 @@
 """Kernels in Triton: importing it at the first use alone, and knowing where it runs."""
 
+import builtins
 import functools
 import os
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ def _installed() -> bool:
 
 
 @functools.cache
-def compiled(function: Callable, unspecialized: Sequence[str] = ()):
+def compiled(function: Callable, unspecialized: Sequence[str] = (), helpers: Sequence[str] = ()):
     """Return a function as a kernel, for triton to compile at its first call for each combination of types.
 
     Triton is imported here, and its language becomes the name `tl` in the function's module, where a kernel looks
@@ -36,17 +37,36 @@ def compiled(function: Callable, unspecialized: Sequence[str] = ()):
     Args:
         function: the kernel's source.
         unspecialized: the arguments that shall not make a kernel of their own where they are 1 or a multiple of 16.
+        helpers: the names of the functions in its module that the kernel calls. They become kernels' own there.
     """
     import triton
     import triton.language as tl
 
-    function.__globals__["tl"] = tl
+    names = function.__globals__
+    names["tl"] = tl
+    names.update({helper: triton.jit(names[helper]) for helper in helpers})
+    if interpreted():
+        names["range"] = _interpreted_range
     return triton.jit(function, do_not_specialize=list(unspecialized))
+
+
+def _interpreted_range(*bounds) -> range:
+    """Return a range whose bounds may be the interpreter's tensors.
+
+    Those hold arrays of one number, and some versions of triton leave it to numpy to make an integer of one, which
+    numpy has given up for arrays that have a dimension.
+    """
+    return builtins.range(*(bound if isinstance(bound, int) else bound.handle.data.item() for bound in bounds))
 
 
 def cover(size: int, block: int) -> int:
     """Return how many blocks cover `size`."""
     return -(-size // block)
+
+
+def power_of_two(size: int, most: int) -> int:
+    """Return the power of two of 16..`most` that covers `size`, or `most`. 16 is the least that tl.dot takes."""
+    return min(most, max(16, 1 << (size - 1).bit_length()))
 
 
 @functools.cache

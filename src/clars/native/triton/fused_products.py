@@ -7,10 +7,13 @@ and the tile to the batch's total, and goes on to the next. The patches of x are
 
 from __future__ import annotations  # the kernel's name `tl`, which is bound at its first use
 
+from math import prod
+
 import torch
 from torch import Tensor
 
-from clars.native.triton.compiling import compiled, cover, interpreted, processors
+from clars.native.triton.compiling import compiled, cover, interpreted, power_of_two, processors
+from clars.native.triton.layout import aligned, channels_together, near, position_stride, strides
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -53,57 +56,103 @@ def fused_products(
     The first call for a new combination of types, tiles and alignments compiles, so make one before a CUDA graph is
     captured.
     """
+    parts, squares = _formed(gy, x, kernel, stride, padding, dilation, groups, group, total=True)
+    gradient = parts.sum(0) if len(parts) > 1 else parts[0]
+    return gradient.view(-1, *kernel, x.shape[1] // groups).permute(0, 3, 1, 2), squares.sum(0)
+
+
+def fused_squares(
+    gy: Tensor,
+    x: Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int = 1,
+    group: int = 1,
+) -> Tensor:
+    """Return the squared norms alone. See `fused_products`.
+
+    A program that keeps no total has room for a tile twice as wide, which reads less for each product.
+    """
+    return _formed(gy, x, kernel, stride, padding, dilation, groups, group, total=False)[1].sum(0)
+
+
+def _formed(
+    gy: Tensor,
+    x: Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    group: int,
+    *,
+    total: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return sums of the gradient over shares of the batch [shares, P, columns], and the squares' sums over tiles.
+
+    Without `total` the first are none.
+    """
+    gy, x = near(gy), near(x)
     examples, outputs, channels = len(x), gy.shape[1] // groups, x.shape[1] // groups
-    columns, positions = channels * kernel[0] * kernel[1], gy.shape[2] * gy.shape[3]
-    block_p, block_d, block_t = _blocks(gy, x, outputs, channels, columns)
+    columns, positions = channels * prod(kernel), prod(gy.shape[2:])
+    bare = prod(kernel) == 1 and set(stride) == {1} and not any(padding)
+    gy_step, x_step = position_stride(gy), position_stride(x) if bare else None
+    block_p, block_d, block_t = _blocks(gy, x, outputs, channels, prod(kernel), total)
     tiles_p, tiles_d = cover(outputs, block_p), cover(columns, block_d)
-    tiles = groups * tiles_p * tiles_d
-    norms = cover(examples, group)
+    tiles, norms = groups * tiles_p * tiles_d, cover(examples, group)
     norms_each, splits = _split(norms, tiles, gy.device)
-    parts = gy.new_empty((splits, groups * outputs, columns), dtype=torch.float32)
+    parts = gy.new_empty((splits if total else 0, groups * outputs, columns), dtype=torch.float32)
     squares = gy.new_empty((tiles, norms), dtype=torch.float32)
-    warps = 8 if block_p * block_d >= 64 * 64 else 4
     with torch.cuda.device_of(gy):  # triton launches on the current device, whatever the tensors'
         compiled(_products, _UNSPECIALIZED)[(tiles, splits)](
-            gy, x, parts, squares, examples, norms_each * group, group, norms, outputs, channels, columns, tiles_p,
-            tiles_d, gy.shape[1], gy.shape[3], positions, x.shape[2], x.shape[3], kernel[1], *stride, *padding,
-            *dilation, *gy.stride(), *x.stride(), gy.stride(1) == 1, x.stride(1) == 1, interpreted(),
-            block_p, block_d, block_t, num_warps=warps, num_stages=4, enable_fp_fusion=True,
+            gy, x, parts if total else squares, squares, examples, norms_each * group, group, norms, outputs, channels,
+            columns, tiles_p, tiles_d, gy.shape[1], gy.shape[3], positions, *x.shape[2:], kernel[1], *stride, *padding,
+            *dilation, *strides(gy), gy_step or 0, *strides(x), x_step or 0, channels_together(gy),
+            channels_together(x), gy_step is not None, x_step is not None, prod(kernel) == 1 or channels % block_d == 0,
+            any(padding), total, interpreted(), block_p, block_d, block_t,
+            num_warps=8 if block_p * block_d >= 64 * 64 else 4, num_stages=4, enable_fp_fusion=True,
         )  # fmt: skip
-    gradient = parts.sum(0) if splits > 1 else parts[0]
-    return gradient.view(-1, *kernel, channels).permute(0, 3, 1, 2), squares.sum(0)
+    return parts, squares
 
 
 def _products(
     gy, x, parts, squares, examples, examples_each, together, norms, outputs, channels, columns, tiles_p, tiles_d, rows,
     out_width, positions, height, width, kernel_w,
     stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w,
-    gy_b, gy_c, gy_h, gy_w, x_b, x_c, x_h, x_w,
-    GY_CHANNELS_LAST: tl.constexpr, X_CHANNELS_LAST: tl.constexpr, INTERPRETED: tl.constexpr,
+    gy_b, gy_c, gy_h, gy_w, gy_step, x_b, x_c, x_h, x_w, x_step,
+    GY_CHANNELS_LAST: tl.constexpr, X_CHANNELS_LAST: tl.constexpr, GY_STEPS: tl.constexpr, X_STEPS: tl.constexpr,
+    ONE_TAP: tl.constexpr, PADDED: tl.constexpr, TOTAL: tl.constexpr, INTERPRETED: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """One tile [BLOCK_P, BLOCK_D] of one group's gradient [outputs, columns], over one run of the examples.
 
     A column d is (kernel row, kernel column, channel), channels fastest, and a position t is (row, column) of gy.
     Each tile is read with the dimension that is contiguous in memory last: neighbouring threads, neighbouring numbers.
+
+    GY_STEPS: whether gy's positions lie gy_step apart. X_STEPS: whether x has the same positions, x_step apart.
+    ONE_TAP: whether a tile's columns have the same tap. TOTAL: whether the sum over the examples is wanted too.
     """
     tile, split = tl.program_id(0), tl.program_id(1)
     group = tile // (tiles_p * tiles_d)
+    first_d = tile % tiles_d * BLOCK_D
     p = tile // tiles_d % tiles_p * BLOCK_P + tl.arange(0, BLOCK_P)
-    d = tile % tiles_d * BLOCK_D + tl.arange(0, BLOCK_D)
+    d = first_d + tl.arange(0, BLOCK_D)
     p_in = p[None, :] if GY_CHANNELS_LAST else p[:, None]
     d_in = d[None, :] if X_CHANNELS_LAST else d[:, None]
 
-    # Where an output (column) lies relative to its position's place in gy (x), in 64 bits: a batch can be that large.
-    tap_h = d_in // channels // kernel_w * dilation_h - padding_h
-    tap_w = d_in // channels % kernel_w * dilation_w - padding_w
-    gy += (group * outputs + p_in).to(tl.int64) * gy_c
-    x += (group * channels + d_in % channels).to(tl.int64) * x_c + tap_h.to(tl.int64) * x_h + tap_w.to(tl.int64) * x_w
+    # Where an output (column) lies relative to its position's place in gy (x).
+    tap = first_d // channels if ONE_TAP else d_in // channels
+    tap_h, tap_w = tap // kernel_w * dilation_h - padding_h, tap % kernel_w * dilation_w - padding_w
+    gy += (group * outputs + p_in) * gy_c
+    x += (group * channels + d_in - tap * channels) * x_c + tap_h * x_h + tap_w * x_w
 
     first = split * examples_each
     steps = tl.cdiv(positions, BLOCK_T)
     own = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
-    total = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
+    if TOTAL:
+        total = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
     # One loop over examples and positions, so that an example's first loads overlap its predecessor's last products. A
     # program's examples are whole groups, but for the batch's last.
     for step in range(tl.minimum(examples_each, examples - first) * steps):
@@ -111,12 +160,18 @@ def _products(
         t = step % steps * BLOCK_T + tl.arange(0, BLOCK_T)
         t_gy = t[:, None] if GY_CHANNELS_LAST else t[None, :]
         t_x = t[:, None] if X_CHANNELS_LAST else t[None, :]
-        row, column = t_x // out_width * stride_h, t_x % out_width * stride_w
-        at_gy = (t_gy // out_width).to(tl.int64) * gy_h + (t_gy % out_width).to(tl.int64) * gy_w
-        at_x = row.to(tl.int64) * x_h + column.to(tl.int64) * x_w
-        inside = (row + tap_h >= 0) & (row + tap_h < height) & (column + tap_w >= 0) & (column + tap_w < width)
+        at_gy = t_gy * gy_step if GY_STEPS else t_gy // out_width * gy_h + t_gy % out_width * gy_w
+        seen = t_x < positions
+        if X_STEPS:
+            at_x = t_x * x_step
+        else:
+            row, column = t_x // out_width * stride_h, t_x % out_width * stride_w
+            at_x = row * x_h + column * x_w
+            if PADDED:
+                row, column = row + tap_h, column + tap_w
+                seen = seen & (row >= 0) & (row < height) & (column >= 0) & (column < width)
         gy_tile = tl.load(gy + example.to(tl.int64) * gy_b + at_gy, (t_gy < positions) & (p_in < outputs), 0.0)
-        x_tile = tl.load(x + example.to(tl.int64) * x_b + at_x, inside & (t_x < positions) & (d_in < columns), 0.0)
+        x_tile = tl.load(x + example.to(tl.int64) * x_b + at_x, seen & (d_in < columns), 0.0)
         if GY_CHANNELS_LAST:
             gy_tile = tl.trans(gy_tile)
         if not X_CHANNELS_LAST:
@@ -126,28 +181,37 @@ def _products(
         own = tl.dot(gy_tile, x_tile, own, input_precision="ieee")  # "ieee": no tf32 where the inputs are float32
         if (step % steps == steps - 1) & (((example + 1) % together == 0) | (example == examples - 1)):
             tl.store(squares + tile.to(tl.int64) * norms + example // together, tl.sum(own * own))
-            total += own
+            if TOTAL:
+                total += own
             own = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
 
-    place = (split * rows + group * outputs + p[:, None]).to(tl.int64) * columns + d[None, :]
-    tl.store(parts + place, total, (p[:, None] < outputs) & (d[None, :] < columns))
+    if TOTAL:
+        place = (split * rows + group * outputs + p[:, None]).to(tl.int64) * columns + d[None, :]
+        tl.store(parts + place, total, (p[:, None] < outputs) & (d[None, :] < columns))
 
 
-def _blocks(gy: Tensor, x: Tensor, outputs: int, channels: int, columns: int) -> tuple[int, int, int]:
+def _blocks(gy: Tensor, x: Tensor, outputs: int, channels: int, taps: int, total: bool) -> tuple[int, int, int]:
     """Return the tile's outputs, columns and positions at a time: powers of two, 16 at least, as tl.dot wants.
 
     An example's tile, the total and the addresses of the next loads share the registers. Only loads of many numbers
     at once, from aligned channels, and products in the tensor cores leave room for a tile wider than 64.
     """
-    aligned = all(tensor.stride(1) == 1 for tensor in (gy, x)) and outputs % 16 == channels % 16 == 0
-    most = 128 if aligned and gy.dtype != torch.float32 else 64
-    return _block(outputs, most), _block(columns, most), _block(gy.shape[2] * gy.shape[3], 32)
+    whole, narrow = aligned(gy, outputs) and aligned(x, channels), gy.dtype != torch.float32
+    wide = whole and narrow
+    block_p = _block(outputs, 128 if wide else 64)
+    block_t = power_of_two(prod(gy.shape[2:]), 32 if whole or narrow or not total else 16)
+    block_d = _block(channels * taps, (128 if total or block_p < 128 else 256) if wide else 64)
+    if taps > 1 and channels % 64 == 0:  # so that a tile has one tap, and a position is looked up but once
+        block_d = min(block_d, channels & -channels)
+    return block_p, block_d, block_t
 
 
 def _block(size: int, most: int) -> int:
-    """Return the power of two of 16..`most` that covers `size`, or 64 where 128 would mostly cover padding."""
-    block = min(most, max(16, 1 << (size - 1).bit_length()))
-    return 64 if block > 64 and cover(size, block) * block > 1.125 * size else block
+    """Return the power of two of 16..`most` that covers `size`, or less where that would mostly cover padding."""
+    block = power_of_two(size, most)
+    while block > 64 and cover(size, block) * block > 1.125 * size:
+        block //= 2
+    return block
 
 
 def _split(norms: int, tiles: int, device: torch.device) -> tuple[int, int]:
