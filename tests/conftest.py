@@ -6,6 +6,7 @@ from hypothesis import settings
 from losses import squared_loss as squared_loss
 
 import clars
+from clars.native import device, operators
 
 settings.register_profile("clars", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("clars")
@@ -21,6 +22,18 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def accelerated(monkeypatch):
+    """Take the processor for an accelerator: its layers are measured by the same operators, by their plain twins."""
+    accelerate(monkeypatch)
+
+
+def accelerate(patch):
+    """Do so by a patch; in double precision as well, for which there are twins alone."""
+    patch.setattr(operators, "ACCELERATED", {"cuda", "cpu"})
+    patch.setattr(device, "DTYPES", (*device.DTYPES, torch.float64))
 
 
 def backward_sums(model, loss_fn, *batch, **kwargs):

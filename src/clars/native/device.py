@@ -79,12 +79,16 @@ def _shaped_products(gy, x, kernel, stride, padding, dilation, groups, group):
 
 
 def _shaped_depthwise(gy, x, kernel, stride, padding, dilation, group):
-    gradient = gy.new_empty((gy.shape[1], 1, *kernel), dtype=wide(gy.dtype))
+    gradient = gy.new_empty((*kernel, gy.shape[1], 1), dtype=wide(gy.dtype)).permute(2, 3, 0, 1)
     return gradient, _shaped_squares(gy, x, kernel, stride, padding, dilation, group)
 
 
 def _shaped_squares(gy, x, kernel, stride, padding, dilation, group):
     return gy.new_empty((gy.shape[0] + group - 1) // group, dtype=wide(gy.dtype))
+
+
+def _shaped_fused_squares(gy, x, kernel, stride, padding, dilation, groups, group):
+    return _shaped_squares(gy, x, kernel, stride, padding, dilation, group)
 
 
 def _shaped_batch_norm(gy, x, mean, rstd, weight, training, needs_input, first, last, group):
@@ -111,9 +115,9 @@ def _channels_last(results, x):
     return gradient.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2), squares
 
 
-def _contiguous(results, x):
+def _taps_first(results, x):
     gradient, squares = results
-    return gradient.contiguous(), squares
+    return gradient.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1), squares
 
 
 def _as_it_is(squares, x):
@@ -132,12 +136,16 @@ fused_products = _operator(
     f"fused_products({_WINDOWS}, int groups, int group) -> (Tensor, Tensor)",
     fused_kernels, product_twins, _shaped_products, _channels_last,
 )  # fmt: skip
+fused_squares = _operator(
+    f"fused_squares({_WINDOWS}, int groups, int group) -> Tensor",
+    fused_kernels, product_twins, _shaped_fused_squares, _as_it_is,
+)  # fmt: skip
 gram_squares = _operator(
     f"gram_squares({_WINDOWS}, int group) -> Tensor", gram_kernels, product_twins, _shaped_squares, _as_it_is
 )
 depthwise_products = _operator(
     f"depthwise_products({_WINDOWS}, int group) -> (Tensor, Tensor)",
-    depthwise_kernels, product_twins, _shaped_depthwise, _contiguous,
+    depthwise_kernels, product_twins, _shaped_depthwise, _taps_first,
 )  # fmt: skip
 batch_norm_backward = _operator(
     f"batch_norm_backward({_STATISTICS}, bool training, {_WANTED}) -> {_AFFINE}",

@@ -6,11 +6,11 @@ This list is all that knows them. Of methods with equal estimates the first is t
 from clars.norms.methods.depthwise import Depthwise
 from clars.norms.methods.direct import Direct
 from clars.norms.methods.each import Each
-from clars.norms.methods.fused import Fused
+from clars.norms.methods.fused import Fused, Squared
 from clars.norms.methods.gram import Gram
 from clars.norms.methods.grouped import Grouped
 from clars.norms.methods.matrix import Matrix
 from clars.norms.methods.method import Method
 from clars.norms.methods.ordinary import Ordinary
 
-METHODS: list[Method] = [Grouped(), Direct(), Each(), Matrix(), Gram(), Ordinary(), Fused(), Depthwise()]
+METHODS: list[Method] = [Grouped(), Direct(), Each(), Matrix(), Gram(), Ordinary(), Fused(), Squared(), Depthwise()]

@@ -300,7 +300,8 @@ def instance_norm(
 ) -> LayerCall | Tensor:
     """Stand for torch.nn.functional.instance_norm: input [B, C, ...], weight and bias [C].
 
-    By statistics of the input it is a group normalisation of a channel each. Else it is, as torch does it, a batch normalisation of B * C channels, with scale and shift expanded over the examples.
+    By statistics of the input it is a group normalisation of a channel each; else, as torch does it, a batch
+    normalisation of B * C channels, with scale and shift expanded over the examples.
     """
     if use_input_stats and running_mean is None and weight is not None:
         _need_several(input, input[0, 0].numel())
