@@ -76,7 +76,7 @@ def test_each_method_in_float64(method, accelerated, monkeypatch):
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=8, padding=(0, 1)),
         nn.Conv2d(8, 6, 1, stride=2), nn.Conv2d(6, 4, 3, groups=2, padding=1), nn.Flatten(2), nn.Conv1d(4, 5, 2),
-        nn.InstanceNorm1d(5, affine=True), nn.Linear(8, 3),
+        nn.InstanceNorm1d(5, affine=True), nn.Linear(11, 3),
     ).double()  # fmt: skip
     x = torch.randn(5, 3, 14, 14, dtype=torch.double)
     assert_exact(model, squared_loss, x)
@@ -133,10 +133,11 @@ def test_the_compiler_sees_operators_whole(accelerated):
         return graph.forward
 
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(8 * 36, 4))
-    clars.ExampleNorms(model)
+    norms = clars.ExampleNorms(model)
     run = torch.compile(model, backend=aot_autograd(fw_compiler=keep, bw_compiler=keep))
     run(torch.randn(4, 3, 8, 8)).square().sum().backward()
     called = [str(node.target) for node in graphs[-1].graph.nodes if node.op == "call_function"]
     assert sum("clars_device" in name for name in called) == 3  # the weights of convolutions and the linear layer
+    assert len(norms.sums()) == 4
     assert not any("clars_device.batch_norm" in name for name in called)  # the compiler writes a kernel of its own
     torch._dynamo.reset()

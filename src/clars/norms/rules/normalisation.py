@@ -212,6 +212,26 @@ class GroupNorm(Rule):
         return _gradients(gx, gw, gb, sums, needs, measure)
 
 
+@dataclass(frozen=True)
+class InstanceNorm(Rule):
+    """Instance normalisation of x [B, C, ...] by its own statistics, on accelerators."""
+
+    eps: float
+
+    def forward(self, x, weight, bias):
+        examples, channels = x.shape[:2]
+        one = x.reshape(1, examples * channels, *x.shape[2:])
+        scale, shift = (None if value is None else value.repeat(examples) for value in (weight, bias))
+        y, mean, rstd, *_ = torch._batch_norm_impl_index(
+            one, scale, shift, None, None, True, 0.0, self.eps, torch.backends.cudnn.enabled
+        )
+        return y.view(x.shape), (mean.view(examples, channels), rstd.view(examples, channels))
+
+    def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
+        wanted = _wanted(x, needs, measure)
+        return _from_kernels(device.group_norm_backward(gy, x, *saved, weight, x.shape[1], *wanted), weight, needs)
+
+
 def _wanted(x: Tensor, needs: tuple[bool, bool, bool], measure: Measure) -> tuple[bool, int, int, int]:
     """Return what the kernels are told: whether the input's gradient is wanted, the measured examples, their groups."""
     first, last, _ = measure.rows.indices(len(x))
@@ -300,12 +320,11 @@ def instance_norm(
 ) -> LayerCall | Tensor:
     """Stand for torch.nn.functional.instance_norm: input [B, C, ...], weight and bias [C].
 
-    By statistics of the input it is a group normalisation of a channel each; else, as torch does it, a batch
-    normalisation of B * C channels, with scale and shift expanded over the examples.
+    As torch does it, a batch normalisation of B * C channels, with scale and shift expanded over the examples.
     """
-    if use_input_stats and running_mean is None and weight is not None:
+    if use_input_stats and running_mean is None and weight is not None and where.runs_kernels(input):
         _need_several(input, input[0, 0].numel())
-        return group_norm(find, input, input.shape[1], weight, bias, eps)  # the same, and known to kernels
+        return LayerCall(InstanceNorm(eps), input, weight, bias, (find(weight), find(bias)))
     examples, channels = input.shape[:2]
     present = [value for value in (weight, bias) if value is not None]
     rows = find.expand(torch.Size((examples, channels)), present)
