@@ -133,7 +133,7 @@ CASES = {
 }
 
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+on_cuda = pytest.mark.gpu
 with_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 
 
