@@ -300,6 +300,22 @@ def test_inputs():
             clars.graphed(print, warmup)
 
 
+def test_other_values_than_tensors():
+    """A call with another one is taken as it is, and warned of once."""
+    training = Training()
+    take = Graphed(lambda x, y, factor: training.step(x * factor, y), capture=Tape)
+    ran = []
+    for factor in (1.0, 1.0, 1.0, 1.0, 2.0, 1.0, 3.0):
+        x, y = next(batches(1))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            take(x, y, factor)
+        ran.append((training.ran, [str(each.message) for each in told]))
+    assert [count for count, _ in ran] == [1, 2, 3, 4, 5, 5, 6]
+    assert [len(texts) for _, texts in ran] == [0, 0, 0, 0, 1, 0, 0]
+    assert "first called with [1.0] beside its tensors, and now with [2.0]" in ran[4][1][0]
+
+
 @pytest.mark.parametrize("warmup", [1, 4])
 def test_warmup(warmup):
     training = Training(warmup=warmup)

@@ -1,5 +1,6 @@
 """`graphed`: from a function that takes a training step to one that has the device repeat it."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, distributed
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from clars.errors import UserError
+from clars.errors import UserError, quoted
 from clars.graphs.captured import Captured, detached
 from clars.graphs.watched import Watched
 from clars.native.capture import Capture, CudaCapture
@@ -47,14 +48,17 @@ def graphed(step: Callable[..., Any], warmup: int | None = None) -> Callable[...
 
     Args:
         step: takes tensors on one GPU, in any structure of lists and dictionaries, and takes the whole step; nothing in
-            it waits for the device. What it returns is detached, and in replays overwritten by the next one; clone
-            what is to be kept.
+            it waits for the device. Other values are given as the first time, or the call is taken as it is. What it
+            returns is detached, and in replays overwritten by the next one; clone what is to be kept.
         warmup: how many steps to take before; 3 by default, 11 with several processes.
 
     Raises:
         ValueError: warmup is not above 0. When it is called: an input is not on a GPU, or needs a gradient; a
             GradScaler takes the step; the step changes the rate by itself; estimator="subset"; parameters are cut
             (FSDP2, ZeRO); something in the step waits for the device.
+
+    Warns:
+        UserWarning: once, a value that is no tensor differs from that of the first call.
     """
     return Graphed(step, warmup)
 
@@ -73,6 +77,7 @@ class Graphed:
         self._step, self._warmup, self._make = step, warmup, capture
         self._capture: Capture | None = None
         self._signature: tuple | None = None
+        self._plain: list | None = None  # what is given beside tensors; None once it was warned of
         self._left = 0  # steps to take before one is captured
         self._watched = Watched()
         self._captured: Captured | None = None
@@ -84,8 +89,9 @@ class Graphed:
         signature = (structure, tuple(map(_described, values)))
         if self._signature is None:
             self._begin(inputs)
-            self._signature = signature
+            self._signature, self._plain = signature, _plain(values)
         if signature != self._signature:
+            self._warn_of_values(values)
             with self._capture.aside():
                 return detached(self._step(*arguments, **options))
         if self._captured is not None and self._captured.is_stale():
@@ -122,6 +128,20 @@ class Graphed:
         many = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
         self._left = self._warmup or (WARM_UP_OF_MANY if many else WARM_UP)
         self._capture = (self._make or CudaCapture)(devices.pop())
+
+    def _warn_of_values(self, values: Sequence[object]) -> None:
+        """Warn, once, where what differs is a value that is no tensor: perhaps it does at every step."""
+        if self._plain is not None and _plain(values) != self._plain:
+            warnings.warn(
+                f"The graphed step was first called with {quoted(self._plain)} beside its tensors, and now with "
+                f"{quoted(_plain(values))}: such a call is taken as it is, without the graph. Give it a tensor.",
+                stacklevel=3,
+            )
+            self._plain = None
+
+
+def _plain(values: Sequence[object]) -> list:
+    return [value for value in values if not isinstance(value, Tensor)]
 
 
 def _described(value: object) -> object:

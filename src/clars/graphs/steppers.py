@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import Any, Protocol
 
 import torch
@@ -56,6 +57,7 @@ class _Layerwise:
         self.optimizer = optimizer
         names = [layer.name for layer in optimizer.layers]
         device = layout.shards[0].owner.device
+        self._others = itemgetter(*(name for name in optimizer.options if name != "lr"))
         self._live = Live(("lr", *optimizer.counters), names, device)
         self._kept: Any = None
 
@@ -81,8 +83,7 @@ class _Layerwise:
         self.optimizer.put_step(self._kept)
 
     def options(self) -> object:
-        names = [name for name in self.optimizer.options if name != "lr"]
-        return [[group[name] for name in names] for group in self.optimizer.param_groups]
+        return list(map(self._others, self.optimizer.param_groups))
 
 
 class _Plain:

@@ -40,7 +40,8 @@ class CudaCapture:
         current.wait_stream(self._stream)
 
     def record(self, work: Callable[[], T]) -> T:
-        self._graph = None  # frees its memory first
+        torch.cuda.synchronize(self._device)
+        self._graph = None  # which has been done by now, and whose memory is free then
         graph = torch.cuda.CUDAGraph()
         # Threads that load data, or watch over processes, may go on with theirs.
         with where.capturing(), torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):

@@ -204,7 +204,8 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
     def put_step(self, kept: tuple[LastStep | None, bool]) -> None:
         """Take the last step to be the one of which `kept_of_step` told: it was repeated, and Python did not run."""
         self._last, self._stepped = kept
-        self.count()
+        if self.counters:
+            self.count()
 
     def skip(self) -> None:
         """Note that a step was not taken: it has no statistics."""
