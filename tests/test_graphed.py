@@ -268,9 +268,23 @@ class Stands(Training):
         return self.model(x).sum()
 
 
+class Follows(Training):
+    def step(self, x, y):
+        loss = super().step(x, y)
+        self.noise = getattr(self, "noise", None) or clars.NoiseScale(self.model, self.optimizer.norms)
+        self.noise.update()
+        return loss
+
+
 @pytest.mark.parametrize(
     "kind, words",
-    [(Reads, "item"), (Schedules, "schedule's step"), (Scales, "GradScaler.*bfloat16"), (Stands, "no optimizer step")],
+    [
+        (Follows, "Call it after the step"),
+        (Reads, "item"),
+        (Schedules, "schedule's step"),
+        (Scales, "GradScaler.*bfloat16"),
+        (Stands, "no optimizer step"),
+    ],
 )
 def test_steps_that_cannot_be_repeated(kind, words):
     with pytest.raises(clars.UserError, match=words):

@@ -1,5 +1,6 @@
 """Time of a training step by method: bfloat16 by autocast, channels together in memory, the methods taking turns."""
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -151,15 +152,26 @@ def measure(part: Part, network: str, batch: int, pixels: int) -> dict[str, dict
 
 
 def in_a_graph(part: Part, network: str, batch: int, pixels: int) -> dict[str, dict]:
-    """Return the same of steps that are replayed."""
-    if not part.on_gpu:
-        return {}
-    steps, first = {}, {}
-    for method in IN_A_GRAPH:
-        steps[method] = step = Step(part, network, method, batch, pixels)
-        step.take = clars.graphed(step.plain)
-        first[method] = sum(first_step(step) for _ in range(4))  # three before the one that is captured
-    return {method: each | {"first_s": first[method]} for method, each in in_turns(steps, ROUNDS).items()}
+    """Return the same of steps that are replayed; one method after the other, as each graph keeps its memory."""
+    found = part.result["graph"] = {}
+    for method in IN_A_GRAPH if part.on_gpu else ():
+        part.attempt(found, method, lambda method=method: _replayed(part, network, method, batch, pixels))
+        release(part)
+    return found
+
+
+def _replayed(part: Part, network: str, method: str, batch: int, pixels: int) -> dict:
+    step = Step(part, network, method, batch, pixels)
+    step.take = clars.graphed(step.plain)
+    first = sum(first_step(step) for _ in range(4))  # three before the one that is captured
+    return in_turns({method: step}, ROUNDS)[method] | {"first_s": first}
+
+
+def release(part: Part) -> None:
+    """Give back the memory of what is not used any more; networks and their trackers refer to each other."""
+    gc.collect()
+    if part.on_gpu:
+        torch.cuda.empty_cache()
 
 
 def compiled(part: Part, network: str, batch: int, pixels: int) -> dict[str, dict]:
@@ -216,10 +228,10 @@ def main() -> None:
         size = (part, network, batch, pixels)
         part.attempt(found["networks"], network, lambda size=size: measure(*size))
         if number == 0:
+            release(part)
             part.attempt(found, "graph", lambda size=size: in_a_graph(*size))
             part.attempt(found, "profile", lambda size=size: profile(*size))
-        if part.on_gpu:
-            torch.cuda.empty_cache()
+        release(part)
     network, (batch, pixels) = next(iter(networks.items()))
     part.attempt(found, "compiled", lambda: compiled(part, network, batch, pixels))
 

@@ -14,6 +14,7 @@ import clars
 from clars import native
 from clars.errors import UserError
 from clars.graphs.graphed import Graphed
+from clars.lab import cli
 from clars.lab.launching.division import divide
 from clars.lab.training import graph, script
 from clars.lab.training.command import repeating
@@ -92,6 +93,15 @@ def test_a_run_with_replayed_steps(recipe, monkeypatch, optimizer):
         assert one["lr"] == other["lr"]
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
     assert " --cuda-graph " in record("graph")["command"] and "--cuda-graph" not in record("plain")["command"]
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_command_line_passes_it_on(recipe, launches, asked):
+    given = []
+    launches(lambda arguments, config: given.append(arguments) or 0)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["run", str(recipe()), *(["--cuda-graph"] if asked else [])])
+    assert not end.value.code and ("--cuda-graph" in given[0]) == asked
 
 
 def test_the_repeating_command(recipe):
