@@ -74,7 +74,7 @@ COMPILED_SLOWLY = {
     "3x3, window": Case((1, 128, 14, 14), 128, (3, 3), (1, 1), (1, 1), dtype=torch.bfloat16, layout="window"),
 }
 
-on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+on_cuda = pytest.mark.gpu
 with_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 
 

@@ -45,6 +45,9 @@ def run(
         int | None,
         typer.Option(min=0, metavar="STEPS", help="note the gradient noise scale every N steps; 0: about 100 times"),
     ] = None,
+    cuda_graph: Annotated[
+        bool, typer.Option("--cuda-graph", help="capture the step once on a GPU and replay it: no time on the host")
+    ] = False,
     timeout: Annotated[
         float | None, typer.Option(min=1, metavar="SECONDS", help="give up on a process that does not answer; 600")
     ] = None,
@@ -62,6 +65,7 @@ def run(
     arguments += ["--micro-batch", str(micro_batch)] if micro_batch else []
     arguments += ["--checkpoint-every", str(checkpoint_every)] if checkpoint_every else []
     arguments += ["--noise-scale", str(noise_scale)] if noise_scale is not None else []
+    arguments += ["--cuda-graph"] if cuda_graph else []
     arguments += ["--timeout", str(timeout)] if timeout else []
     arguments += ["--log-with", log_with] if log_with else []
     raise typer.Exit(launcher.launch(arguments, launcher.find_config(launch, [resolved.recipe.batch_size])))

@@ -20,7 +20,14 @@ _NAMED = {
 
 
 def repeating(
-    job: Job, cut: Division, strategy: str, device: str, precision: str, threads: int, noise_every: int | None = None
+    job: Job,
+    cut: Division,
+    strategy: str,
+    device: str,
+    precision: str,
+    threads: int,
+    noise_every: int | None = None,
+    cuda_graph: bool = False,
 ) -> str:
     """Return the command line: the recipe, its overrides, the seed, and of the machine what changes rounding.
 
@@ -34,10 +41,12 @@ def repeating(
         precision: accelerate's word for it, such as no or bf16.
         threads: of a process.
         noise_every: steps between lines of the noise scale, whose measuring forms the gradient in other ways.
+        cuda_graph: whether steps were replayed, in which torch's SGD rounds otherwise.
     """
     words = [name_of(job.resolved), *job.resolved.overrides, "--seed", str(job.seed)]
     words += ["--micro-batch", str(cut.micro_batch)] if cut.accumulation > 1 else []
     words += ["--noise-scale", str(noise_every)] if noise_every else []
+    words += ["--cuda-graph"] if cuda_graph else []
     named = _NAMED.get((strategy, cut.world_size, device)) if precision == "no" else None
     if named and _machines(cut.world_size) == 1:
         line = ["clars", "run", *words, "--launch", named]

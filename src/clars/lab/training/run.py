@@ -27,7 +27,7 @@ from clars.lab.runs.provenance import provenance
 from clars.lab.runs.record import Record
 from clars.lab.runs.resume import Progress, State
 from clars.lab.runs.run_folder import RunFolder
-from clars.lab.training import init, momentum, noise
+from clars.lab.training import graph, init, momentum, noise
 from clars.lab.training.average import Average
 from clars.lab.training.batches import batches_of
 from clars.lab.training.build import build_optimizer, build_schedule
@@ -47,6 +47,7 @@ class MachineOptions:
 
     The state to resume from is written after each epoch, and after every `checkpoint_every` steps where that is given.
     Every `noise_scale` steps a line tells the gradient noise scale; 0 stands for about a hundred lines over the run.
+    With `cuda_graph`, steps are captured once and replayed.
     """
 
     micro_batch: int | None = None
@@ -54,6 +55,7 @@ class MachineOptions:
     checkpoint_every: int | None = None
     timeout: float = strategy.TIMEOUT
     noise_scale: int | None = None
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
         if self.checkpoint_every is not None and self.checkpoint_every < 1:
@@ -98,11 +100,14 @@ class TrainingRun:
         state = State() if options.overwrite else self._load()
         steps = self.batches.steps * recipe.epochs
         every = noise.interval(options.noise_scale, state, steps, self.folder.state)
-        self.model, self.optimizer, self.strategy = strategy.prepare(
-            accelerator, self.division, self.plain, self.inner, options.timeout
-        )
+        with graph.aside(options.cuda_graph):
+            self.model, self.optimizer, self.strategy = strategy.prepare(
+                accelerator, self.division, self.plain, self.inner, options.timeout
+            )
         self.head.check(self.strategy)
-        self.machine |= in_force(job, self.division, self.strategy, accelerator, every)
+        what = {"frozen_steps": self.head.steps, "noise_every": every}
+        self.step = graph.step_of(self, self._step, options.cuda_graph, **what)
+        self.machine |= in_force(job, self.division, self.strategy, accelerator, every, options.cuda_graph)
         self.average.begin(self.strategy, accelerator.device, state.average)
         if state == State():  # only now, when no mistake can end the run before it begins
             self.folder.clear()
@@ -165,12 +170,7 @@ class TrainingRun:
         for number, (x, y) in enumerate(loader, self.batches.first_step * cut.accumulation):
             self._seed(epoch, number)
             with self.accelerator.accumulate(self.model):
-                self.loss_sum = self.loss_sum + self._forward_backward(x, y).double() / cut.accumulation
-                if self.accelerator.sync_gradients:
-                    self.head.before_step(self.progress.step)
-                    self.noise.before_step()
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                self.loss_sum = self.loss_sum + self.step(*self._sent(x, y)).double() / cut.accumulation
             if self.accelerator.sync_gradients:
                 self.schedule.step()
                 seconds = self.progress.train_seconds + time.perf_counter() - began
@@ -186,10 +186,23 @@ class TrainingRun:
         if isinstance(self.inner, CLARS):
             self.inner.norms.estimator.seed(seeds.derived(*place, 1))
 
-    def _forward_backward(self, x: Tensor, y: Tensor) -> Tensor:
+    def _sent(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         device = self.accelerator.device
-        logits = self.model(x.to(device, dtype_of(self.plain), non_blocking=True)).float()
-        loss = F.cross_entropy(logits, y.to(device, non_blocking=True), label_smoothing=self.recipe.label_smoothing)
+        return x.to(device, dtype_of(self.plain), non_blocking=True), y.to(device, non_blocking=True)
+
+    def _step(self, x: Tensor, y: Tensor) -> Tensor:
+        """Take a micro-batch, and with the last one of a batch the optimizer's step; return its loss."""
+        loss = self._forward_backward(x, y)
+        if self.accelerator.sync_gradients:
+            self.head.before_step(self.progress.step)
+            self.noise.before_step()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss
+
+    def _forward_backward(self, x: Tensor, y: Tensor) -> Tensor:
+        logits = self.model(x).float()
+        loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
         self.accelerator.backward(loss)
         return loss.detach()
 

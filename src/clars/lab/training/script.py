@@ -12,6 +12,7 @@ from clars.lab.launching import exits, strategy
 from clars.lab.launching.faults import explained
 from clars.lab.recipes.load import load
 from clars.lab.runs.jobs import Job, pending, read_jobs, require_distinct
+from clars.lab.training import graph
 from clars.lab.training.display import Display
 from clars.lab.training.run import MachineOptions, TrainingRun
 
@@ -33,6 +34,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="save the state between epochs as well")
     parser.add_argument(
         "--noise-scale", type=int, metavar="STEPS", help="measure the gradient noise scale, and note it every N steps"
+    )
+    parser.add_argument(
+        "--cuda-graph", action="store_true", help="capture the step once on a GPU and replay it: no time on the host"
     )
     parser.add_argument(
         "--timeout",
@@ -61,12 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run_all(words: argparse.Namespace) -> int:
     options = MachineOptions(
-        words.micro_batch, words.overwrite, words.checkpoint_every, words.timeout, words.noise_scale
+        words.micro_batch, words.overwrite, words.checkpoint_every, words.timeout, words.noise_scale, words.cuda_graph
     )
     jobs = _jobs(words)
     require_distinct(jobs)
     if words.skip_finished and not words.overwrite:
         jobs = pending(jobs)
+    graph.before_start(options.cuda_graph)
     accelerator = strategy.start(words.log_with, words.timeout)
     worst = exits.FINISHED
     main = accelerator.is_main_process
