@@ -49,7 +49,7 @@ COMPILED_SLOWLY = {
     "8x8, unaligned": of(97, (14, 14), (8, 8), dtype=bf16, layout="window"),
 }
 
-on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+on_cuda = pytest.mark.gpu
 with_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 
 

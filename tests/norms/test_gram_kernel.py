@@ -56,7 +56,7 @@ COMPILED_SLOWLY = {
     "linear, no positions, groups": Case((8, 2048, 1, 1), 1000, (1, 1), dtype=torch.float16, group=8),
 }
 
-on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+on_cuda = pytest.mark.gpu
 with_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 
 
