@@ -64,7 +64,7 @@ def record_of(
 def in_force(
     job: Job, cut: Division, strategy: str, accelerator: Accelerator, noise_every: int | None = None
 ) -> dict[str, object]:
-    """Return the entries strategy, threads and command of a record."""
-    threads, device = torch.get_num_threads(), accelerator.device.type
-    command = repeating(job, cut, strategy, device, accelerator.mixed_precision, threads, noise_every)
-    return {"strategy": strategy, "threads": threads, "command": command}
+    """Return the entries strategy, mixed_precision, threads and command of a record."""
+    threads, device, precision = torch.get_num_threads(), accelerator.device.type, accelerator.mixed_precision
+    command = repeating(job, cut, strategy, device, precision, threads, noise_every)
+    return {"strategy": strategy, "mixed_precision": precision, "threads": threads, "command": command}

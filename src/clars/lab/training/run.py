@@ -107,7 +107,8 @@ class TrainingRun:
         if state == State():  # only now, when no mistake can end the run before it begins
             self.folder.clear()
             accelerator.wait_for_everyone()
-        self.progress = replace(self._resume(state), noise_every=every)
+        precision = accelerator.mixed_precision
+        self.progress = replace(self._resume(state), noise_every=every, mixed_precision=precision)
         self.noise = noise.Noise(every, self.model, self.inner, state.noise)
         self.loss_sum = torch.tensor(self.progress.loss_sum, dtype=torch.float64)
         self.schedule: LambdaLR = build_schedule(self.resolved, self.inner, self.batches.steps, self.progress.step)
@@ -274,6 +275,7 @@ class TrainingRun:
         strategy.same_everywhere(self.accelerator, state.progress.step, self.job.folder)
         progress = state.progress
         progress.check(self.batches.steps, self.recipe.epochs, self.folder.state)
+        progress.require_precision(self.accelerator.mixed_precision, self.folder.state)
         present = self.plain.state_dict()
         moments = momentum.expected(self.plain, self.inner)
         measured = noise.expected(self.plain, self.inner) if progress.noise_every else {}
