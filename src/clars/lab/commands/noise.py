@@ -82,7 +82,7 @@ def table(lines: "list[NoiseLine]", batch: int) -> "Table":
 
 
 def _train(resolved: "Resolved", seed: int, folder: Path, launch: str, overwrite: bool, more: list[str]) -> int:
-    """Train the run if it is not there, with `more` arguments; return the exit code, or end here without a run to read."""
+    """Train the run if it is not there, with `more` arguments; return the exit code, or end here without a run."""
     from clars.lab.launching import exits
     from clars.lab.launching import launch as launcher
     from clars.lab.runs.jobs import Job, pending
