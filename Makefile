@@ -49,6 +49,7 @@ bench: $(BENCHABLE)  ## measure the cost of a step, alone, beside other tools an
 	$(BIN)/python benchmarks/sharding_time.py
 	$(BIN)/python benchmarks/compiled_step.py
 	$(BIN)/python benchmarks/ablation.py
+	$(BIN)/python benchmarks/data_rate.py
 
 tables: $(INSTALLED)  ## regenerate every committed table and figure from its committed records
 	for results in recipes/*/results/v*/*/table.md; do \
