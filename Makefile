@@ -49,6 +49,7 @@ bench: $(BENCHABLE)  ## measure the cost of a step, alone, beside other tools an
 	$(BIN)/python benchmarks/sharding_time.py
 	$(BIN)/python benchmarks/compiled_step.py
 	$(BIN)/python benchmarks/ablation.py
+	$(BIN)/python benchmarks/data_rate.py
 
 gpu:  ## test one GPU and measure what a step takes on it; eight minutes; without .venv, by PYTHON as it is
 	PYTHONPATH=src$${PYTHONPATH:+:$$PYTHONPATH} $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py

@@ -115,6 +115,11 @@ def test_the_page_on_the_noise_scale_shows_the_generated_comparison():
     assert (ROOT / "benchmarks/noise_scale.md").read_text(encoding="utf-8") in page
 
 
+def test_the_page_on_data_shows_the_generated_rates():
+    page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    assert (ROOT / "benchmarks/data_rate.md").read_text(encoding="utf-8") in page
+
+
 def test_every_benchmark_can_be_imported():
     """They take too long to be run here; `make bench` runs them."""
     scripts = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from clars.lab.launching.division import Division
+from clars.lab.launching.single_process import PRECISIONS
 from clars.lab.recipes import registry
 from clars.lab.recipes.load import Resolved
 from clars.lab.runs.jobs import Job
@@ -47,9 +48,10 @@ def repeating(
     words += ["--micro-batch", str(cut.micro_batch)] if cut.accumulation > 1 else []
     words += ["--noise-scale", str(noise_every)] if noise_every else []
     words += ["--cuda-graph"] if cuda_graph else []
-    named = _NAMED.get((strategy, cut.world_size, device)) if precision == "no" else None
+    named = _NAMED.get((strategy, cut.world_size, device)) if precision in PRECISIONS else None
     if named and _machines(cut.world_size) == 1:
         line = ["clars", "run", *words, "--launch", named]
+        line += [] if precision == "no" else ["--mixed-precision", precision]
         one_thread = threads == 1  # which is what `clars run` chooses
     else:
         line, one_thread = [*_accelerate(strategy, cut.world_size, device, precision), *words], False

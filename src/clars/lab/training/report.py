@@ -69,7 +69,7 @@ def in_force(
     noise_every: int | None = None,
     cuda_graph: bool = False,
 ) -> dict[str, object]:
-    """Return the entries strategy, threads and command of a record."""
-    threads, device = torch.get_num_threads(), accelerator.device.type
-    command = repeating(job, cut, strategy, device, accelerator.mixed_precision, threads, noise_every, cuda_graph)
-    return {"strategy": strategy, "threads": threads, "command": command}
+    """Return the entries strategy, mixed_precision, threads and command of a record."""
+    threads, device, precision = torch.get_num_threads(), accelerator.device.type, accelerator.mixed_precision
+    command = repeating(job, cut, strategy, device, precision, threads, noise_every, cuda_graph)
+    return {"strategy": strategy, "mixed_precision": precision, "threads": threads, "command": command}

@@ -1,6 +1,7 @@
 """One run of one recipe with one seed, from where it stands to its record."""
 
 import math
+import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
 
 from clars.errors import Fault, UserError
 from clars.lab import data, models, seeds
@@ -21,6 +21,8 @@ from clars.lab.launching import strategy
 from clars.lab.launching.division import Division, divide
 from clars.lab.launching.exits import ignore_stops
 from clars.lab.launching.faults import explained
+from clars.lab.loading.loader import Loader, workers
+from clars.lab.loading.resident import on_device
 from clars.lab.runs import resume
 from clars.lab.runs.jobs import Job
 from clars.lab.runs.provenance import provenance
@@ -83,10 +85,15 @@ class TrainingRun:
         if not options.overwrite:
             self.folder.refuse_finished()
         self.splits = data.load(recipe.data, evaluation=recipe.evaluation.split)
+        if recipe.data.in_memory == "device":
+            self.splits = on_device(self.splits, accelerator.device)
         self.division: Division = divide(
             recipe.batch_size, accelerator.num_processes, options.micro_batch, recipe.optimizer.together
         )
         self.batches = batches_of(self.splits.train, self.division, accelerator.process_index, job.seed)
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        self.workers = workers(recipe.data.workers, self.splits.train, processes)
+        self.loader = Loader(self.splits.train, self.batches, accelerator.device, self.workers, recipe.data.prefetch)
         set_seed(job.seed)
         self.plain: nn.Module = models.create(  # without the wrapper of a strategy
             recipe.model, self.splits.num_classes, recipe.data.channels, recipe.data.image_size
@@ -112,7 +119,8 @@ class TrainingRun:
         if state == State():  # only now, when no mistake can end the run before it begins
             self.folder.clear()
             accelerator.wait_for_everyone()
-        self.progress = replace(self._resume(state), noise_every=every)
+        precision = accelerator.mixed_precision
+        self.progress = replace(self._resume(state), noise_every=every, mixed_precision=precision)
         self.noise = noise.Noise(every, self.model, self.inner, state.noise)
         self.loss_sum = torch.tensor(self.progress.loss_sum, dtype=torch.float64)
         self.schedule: LambdaLR = build_schedule(self.resolved, self.inner, self.batches.steps, self.progress.step)
@@ -141,6 +149,8 @@ class TrainingRun:
             self.folder.write(self._record("interrupted", scores))
             self.display.tell(f"{self.job.folder}: the same command goes on from the last saved state")
             raise
+        finally:
+            self.loader.close()
         return self._finish(status, scores)
 
     def _finish(self, status: str, scores: Scores) -> Record:
@@ -157,27 +167,26 @@ class TrainingRun:
         cut, now = self.division, self.progress
         self.batches.epoch, self.batches.first_step = epoch, now.step - epoch * self.batches.steps
         self.splits.train.place = (self.job.seed, epoch)
-        workers = self.recipe.data.workers
-        loader = DataLoader(
-            self.splits.train,
-            batch_sampler=self.batches,
-            collate_fn=data.collate,
-            num_workers=workers,
-            prefetch_factor=self.recipe.data.prefetch if workers else None,
-            pin_memory=self.accelerator.device.type == "cuda",
-        )
         self.model.train()
-        for number, (x, y) in enumerate(loader, self.batches.first_step * cut.accumulation):
+        for number, (x, y) in enumerate(self.loader, self.batches.first_step * cut.accumulation):
             self._seed(epoch, number)
             with self.accelerator.accumulate(self.model):
                 self.loss_sum = self.loss_sum + self.step(*self._sent(x, y)).double() / cut.accumulation
             if self.accelerator.sync_gradients:
                 self.schedule.step()
+                self._await_device()
                 seconds = self.progress.train_seconds + time.perf_counter() - began
                 self.progress = replace(self.progress, step=self.progress.step + 1, train_seconds=seconds)
                 self._after_step()
                 began = time.perf_counter()
         return self._mean_loss_sum() / self.batches.steps
+
+    def _await_device(self) -> None:
+        """Wait for a GPU where what follows a step would wait for it, uncounted: its time is training's."""
+        looks = CHECK_EVERY, self.batches.steps, self.options.checkpoint_every, self.recipe.layer_statistics
+        step = self.progress.step + 1
+        if self.accelerator.device.type == "cuda" and any(n and step % n == 0 for n in (*looks, self.noise.every)):
+            torch.cuda.synchronize(self.accelerator.device)
 
     def _seed(self, epoch: int, number: int) -> None:
         """Begin all draws of a micro-batch anew, so that they depend on nothing but seed and place in the run."""
@@ -227,13 +236,13 @@ class TrainingRun:
         return mean
 
     def _evaluate(self) -> Scores:
-        settings, workers = self.recipe.evaluation, self.recipe.data.workers
+        settings = self.recipe.evaluation
         plain = self.average.network(self.plain)
         share_buffers(plain)
         if settings.batch_norm == "recalibrated":
-            recalibrate(self.accelerator, plain, self.splits.train, settings.batch_size, workers)
+            recalibrate(self.accelerator, plain, self.splits.train, settings.batch_size, self.workers)
         model = self.average.network(self.model)
-        return evaluate(self.accelerator, model, self.splits.test, settings.batch_size, workers)
+        return evaluate(self.accelerator, model, self.splits.test, settings.batch_size, self.workers)
 
     def _close_epoch(self, epoch: int, train_loss: float, scores: Scores) -> None:
         now = self.progress
@@ -287,6 +296,7 @@ class TrainingRun:
         strategy.same_everywhere(self.accelerator, state.progress.step, self.job.folder)
         progress = state.progress
         progress.check(self.batches.steps, self.recipe.epochs, self.folder.state)
+        progress.require_precision(self.accelerator.mixed_precision, self.folder.state)
         present = self.plain.state_dict()
         moments = momentum.expected(self.plain, self.inner)
         measured = noise.expected(self.plain, self.inner) if progress.noise_every else {}

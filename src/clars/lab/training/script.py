@@ -10,6 +10,7 @@ from clars.lab import runs, seeds, terminal
 from clars.lab.files import held
 from clars.lab.launching import exits, strategy
 from clars.lab.launching.faults import explained
+from clars.lab.launching.single_process import PRECISIONS
 from clars.lab.recipes.load import load
 from clars.lab.runs.jobs import Job, pending, read_jobs, require_distinct
 from clars.lab.training import graph
@@ -31,6 +32,9 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--jobs", type=Path, help="a JSON list of {recipe, overrides, seed, out}, instead of recipes")
     parser.add_argument("--micro-batch", type=int, help="most examples a process handles at once (default: all)")
+    parser.add_argument(
+        "--mixed-precision", choices=PRECISIONS, help="what the network computes in (default: what the launch says)"
+    )
     parser.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="save the state between epochs as well")
     parser.add_argument(
         "--noise-scale", type=int, metavar="STEPS", help="measure the gradient noise scale, and note it every N steps"
@@ -72,7 +76,7 @@ def _run_all(words: argparse.Namespace) -> int:
     if words.skip_finished and not words.overwrite:
         jobs = pending(jobs)
     graph.before_start(options.cuda_graph)
-    accelerator = strategy.start(words.log_with, words.timeout)
+    accelerator = strategy.start(words.log_with, words.timeout, words.mixed_precision)
     worst = exits.FINISHED
     main = accelerator.is_main_process
     with explained(), Display(len(jobs), shown=main, done=words.done) as display:
