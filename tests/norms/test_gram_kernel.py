@@ -115,6 +115,21 @@ def test_nothing_is_spilled(case, precision, architecture):
     assert gpu_code.resources(launch, architecture).spilled == 0
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch has the older setting alone"
+)
+def test_precision_by_the_newer_setting():
+    settings = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    try:
+        for chosen in ("tf32", "ieee"):
+            settings.fp32_precision = chosen
+            assert gram._precision(torch.zeros(1)) == chosen
+            assert gram._precision(torch.zeros(1, dtype=bf16)) == "ieee"
+    finally:
+        settings.fp32_precision = before
+
+
 @on_cuda
 @with_triton
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

@@ -84,7 +84,7 @@ def _sums(
         compiled(_tap_sums, _UNSPECIALIZED)[(channel_blocks * norms * parts,)](
             gy, x, sums, examples, group, lines_each, norms, channels, channel_blocks, out_height, out_width,
             *x.shape[2:], *stride, *padding, *dilation, *strides(gy), *strides(x), any(padding), *kernel, block_taps,
-            block_c, num_warps=warps,
+            block_c, num_warps=warps, enable_fp_fusion=True,
         )  # fmt: skip
     return sums
 
@@ -136,7 +136,7 @@ def _squared(sums: Tensor) -> tuple[Tensor, Tensor]:
     gradient, squares = sums.new_empty(size), sums.new_empty(norms, blocks)
     with torch.cuda.device_of(sums):
         compiled(_squares_and_total, ("parts", "norms"))[(blocks,)](
-            sums, gradient, squares, parts, norms, size, blocks, block, block_norms, num_warps=4
+            sums, gradient, squares, parts, norms, size, blocks, block, block_norms, num_warps=4, enable_fp_fusion=True
         )
     return gradient, squares.sum(1)
 

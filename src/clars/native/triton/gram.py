@@ -42,7 +42,7 @@ def gram_squares(
 
     Returns:
         squared norms [number of groups], float32 and accumulated in float32, none below zero. Products of float32 are
-        formed in TF32 where torch.backends.cuda.matmul.allow_tf32 says so. The same inputs on the same device give the
+        formed in TF32 where torch's own products of matrices are. The same inputs on the same device give the
         same bits.
 
     The first call for a new combination of types, tiles and alignments compiles, so make one before a CUDA graph is
@@ -60,7 +60,7 @@ def gram_squares(
             gy, x, partial, len(x), group, positions, blocks, gy.shape[1], x.shape[1], gy.shape[3], *x.shape[2:],
             kernel[1], *stride, *padding, *dilation, *strides(gy), *strides(x), channels_together(gy),
             channels_together(x), taps, any(padding), pairs == 1, precision, interpreted(), block, block_c,
-            num_warps=8 if block > 64 else 4, num_stages=3,
+            num_warps=8 if block > 64 else 4, num_stages=3, enable_fp_fusion=True,
         )  # fmt: skip
     return partial[:, 0] if pairs == 1 else partial.sum(1).clamp_min_(0)
 
@@ -183,4 +183,8 @@ def _blocks(gy: Tensor, x: Tensor, positions: int, precision: str) -> tuple[int,
 
 
 def _precision(x: Tensor) -> str:
-    return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    settings = torch.backends.cuda.matmul
+    # `allow_tf32` raises in the versions of torch that know `fp32_precision`, once somebody has set that.
+    named = hasattr(settings, "fp32_precision")
+    tf32 = settings.fp32_precision == "tf32" if named else settings.allow_tf32
+    return "tf32" if tf32 and x.dtype == torch.float32 else "ieee"
