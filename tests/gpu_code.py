@@ -14,6 +14,10 @@ import torch
 
 ARCHITECTURES = (80, 90)
 
+# Bytes that a thread may spill: some versions of the assembler keep a number or two in memory to have a program more
+# at a time. What does not fit spills hundreds.
+FEW = 16
+
 TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 
 

