@@ -96,7 +96,6 @@ def test_interpreted(printed, name):
     CASES[name].assert_exact(printed["errors"][name])
 
 
-@with_triton
 @pytest.mark.parametrize("architecture", gpu_code.ARCHITECTURES)
 @gpu_code.each_compiled(COMPILED, COMPILED_SLOWLY)
 def test_registers_suffice(case, architecture):

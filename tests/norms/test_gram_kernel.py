@@ -105,7 +105,6 @@ def precision(request):
     torch.backends.cuda.matmul.allow_tf32 = before
 
 
-@with_triton
 @pytest.mark.parametrize("architecture", gpu_code.ARCHITECTURES)
 @gpu_code.each_compiled(COMPILED, COMPILED_SLOWLY)
 def test_registers_suffice(case, precision, architecture):
