@@ -169,7 +169,8 @@ def _blocks(gy: Tensor, x: Tensor, positions: int, precision: str) -> tuple[int,
     """
     whole = all(aligned(tensor, tensor.shape[1]) for tensor in (gy, x))
     if not whole or (precision == "ieee" and gy.dtype == torch.float32):
-        return power_of_two(positions, 64), 16, 4 if whole else 8
+        block = power_of_two(positions, 64)
+        return block, 1024 // block, 4 if whole or block < 64 else 8
     wide, half = cover(positions, 128), cover(positions, 64)
     padding_is_little = 4 * wide * (wide + 1) <= 1.5 * half * (half + 1)
     block = power_of_two(positions, 128 if gy.dtype != torch.float32 and padding_is_little else 64)
