@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from clars.native.triton.compiling import compiled, cover, processors
-from clars.native.triton.layout import channels_together, near, strides
+from clars.native.triton.layout import strides, with_channels_together
 
 # Most taps of a kernel: each takes registers of every thread.
 TAPS = 64
@@ -40,9 +40,8 @@ def depthwise_products(
     """Return the weight gradient summed over examples, and the squared norms of the sums over each group of examples.
 
     Args:
-        gy: output gradients [B, C, Ho, Wo], of float16, bfloat16 or float32. If its channels are not next to each other
-            in memory, they are brought together first.
-        x: inputs [B, C, H, W], of gy's type, likewise.
+        gy: output gradients [B, C, Ho, Wo], of float16, bfloat16 or float32.
+        x: inputs [B, C, H, W], of gy's type. Either is copied if its channels are not next to each other in memory.
         kernel, stride, padding, dilation: the convolution's, for (height, width); at most `TAPS` taps.
         group: how many consecutive examples make a group; the last may be smaller.
 
@@ -53,13 +52,9 @@ def depthwise_products(
     The first call for a new combination of types, tiles and alignments compiles, so make one before a CUDA graph is
     captured.
     """
-    sums = _sums(_together(gy), _together(x), kernel, stride, padding, dilation, group)
+    sums = _sums(with_channels_together(gy), with_channels_together(x), kernel, stride, padding, dilation, group)
     gradient, squares = _squared(sums)
     return gradient.view(*kernel, -1, 1).permute(2, 3, 0, 1), squares
-
-
-def _together(tensor: Tensor) -> Tensor:
-    return near(tensor if channels_together(tensor) else tensor.contiguous(memory_format=torch.channels_last))
 
 
 def _sums(
@@ -84,7 +79,7 @@ def _sums(
         compiled(_tap_sums, _UNSPECIALIZED)[(channel_blocks * norms * parts,)](
             gy, x, sums, examples, group, lines_each, norms, channels, channel_blocks, out_height, out_width,
             *x.shape[2:], *stride, *padding, *dilation, *strides(gy), *strides(x), any(padding), *kernel, block_taps,
-            block_c, num_warps=warps,
+            block_c, num_warps=warps, enable_fp_fusion=True,
         )  # fmt: skip
     return sums
 
@@ -136,7 +131,7 @@ def _squared(sums: Tensor) -> tuple[Tensor, Tensor]:
     gradient, squares = sums.new_empty(size), sums.new_empty(norms, blocks)
     with torch.cuda.device_of(sums):
         compiled(_squares_and_total, ("parts", "norms"))[(blocks,)](
-            sums, gradient, squares, parts, norms, size, blocks, block, block_norms, num_warps=4
+            sums, gradient, squares, parts, norms, size, blocks, block, block_norms, num_warps=4, enable_fp_fusion=True
         )
     return gradient, squares.sum(1)
 

@@ -1,5 +1,6 @@
 """How tensors [B, C, H, W] lie in memory, as far as kernels care."""
 
+import torch
 from torch import Tensor
 
 
@@ -23,6 +24,11 @@ def strides(tensor: Tensor) -> tuple[int, ...]:
 def channels_together(tensor: Tensor) -> bool:
     """Tell whether channels are next to each other in memory."""
     return tensor.stride(1) == 1
+
+
+def with_channels_together(tensor: Tensor) -> Tensor:
+    """Return `tensor`, or a copy, such that channels are next to each other in memory, and examples `near`."""
+    return near(tensor if channels_together(tensor) else tensor.contiguous(memory_format=torch.channels_last))
 
 
 def aligned(tensor: Tensor, channels: int) -> bool:
