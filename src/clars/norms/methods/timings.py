@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from math import inf
 from pathlib import Path
 
 import torch
@@ -76,7 +77,8 @@ def _content(file: Path) -> dict[str, dict[str, float]]:
     """Return what a file holds; nothing where it is not there, or not as it was written."""
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
-        return {str(key): {str(name): float(value) for name, value in each.items()} for key, each in read.items()}
+        found = {str(key): {str(name): float(value) for name, value in each.items()} for key, each in read.items()}
+        return {key: each for key, each in found.items() if all(0 < value < inf for value in each.values())}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
 
