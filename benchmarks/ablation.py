@@ -3,9 +3,9 @@
     python benchmarks/ablation.py
 
 Two things are (see `Shortcuts` in src/clars/norms/watch/backward_pass.py): calls of the step before are recognised by
-their arguments, and modules of torch that make them need not run. Steps with it and without take turns within one process, each with its own copy of the network; the
-median over the rounds counts, and of several fresh processes the median and range. Writes ablation.json and
-ablation.md beside this file, or to the folder given by --out.
+their arguments, and modules of torch that make them need not run. Steps with each and without take turns within one
+process, each with its own copy of the network; the median over the rounds counts, and of several fresh processes the
+median and range. Writes ablation.json and ablation.md beside this file, or to the folder given by --out.
 """
 
 import argparse
