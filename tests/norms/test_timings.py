@@ -1,8 +1,10 @@
 """What was timed on an accelerator is kept for later processes, and nothing that was kept can harm one."""
 
 import json
+from functools import partial
 
 import pytest
+import torch
 
 from clars.native import where
 from clars.norms.methods.timings import Timings
@@ -85,6 +87,28 @@ def test_a_damaged_file_is_as_good_as_none(device, content):
     file.write_bytes(content)
     assert Timings(kept=True).seconds(KEY, DEVICE, works("gram")) == {"gram": 2.0}
     assert list(json.loads(file.read_text()).values()) == [{"gram": 2.0}]
+
+
+def test_what_a_device_has_no_room_for_is_not_taken(monkeypatch):
+    class OutOfResources(Exception):
+        """As Triton's, which needs no import here."""
+
+    def seconds(work, device):
+        work()
+        return 1.0
+
+    def too_large(error):
+        raise error("too large")
+
+    monkeypatch.setattr(where, "seconds", seconds)
+    errors = {"matrix": torch.OutOfMemoryError, "fused": OutOfResources, "gram": RuntimeError}
+    failing = {name: partial(too_large, error) for name, error in errors.items()}
+    wrong = failing.pop("gram")
+    found = Timings(kept=True).seconds(KEY, DEVICE, works("ordinary") | failing)
+    assert found["ordinary"] == 1.0 and found["matrix"] == found["fused"] > 1e6
+    assert Timings(kept=True).seconds(KEY, DEVICE, works("ordinary") | failing) == found
+    with pytest.raises(RuntimeError, match="too large"):
+        Timings().seconds(("other",), DEVICE, {"gram": wrong})
 
 
 def test_a_folder_that_cannot_be_written_costs_time_only(device):

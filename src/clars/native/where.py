@@ -35,11 +35,6 @@ def accelerated(tensor: Tensor | str) -> bool:
     return (tensor if isinstance(tensor, str) else tensor.device.type) in operators.ACCELERATED
 
 
-def runs_kernels(tensor: Tensor) -> bool:
-    """Tell whether what normalises on an accelerator is to run kernels of ours: torch.compile writes its own there."""
-    return accelerated(tensor) and not operators.is_suspended()
-
-
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """Return the type to which autocast casts now on a tensor's device; None where it is off."""
     device = tensor.device.type
@@ -132,6 +127,11 @@ def seconds(work: Callable[[], object], device: str) -> float:
     work()
     torch.accelerator.synchronize()
     return min(_between_events(work) for _ in range(3))
+
+
+def lacks_resources(error: Exception) -> bool:
+    """Tell whether work failed for want of memory, or of what a kernel takes of a small device's multiprocessors."""
+    return isinstance(error, torch.OutOfMemoryError) or type(error).__name__ == "OutOfResources"  # Triton's
 
 
 def _elapsed(work: Callable[[], object]) -> float:

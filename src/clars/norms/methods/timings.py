@@ -16,6 +16,7 @@ from clars.cache import folder
 from clars.errors import UserError
 from clars.native import where
 
+IMPOSSIBLE = 1e9  # seconds
 LONGEST_WAIT = 10  # seconds, for another process that writes
 
 
@@ -47,7 +48,7 @@ class Timings:
         if not works.keys() <= known.keys():
             if not where.can_be_timed(device):
                 return {}
-            self._seconds[name] = {name: where.seconds(work, device) for name, work in works.items()}
+            self._seconds[name] = {name: _taken(work, device) for name, work in works.items()}
             if file is not None:
                 _add(file, {name: self._seconds[name]})
         return {name: seconds for name, seconds in self._seconds[name].items() if name in works}
@@ -59,6 +60,16 @@ class Timings:
         with suppress(UserError):  # there is no cache folder
             return folder("timings") / f"{_slug(where.name(device), *_versions())}.json"
         return None
+
+
+def _taken(work: Callable[[], object], device: str) -> float:
+    """Return the seconds of some work; IMPOSSIBLE where it needs more than the device has."""
+    try:
+        return where.seconds(work, device)
+    except Exception as error:
+        if not where.lacks_resources(error):
+            raise
+        return IMPOSSIBLE
 
 
 def _versions() -> list[str]:
