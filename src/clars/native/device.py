@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clars.errors import UserError
-from clars.native import operators, product_twins, twins
+from clars.native import operators, product_twins, twins, where
 from clars.native.triton import compiling
 from clars.native.triton import depthwise as depthwise_kernels
 from clars.native.triton import fused_products as fused_kernels
@@ -46,6 +46,9 @@ def _operator(
     name = schema.partition("(")[0]
 
     def run(gy: Tensor, x: Tensor, *arguments):
+        if not gy.numel():
+            empty = shaped(gy, x, *arguments)
+            return empty.zero_() if isinstance(empty, Tensor) else tuple(value.zero_() for value in empty)
         if _have_kernels(gy.device.type, gy.dtype, x.dtype):
             return getattr(kernels, name)(gy, x, *arguments)
         return arranged(getattr(twin, name)(gy, x, *arguments), x)
@@ -64,6 +67,14 @@ def _operator(
         return (operator if looked_for else run)(*arguments)
 
     return called
+
+
+def has_products(x: Tensor) -> bool:
+    """Tell whether products are formed by kernels, or by their twins on a processor that stands for an accelerator.
+
+    On an accelerator without Triton its own operators are better than the twins, which take an example at a time.
+    """
+    return x.dtype in DTYPES and (where.on_processor(x) or compiling.available(x.device.type))
 
 
 @functools.cache

@@ -129,11 +129,6 @@ def seconds(work: Callable[[], object], device: str) -> float:
     return min(_between_events(work) for _ in range(3))
 
 
-def lacks_resources(error: Exception) -> bool:
-    """Tell whether work failed for want of memory, or of what a kernel takes of a small device's multiprocessors."""
-    return isinstance(error, torch.OutOfMemoryError) or type(error).__name__ == "OutOfResources"  # Triton's
-
-
 def _elapsed(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()

@@ -170,7 +170,8 @@ class AcceleratedBatchNorm : public Accelerated {
     if (training) {
       saved = {mean, rstd};
     } else {  // the running statistics may move on before the backward pass
-      saved = {running_mean->clone(), at::rsqrt(*running_var + eps)};
+      const Tensor variance = running_var->scalar_type() == at::kDouble ? *running_var : running_var->to(at::kFloat);
+      saved = {running_mean->clone(), at::rsqrt(variance + eps)};
     }
     return y;
   }

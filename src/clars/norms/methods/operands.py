@@ -127,7 +127,7 @@ class ConvolutionOperands:
 
 
 def _accelerated(x: Tensor) -> bool:
-    return where.accelerated(x) and x.dtype in device.DTYPES
+    return where.accelerated(x) and device.has_products(x)
 
 
 def positions_last(x: Tensor) -> Tensor:

@@ -32,7 +32,9 @@ class Formed(NamedTuple):
 
 
 class Plan(Protocol):
-    """What a layer's backward passes do."""
+    """What a layer's backward passes do; `for_weight_alone` where that is for the weight's gradient and norms."""
+
+    for_weight_alone: bool
 
     def __call__(
         self, gy: Tensor, x: Tensor, weight: Tensor, saved: Sequence[Tensor], needs_input: bool, first: int, last: int
@@ -73,6 +75,8 @@ class ProductPlan:
         group: how many examples are measured together.
     """
 
+    for_weight_alone = True
+
     def __init__(
         self, operands_of: Callable[[Tensor, Tensor, Tensor], Operands], chooser: "Chooser", group: int
     ) -> None:
@@ -111,6 +115,8 @@ class KernelPlan:
         backward: called with gy, x, what the forward left, weight, `arguments`, and what is wanted (see `device`).
         group: how many examples are measured together.
     """
+
+    for_weight_alone = False
 
     def __init__(self, backward: Callable[..., tuple[Tensor, ...]], arguments: tuple, group: int) -> None:
         self.backward, self.arguments, self.group = backward, arguments, group

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from clars.cache import folder
-from clars.errors import UserError
+from clars.errors import UserError, printable
 from clars.native import where
 
 IMPOSSIBLE = 1e9  # seconds
@@ -48,8 +49,8 @@ class Timings:
         if not works.keys() <= known.keys():
             if not where.can_be_timed(device):
                 return {}
-            self._seconds[name] = {name: _taken(work, device) for name, work in works.items()}
-            if file is not None:
+            self._seconds[name] = _taken(works, device)
+            if file is not None and IMPOSSIBLE not in self._seconds[name].values():
                 _add(file, {name: self._seconds[name]})
         return {name: seconds for name, seconds in self._seconds[name].items() if name in works}
 
@@ -62,14 +63,25 @@ class Timings:
         return None
 
 
-def _taken(work: Callable[[], object], device: str) -> float:
-    """Return the seconds of some work; IMPOSSIBLE where it needs more than the device has."""
-    try:
-        return where.seconds(work, device)
-    except Exception as error:
-        if not where.lacks_resources(error):
-            raise
-        return IMPOSSIBLE
+def _taken(works: Mapping[str, Callable[[], object]], device: str) -> dict[str, float]:
+    """Return the seconds of each work, IMPOSSIBLE for one that fails here, such as for want of memory.
+
+    Raises:
+        Exception: the last one's, if all fail.
+    """
+    taken: dict[str, float] = {}
+    for name, work in works.items():
+        try:
+            taken[name] = where.seconds(work, device)
+        except Exception as error:
+            taken[name] = IMPOSSIBLE
+            if len(taken) == len(works) and set(taken.values()) == {IMPOSSIBLE}:
+                raise
+            warnings.warn(
+                f"The method {name!r} for norms cannot run here and is left out: {printable(str(error))[:300]}",
+                stacklevel=2,
+            )
+    return taken
 
 
 def _versions() -> list[str]:
@@ -96,7 +108,7 @@ def _content(file: Path) -> dict[str, dict[str, float]]:
 
 def _add(file: Path, found: Mapping[str, Mapping[str, float]]) -> None:
     """Add to a file what was found, whole or not at all; a disk that takes nothing costs the next process its time."""
-    with suppress(OSError, Timeout):
+    with suppress(OSError, NotImplementedError, Timeout):  # file systems without locks among them
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock"), timeout=LONGEST_WAIT):
             whole = json.dumps(_content(file) | found, indent=1)

@@ -97,7 +97,8 @@ class BatchNorm(Rule):
         running = (self.running_mean, self.running_var)
         y, mean, rstd = _batch_normalised(x, weight, bias, *running, self.training, self.momentum, self.eps)
         if not self.training:  # the running statistics may move on before the backward pass
-            mean, rstd = self.running_mean.clone(), (self.running_var + self.eps).rsqrt()
+            variance = self.running_var.to(wide(self.running_var.dtype))
+            mean, rstd = self.running_mean.clone(), (variance + self.eps).rsqrt()
         return y, (mean, rstd, None if self.training else self.running_var.clone())
 
     def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, cut: Cut) -> native.NativeLayer | None:

@@ -13,7 +13,7 @@ from torch.fx import _symbolic_trace
 
 from clars.native import where
 from clars.norms.watch.interception import Interception
-from clars.norms.watch.modules import BESIDE, CALLED
+from clars.norms.watch.modules import KNOWN, Known
 from clars.norms.watch.watching import Tracker
 from clars.sharding.support import refuse_uneven
 
@@ -27,8 +27,7 @@ class Watch:
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.reference = ref(module), None
-        self.called: Callable | None = None  # tells what its forward calls, where that is known
-        self.beside: Callable | None = None  # does what else that does
+        self.known: Known | None = None  # what its forward does
 
     def tracker(self) -> Tracker | None:
         """Return the tracker at work."""
@@ -59,8 +58,7 @@ def install(module: nn.Module, tracker: Tracker) -> None:
         if present is not None:
             module.__dict__[PLAIN] = present
         else:
-            own = type(module).forward
-            watch.called, watch.beside = CALLED.get(own), BESIDE.get(own)
+            watch.known = KNOWN.get(type(module))
         module.forward = MethodType(_watched(watch, present or type(module).forward, bound=present is not None), module)
     WATCHES[module].reference = ref(tracker)
 
@@ -90,7 +88,7 @@ def paused(model: nn.Module) -> Iterator[None]:
 def _forward(watch: Watch, module: nn.Module, args: tuple, kwargs: dict):
     """Stand in for `module.forward`. Parameters are looked up anew at each call, as some strategies swap them."""
     tracker = watch.tracker()
-    if watch.called is not None and tracker is not None and not kwargs and not where.is_compiling():
+    if watch.known is not None and tracker is not None and not kwargs and not where.is_compiling():
         y = _again(watch, tracker, module, args)
         if y is not None:
             return y
@@ -120,19 +118,16 @@ def _forward(watch: Watch, module: nn.Module, args: tuple, kwargs: dict):
 def _again(watch: Watch, tracker: Tracker, module: nn.Module, args: tuple) -> torch.Tensor | None:
     """Return the output of a module that does, within a watched forward, what it did before; None for others."""
     interception = tracker.interception()
-    if (
-        interception is None
-        or not tracker.shortcuts.known_modules
-        or len(args) != 1
-        or type(args[0]) is not torch.Tensor
-        or watch.module() is not module
-    ):
+    if interception is None or not tracker.shortcuts.known_modules or watch.module() is not module:
         return None
-    call = watch.called(module, args[0])
+    known = watch.known
+    if len(args) != 1 or type(args[0]) is not torch.Tensor or not known.holds(module):
+        return None
+    call = known.called(module, args[0])
     y = None if call is None else interception.again(call)
-    if y is not None and watch.beside is not None:
+    if y is not None and known.beside is not None:
         with torch._C.DisableTorchFunction():
-            watch.beside(module)
+            known.beside(module)
     return y
 
 

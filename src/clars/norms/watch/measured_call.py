@@ -133,8 +133,9 @@ def accelerated_backward(
     asked = weights or biases
     first, last = asked.current.measured() if asked is not None else (0, examples)
     got = Formed()
-    if needs_weight or bias_squares is None:
-        got = plan_of(plan)(gy, x, weight, saved, needs_input, first, last)
+    way = plan_of(plan)
+    if needs_weight or not way.for_weight_alone:
+        got = way(gy, x, weight, saved, needs_input, first, last)
     if bias_squares is None:
         bias_squares = got.bias_squares
     elif last - first < examples:

@@ -2,11 +2,16 @@
 
 A function of Python that a mode intercepts costs several times one of C++. So where a module of torch is called again,
 what its forward leads to is looked for at once.
+
+Only where nothing can stand between: an object of torch's own class, none of whose functions somebody has replaced, and
+no other mode of theirs.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,12 +33,12 @@ def _linear(module: nn.Linear, x: Tensor) -> FunctionCall:
     return FunctionCall(F.linear, (x, own.get("weight"), own.get("bias")))
 
 
-def _convolution(function: Callable) -> Callable[[nn.Module, Tensor], FunctionCall | None]:
+def _convolution(name: str) -> Callable[[nn.Module, Tensor], FunctionCall | None]:
     def called(module: nn.Module, x: Tensor) -> FunctionCall | None:
         if module.padding_mode != "zeros":
             return None
         own, how = module._parameters, (module.stride, module.padding, module.dilation, module.groups)
-        return FunctionCall(function, (x, own.get("weight"), own.get("bias"), *how))
+        return FunctionCall(getattr(F, name), (x, own.get("weight"), own.get("bias"), *how))
 
     return called
 
@@ -67,13 +72,43 @@ def _count(module: nn.modules.batchnorm._BatchNorm) -> None:
         counted.add_(1)
 
 
-CALLED: dict[Callable, Callable[[nn.Module, Tensor], FunctionCall | None]] = {
-    nn.Linear.forward: _linear,
-    nn.Conv1d.forward: _convolution(F.conv1d),
-    nn.Conv2d.forward: _convolution(F.conv2d),
-    nn.Conv3d.forward: _convolution(F.conv3d),
-    nn.modules.batchnorm._BatchNorm.forward: _batch_norm,
-    nn.LayerNorm.forward: _layer_norm,
-    nn.GroupNorm.forward: _group_norm,
-}
-BESIDE = {nn.modules.batchnorm._BatchNorm.forward: _count}  # what else they do
+@dataclass(frozen=True)
+class Known:
+    """What is known of a class of torch.
+
+    Attributes:
+        called: tells what an object's forward calls, with an input.
+        beside: does what else that does.
+        functions: those of the class that take part, by name, as torch made them.
+    """
+
+    called: Callable[[nn.Module, Tensor], FunctionCall | None]
+    beside: Callable[[nn.Module], None] | None
+    functions: dict[str, Callable]
+
+    def holds(self, module: nn.Module) -> bool:
+        """Tell whether all of it is as torch made it, now, in this thread."""
+        kind, own = type(module), module.__dict__
+        for name, function in self.functions.items():
+            if getattr(kind, name) is not function or (name != "forward" and name in own):  # forward is the tracker's
+                return False
+        return torch._C._len_torch_function_stack() == 1  # the tracker's alone
+
+
+def _known(kind: type[nn.Module], called: Callable, beside: Callable | None, *names: str) -> tuple[type, Known]:
+    return kind, Known(called, beside, {name: getattr(kind, name) for name in ("forward", *names)})
+
+
+KNOWN: dict[type[nn.Module], Known] = dict(
+    [
+        _known(nn.Linear, _linear, None),
+        _known(nn.Conv1d, _convolution("conv1d"), None, "_conv_forward"),
+        _known(nn.Conv2d, _convolution("conv2d"), None, "_conv_forward"),
+        _known(nn.Conv3d, _convolution("conv3d"), None, "_conv_forward"),
+        _known(nn.BatchNorm1d, _batch_norm, _count, "_check_input_dim"),
+        _known(nn.BatchNorm2d, _batch_norm, _count, "_check_input_dim"),
+        _known(nn.BatchNorm3d, _batch_norm, _count, "_check_input_dim"),
+        _known(nn.LayerNorm, _layer_norm, None),
+        _known(nn.GroupNorm, _group_norm, None),
+    ]
+)
