@@ -100,7 +100,7 @@ def test_interpreted(printed, name):
 @pytest.mark.parametrize("architecture", gpu_code.ARCHITECTURES)
 @gpu_code.each_compiled(COMPILED, COMPILED_SLOWLY)
 def test_nothing_is_spilled(case, architecture):
-    launches = gpu_code.launches(fused, lambda: results(case, *case.operands("cpu")))
+    launches = gpu_code.launches(lambda: results(case, *case.operands("cpu")))
     assert len(launches) == 2
     assert all(gpu_code.resources(launch, architecture).spilled == 0 for launch in launches)
 

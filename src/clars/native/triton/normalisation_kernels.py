@@ -3,8 +3,6 @@
 The loops are `while` loops: the interpreter of some versions of triton makes no `range` of a kernel's argument.
 """
 
-# ruff: noqa: F821 - the kernels' name `tl`, which is bound at their first use
-
 from __future__ import annotations
 
 
