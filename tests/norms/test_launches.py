@@ -104,7 +104,7 @@ CALLS = {
     gram.gram_squares: (CONVOLUTION, CONVOLVED),
     depthwise.depthwise_products: (
         CONVOLUTION | operands(form=LAST),
-        {name: changed for name, changed in CONVOLVED.items() if name not in ("channels", "outputs")}
+        {name: changed for name, changed in CONVOLVED.items() if name not in ("channels", "outputs", "both last")}
         | {"strides of gy": {"gy": tensor(6, 16, 8, 8)}, "strides of x": {"x": tensor(6, 16, 8, 8)}},
     ),
     normalisation.batch_norm_backward: (
