@@ -141,6 +141,7 @@ def main() -> None:
             arguments = (__file__, "--measure", way, "--rounds", options.rounds)
             taken[way].append(in_fresh_process(*arguments, environment=environment))
     result = machine(torch.device("cpu"), "host_time.py") | {
+        "environment": {},
         "rounds": options.rounds,
         "processes": options.processes,
         "microseconds": taken,

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from itertools import count
 
 import torch
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
 
 
 class _Utilities:
@@ -40,6 +38,8 @@ class _Driver:
         return 0
 
     def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
         return GPUTarget("cuda", 90, 32)
 
     def get_active_torch_device(self):
@@ -52,4 +52,6 @@ def install(launched: Callable) -> None:
     That is the grid's three sizes, the stream, the function that was loaded, four more things, and the kernel's
     arguments.
     """
+    from triton.runtime import driver
+
     driver.set_active(_Driver(launched))
