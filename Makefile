@@ -9,7 +9,7 @@ OLDEST := .venv-oldest/.installed
 export OMP_NUM_THREADS ?= 1
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.venv/torch_extensions
 
-.PHONY: help install quickstart test test-all test-zero test-oldest test-operators lint bench tables clean
+.PHONY: help install quickstart test test-all test-zero test-oldest test-operators lint bench gpu tables clean
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -50,6 +50,10 @@ bench: $(BENCHABLE)  ## measure the cost of a step, alone, beside other tools an
 	$(BIN)/python benchmarks/sharding_time.py
 	$(BIN)/python benchmarks/compiled_step.py
 	$(BIN)/python benchmarks/ablation.py
+	$(BIN)/python benchmarks/data_rate.py
+
+gpu:  ## test one GPU and measure what a step takes on it; eight minutes; without .venv, by PYTHON as it is
+	PYTHONPATH=src$${PYTHONPATH:+:$$PYTHONPATH} $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py
 
 tables: $(INSTALLED)  ## regenerate every committed table and figure from its committed records
 	for results in recipes/*/results/v*/*/table.md; do \

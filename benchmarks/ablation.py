@@ -2,10 +2,10 @@
 
     python benchmarks/ablation.py
 
-One thing is (see `Shortcuts` in src/clars/norms/watch/backward_pass.py): calls of the step before are recognised by
-their arguments. Steps with it and without take turns within one process, each with its own copy of the network; the
-median over the rounds counts, and of several fresh processes the median and range. Writes ablation.json and
-ablation.md beside this file, or to the folder given by --out.
+Two things are (see `Shortcuts` in src/clars/norms/watch/backward_pass.py): calls of the step before are recognised by
+their arguments, and modules of torch that make them need not run. Steps with each and without take turns within one
+process, each with its own copy of the network; the median over the rounds counts, and of several fresh processes the
+median and range. Writes ablation.json and ablation.md beside this file, or to the folder given by --out.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from step_time import HERE, MODELS, Step, in_fresh_process, machine
 from clars.lab.files import write_json, write_text
 
 BATCHES = {32: 64, 224: 8}  # examples, by the pixels of an image
-WITHOUT = {"repeated calls": "repeated_calls"}
+WITHOUT = {"repeated calls": "repeated_calls", "known modules": "known_modules"}
 
 
 def seconds(name: str, pixels: int, rounds: int) -> dict[str, float]:

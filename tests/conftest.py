@@ -13,10 +13,14 @@ settings.load_profile("clars")
 
 
 def pytest_collection_modifyitems(items):
-    if find_spec("deepspeed") is None:
-        for item in items:
-            if item.get_closest_marker("deepspeed"):
-                item.add_marker(pytest.mark.skip(reason="needs the extra [deepspeed]"))
+    lacking = {
+        "deepspeed": "needs the extra [deepspeed]" if find_spec("deepspeed") is None else "",
+        "gpu": "" if torch.cuda.is_available() else "needs a CUDA device",
+    }
+    for item in items:
+        for marker, reason in lacking.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "recipes").glob("*/README.md")), *s
 PAGES += sorted((ROOT / "checkpoints").glob("*.md"))
 FIRST_LOOK = ".venv/bin/clars run quickstart/clars-512 epochs=2"
 BY_CI = {"make install", FIRST_LOOK, "make quickstart", "make test", "make lint", "make test-oldest"}
-NOT_RUN = {"make bench", "make test-all", "git clone"}  # takes many minutes, or the network
+NOT_RUN = {"make bench", "make test-all", "git clone", "make gpu"}  # takes many minutes, the network, or a GPU
+NOT_RUN |= {".venv/bin/clars run quickstart/clars-512 --cuda-graph"}
 
 
 def blocks(language):
@@ -112,6 +113,11 @@ def test_the_page_on_sharding_shows_the_generated_errors():
 def test_the_page_on_the_noise_scale_shows_the_generated_comparison():
     page = (ROOT / "docs/noise-scale.md").read_text(encoding="utf-8")
     assert (ROOT / "benchmarks/noise_scale.md").read_text(encoding="utf-8") in page
+
+
+def test_the_page_on_data_shows_the_generated_rates():
+    page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    assert (ROOT / "benchmarks/data_rate.md").read_text(encoding="utf-8") in page
 
 
 def test_every_benchmark_can_be_imported():

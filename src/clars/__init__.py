@@ -10,6 +10,7 @@ from clars.extras import load
 from clars.layers import Layer, layers
 
 if TYPE_CHECKING:
+    from clars.graphs import graphed
     from clars.norms import ExampleNorms, NoiseScale, oracle
     from clars.optim import CLARS, LAMB, LARS, LayerStats
     from clars.optim.bind import bind
@@ -27,6 +28,7 @@ __all__ = [
     "UnsupportedLayerError",
     "UserError",
     "bind",
+    "graphed",
     "layers",
     "load",
     "oracle",
@@ -41,6 +43,7 @@ _PLACES = {
     "ExampleNorms": "clars.norms",
     "NoiseScale": "clars.norms",
     "bind": "clars.optim.bind",
+    "graphed": "clars.graphs",
 }
 _MODULES = {"oracle": "clars.norms.oracle"} | {
     name: f"clars.{name}" for name in ("models", "norms", "optim", "sharding")

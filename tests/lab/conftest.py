@@ -4,6 +4,7 @@ import sys
 import huggingface_hub
 import pytest
 import yaml
+from accelerate.state import AcceleratorState
 from demo import make_repository
 from PIL import Image
 
@@ -25,6 +26,18 @@ def gpus(monkeypatch):
         monkeypatch.setattr("torch.cuda.device_count", lambda: count)
 
     return find
+
+
+@pytest.fixture
+def fresh():
+    """A function that lets accelerate forget in which precision this process began, as it does at the end."""
+
+    def forget():
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+    forget()
+    yield forget
+    forget()
 
 
 @pytest.fixture

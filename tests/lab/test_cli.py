@@ -146,6 +146,17 @@ def test_what_trains_takes_the_gpus_that_are_there(clars, launched, gpus, words,
     assert (code, launched[1][1]) == (0, "cpu") and "--launch auto" not in out
 
 
+@pytest.mark.parametrize(
+    "words", [["run", "demo/small"], ["table", "demo"], ["tune", "demo"], ["noise", "demo/small", "--overwrite"]]
+)
+def test_the_precision_goes_to_training(clars, launched, words):
+    clars(*words, "--mixed-precision", "bf16")
+    ((arguments, _),) = launched
+    assert arguments[arguments.index("--mixed-precision") + 1] == "bf16"
+    code, _, err = clars(*words, "--mixed-precision", "half")
+    assert code == 2 and "'half' is none of no, bf16, fp16" in err and len(launched) == 1
+
+
 @pytest.mark.parametrize("words", [["--seed", "-1"], ["--seed", str(2**32)], ["--seed", "1.5"]])
 def test_a_seed_that_is_none_is_told(clars, launched, words):
     """A seed below zero or beyond 32 bits ended in a traceback of NumPy's."""

@@ -27,9 +27,11 @@ CONVS = [
 ]
 
 
-@pytest.fixture(params=["kernels", "torch's operators"], autouse=True)
+@pytest.fixture(params=["kernels", "torch's operators", "an accelerator's operators"], autouse=True)
 def means(request):
     """With the compiled kernels and without, and on two threads, where an example is a thread's."""
+    if request.param == "an accelerator's operators":
+        request.getfixturevalue("accelerated")
     if request.param == "kernels" and not native.load().loaded:
         pytest.skip(native.load().text)
     before = torch.get_num_threads()
@@ -86,7 +88,8 @@ def test_linear(positions, inputs, outputs, group):
     sizes = sizes_of(operands, group)
     methods = applying(sizes)
     if group == 1:
-        assert {method.name for method in methods} == ({"gram"} if positions == 1 else {"matrix", "gram"})
+        kernels = {"fused", "squared"} if sizes.accelerated else set()
+        assert {method.name for method in methods} == kernels | ({"gram"} if positions == 1 else {"matrix", "gram"})
     else:
         assert {"matrix", "ordinary"} <= {method.name for method in methods}
     for method in methods:

@@ -3,7 +3,6 @@
 import copy
 import gc
 import weakref
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -101,7 +100,7 @@ def definition(layer, x, gy, group=1):
 
 @pytest.mark.parametrize("together", [False, True], ids=["", "channels together"])
 @pytest.mark.parametrize("name", [*LAYERS, *OTHERS])
-def test_by_definition(name, together, threads):
+def test_by_definition(name, together, threads, way):
     layer, x = prepared(name)
     if together:
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
@@ -113,7 +112,8 @@ def test_by_definition(name, together, threads):
     norms.remove()
     expected, whole, squares = definition(layer, x.detach(), gy)
     tolerance = 5e-6 if compiled(y) else 2e-5
-    assert (y.detach().double() - expected).norm() <= (1e-6 if compiled(y) else 5e-6) * expected.norm()
+    by_torch = way == "accelerator" or not compiled(y)  # whose batch normalisation is as exact as that
+    assert (y.detach().double() - expected).norm() <= (5e-6 if by_torch else 1e-6) * expected.norm()
     y.backward(gy)
     for got, value in zip((x.grad, *(p.grad for p in layer.parameters())), whole):
         assert got.shape == value.shape
@@ -199,13 +199,13 @@ def test_a_gradient_of_zeros_that_are_not_in_memory():
     assert all(not squares.any() for squares in norms.squares().values())
 
 
-def test_a_layer_that_fails_on_the_way_back_leaves_no_rubbish(way):
+def test_a_layer_that_fails_on_the_way_back_leaves_no_rubbish():
     layer, x = prepared("linear")
     norms = clars.ExampleNorms(layer)
     layer(x).sum().backward()
     before = norms.sums()
     y = layer(x)
-    with pytest.raises(RuntimeError) if way == "processor" else nullcontext():
+    with pytest.raises(RuntimeError):
         torch.autograd.grad(y, layer.weight, torch.randn(2, *y.shape), is_grads_batched=True)
     assert norms.sums() == before
 

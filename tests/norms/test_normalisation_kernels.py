@@ -236,7 +236,7 @@ CASES = {
 NOTHING = [Case("batch", (0, 6, 5, 4), training=False), Case("group", (0, 6, 5), groups=3), Case("layer", (0, 3, 40))]
 
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+on_cuda = pytest.mark.gpu
 with_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 
 

@@ -1,6 +1,7 @@
 """A call that is made again at every step is recognised, and only that call: what changes between steps is noticed."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -13,6 +14,14 @@ from clars.norms.plan import plan
 from clars.norms.watch.repeated_call import RepeatedCall
 
 pytestmark = pytest.mark.skipif(not native.load().loaded, reason=native.load().text)
+
+
+@pytest.fixture(params=["processor", "accelerator"], autouse=True)
+def way(request):
+    """Layers of either kind in C++."""
+    if request.param == "accelerator":
+        request.getfixturevalue("accelerated")
+    return request.param
 
 
 class Network(nn.Module):
@@ -71,6 +80,26 @@ def test_the_second_step_is_recognised_and_gives_the_same(again):
     assert recognised(again) == EVERY
     assert all(torch.equal(value, first[name]) for name, value in norms.squares().items())
     assert all(torch.equal(p.grad, value) for p, value in zip(model.parameters(), gradients))
+
+
+def test_a_module_of_torch_that_is_called_again_need_not_run(monkeypatch):
+    """What its forward leads to is known; what else it does is done, and hooks run."""
+    model, twin, hooked, ran = Network(), Network(), [], set()
+    norms = clars.ExampleNorms(model)
+    model.linear.register_forward_hook(lambda module, args, y: hooked.append(y))
+    forwards = {type(module).forward.__code__: name for name, module in model.named_children()}
+    step(model, images())
+    sys.setprofile(lambda frame, event, value: ran.add(forwards.get(frame.f_code)) if event == "call" else None)
+    try:
+        step(model, images())
+    finally:
+        sys.setprofile(None)
+    assert ran == {None} and len(hooked) == 2 and norms.active
+    for _ in range(2):
+        step(twin, images())
+    assert model.norm.num_batches_tracked == 2
+    for one, other in zip(model.buffers(), twin.buffers()):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
 def frozen(name):
@@ -152,8 +181,10 @@ def test_channels_that_lie_together_are_noticed(model):
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=0)
 
 
-def test_another_number_of_threads_is_noticed():
-    """With fewer examples than threads other means are taken."""
+def test_another_number_of_threads_is_noticed(way):
+    """With fewer examples than threads other means are taken on processors."""
+    if way == "accelerator":
+        pytest.skip("has threads of its own")
     model = Network()
     norms = clars.ExampleNorms(model)
     before = torch.get_num_threads()

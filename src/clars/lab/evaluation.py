@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
-from torch.utils.data import DataLoader
 
-from clars.lab.data import Images, batched, collate
+from clars.lab.data import Images, batched
+from clars.lab.loading.loader import Loader
 
 
 class Scores(NamedTuple):
@@ -39,20 +39,19 @@ def evaluate(accelerator: Accelerator, model: nn.Module, images: Images, batch_s
         for group in batched(images.items(), world * batch_size):
             own = group[accelerator.process_index :: world]
             total += len(group)
-            real.append(bool(own))
-            yield own or group[:1]
+            real.append(len(own) > 0)
+            yield own if len(own) else group[:1]
 
-    loader = DataLoader(images, batch_sampler=parts(), collate_fn=collate, num_workers=workers)
-    sums = torch.zeros(4, dtype=torch.float64)
-    for number, (x, y) in enumerate(loader):
-        logits = model(x.to(accelerator.device, dtype_of(model))).float()
+    sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
+    for number, (x, y) in enumerate(Loader(images, parts(), accelerator.device, workers)):
+        logits = model(x.to(dtype_of(model))).float()
         if real[number]:
-            sums += _sums(logits, y.to(accelerator.device)).cpu()
+            sums += _sums(logits, y)
     model.train()
     for module in model.modules():
         if isinstance(module, FSDPModule):  # whose outermost parameters would stay whole until the next backward pass
             module.reshard()
-    top1, top5, loss, count = accelerator.reduce(sums.to(accelerator.device)).tolist()
+    top1, top5, loss, count = accelerator.reduce(sums).tolist()
     if count != total:
         raise AssertionError(f"{count:.0f} examples were counted of {total}")
     return Scores(100 * top1 / count, 100 * top5 / count if logits.shape[1] > 5 else None, loss / count)
@@ -68,7 +67,7 @@ def _sums(logits: Tensor, labels: Tensor) -> Tensor:
     best = logits.topk(min(5, logits.shape[1]), 1).indices == labels.unsqueeze(1)
     right = best & finite.unsqueeze(1)
     loss = F.cross_entropy(logits, labels, reduction="sum")
-    return torch.stack([right[:, 0].sum(), right.sum(), loss, loss.new_tensor(len(labels))]).double()
+    return torch.stack([right[:, 0].sum(), right.sum(), loss, loss.new_full((), len(labels))]).double()
 
 
 def share_buffers(model: nn.Module) -> None:
@@ -87,6 +86,5 @@ def recalibrate(accelerator: Accelerator, model: nn.Module, images: Images, batc
     The running averages of a run with few steps still hold a part of their initial values (0.9^20 = 12 % after 20
     steps at torch's momentum), and then say more about the initialisation than about the network.
     """
-    parts = batched(images.items(), batch_size)
-    loader = DataLoader(images, batch_sampler=parts, collate_fn=collate, num_workers=workers)
+    loader = Loader(images, batched(images.items(), batch_size), accelerator.device, workers)
     update_bn((x.to(dtype_of(model)) for x, _ in loader), model, accelerator.device)

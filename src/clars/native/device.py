@@ -31,13 +31,16 @@ _WANTED = "bool needs_input, int first, int last, int group"
 _AFFINE = "(Tensor, Tensor, Tensor, Tensor, Tensor)"
 
 
-def _operator(schema: str, kernels: ModuleType, twin: ModuleType, shaped: Callable, arranged: Callable) -> Callable:
+def _operator(
+    schema: str, kernels: ModuleType, twin: ModuleType, shaped: Callable, arranged: Callable, fusible: bool = False
+) -> Callable:
     """Define an operator by its schema; return what calls it.
 
     Args:
         schema: begins with the name of the functions that the two modules have for it.
         kernels, twin: in Triton, and by torch's operators.
         shaped: from the arguments to empty results of the right shapes, types and strides.
+        fusible: whether torch.compile is to see through the twin: it fuses what works on each element by itself.
         arranged: from the twin's results and x to those, laid out in memory as the kernels lay them out.
     """
     name = schema.partition("(")[0]
@@ -55,7 +58,9 @@ def _operator(schema: str, kernels: ModuleType, twin: ModuleType, shaped: Callab
 
     def called(*arguments):
         """Call the operator, or what it runs where nobody looks for operators, which costs half of it."""
-        looked_for = operators.is_suspended() or torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack()
+        if operators.is_suspended():
+            return arranged(getattr(twin, name)(*arguments), arguments[1]) if fusible else operator(*arguments)
+        looked_for = torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack()
         return (operator if looked_for else run)(*arguments)
 
     return called
@@ -149,13 +154,13 @@ depthwise_products = _operator(
 )  # fmt: skip
 batch_norm_backward = _operator(
     f"batch_norm_backward({_STATISTICS}, bool training, {_WANTED}) -> {_AFFINE}",
-    normalisation_kernels, twins, _shaped_batch_norm, _like_input,
+    normalisation_kernels, twins, _shaped_batch_norm, _like_input, fusible=True,
 )  # fmt: skip
 group_norm_backward = _operator(
     f"group_norm_backward({_STATISTICS}, int groups, {_WANTED}) -> {_AFFINE}",
-    normalisation_kernels, twins, _shaped_group_norm, _like_input,
+    normalisation_kernels, twins, _shaped_group_norm, _like_input, fusible=True,
 )  # fmt: skip
 layer_norm_backward = _operator(
     f"layer_norm_backward({_STATISTICS}, {_WANTED}) -> {_AFFINE}",
-    normalisation_kernels, twins, _shaped_layer_norm, _like_input,
+    normalisation_kernels, twins, _shaped_layer_norm, _like_input, fusible=True,
 )  # fmt: skip

@@ -1,8 +1,8 @@
 """Where something runs: on a processor or an accelerator, under autocast, under torch.compile. Asked here alone."""
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -33,11 +33,6 @@ def on_processor(tensor: Tensor | str) -> bool:
 def accelerated(tensor: Tensor | str) -> bool:
     """Tell whether a tensor, or a device by the name of its type, is of a kind that `native.device` has kernels for."""
     return (tensor if isinstance(tensor, str) else tensor.device.type) in operators.ACCELERATED
-
-
-def runs_kernels(tensor: Tensor) -> bool:
-    """Tell whether what normalises on an accelerator is to run kernels of ours: torch.compile writes its own there."""
-    return accelerated(tensor) and not operators.is_suspended()
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
@@ -91,7 +86,34 @@ def name(device: str) -> str:
 
 def can_be_timed(device: str) -> bool:
     """Tell whether a method can be timed now: not while a graph is captured or compiled."""
-    return not operators.is_suspended() and not (device == "cuda" and torch.cuda.is_current_stream_capturing())
+    return not operators.is_suspended() and not (not on_processor(device) and is_capturing())
+
+
+_captures = 0  # under way
+
+
+@contextmanager
+def capturing() -> Iterator[None]:
+    """Have `is_capturing` tell so meanwhile, in all threads: a backward pass has one of its own."""
+    global _captures
+    _captures += 1
+    try:
+        yield
+    finally:
+        _captures -= 1
+
+
+def is_capturing() -> bool:
+    """Tell whether what runs is recorded in order to be repeated, as in a CUDA graph: it must not wait for a device."""
+    return _captures > 0 or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
+
+
+def write(tensor: Tensor, values: Sequence) -> None:
+    """Give a tensor other values, without waiting for its device."""
+    if on_processor(tensor):
+        tensor.copy_(torch.tensor(values, dtype=tensor.dtype))
+    else:  # memory that the device reads by itself is kept by torch until it has done so
+        tensor.copy_(torch.tensor(values, dtype=tensor.dtype).pin_memory(), non_blocking=True)
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
@@ -105,6 +127,11 @@ def seconds(work: Callable[[], object], device: str) -> float:
     work()
     torch.accelerator.synchronize()
     return min(_between_events(work) for _ in range(3))
+
+
+def lacks_resources(error: Exception) -> bool:
+    """Tell whether work failed for want of memory, or of what a kernel takes of a small device's multiprocessors."""
+    return isinstance(error, torch.OutOfMemoryError) or type(error).__name__ == "OutOfResources"  # Triton's
 
 
 def _elapsed(work: Callable[[], object]) -> float:

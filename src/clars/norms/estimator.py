@@ -4,10 +4,15 @@ import random
 import warnings
 
 from clars.errors import UserError
+from clars.native import where
 from clars.norms.methods.chooser import Chooser, Cut, Report
 from clars.norms.methods.measure import Measure
 
 ESTIMATORS = ("exact", "group", "subset")
+CAPTURED = (
+    "estimator='subset' draws anew at every step, and a CUDA graph would repeat one draw. Use estimator='exact' or "
+    "'group' in a graph."
+)
 
 
 class Estimator:
@@ -87,6 +92,8 @@ class Estimator:
         blocks = self.cut(examples).blocks
         if blocks == 1:
             return self.everything, 1
+        if where.is_capturing():
+            raise UserError(CAPTURED)
         block = self._random.randrange(blocks)
         rows = slice(block * examples // blocks, (block + 1) * examples // blocks)
         return self.everything._replace(rows=rows), blocks

@@ -7,6 +7,7 @@ from torch import Tensor, distributed, nn
 
 from clars.errors import UserError
 from clars.layers import Layer
+from clars.native import where
 from clars.native.squares import squared_norms
 from clars.norms.tracker import ExampleNorms
 from clars.precision import wide
@@ -116,10 +117,15 @@ class NoiseScale:
         out of sight, where it is not finite, and where all examples are one group: a batch of one, above all.
 
         Raises:
-            ValueError: after `remove()`, or when a later tracker took the model; no backward pass has left a gradient.
+            ValueError: after `remove()`, or when a later tracker took the model; no backward pass has left a gradient;
+                it is called within a step that is captured.
         """
         if self._removed:
             raise UserError("update() after remove(): the model is tracked no more. Make another NoiseScale.")
+        if where.is_capturing():
+            raise UserError(
+                "update() within a step that is captured would be repeated as it was. Call it after the step."
+            )
         totals = self.norms.totals()
         if not totals:
             raise UserError(

@@ -1,7 +1,9 @@
 """Installs the tracking of per-example gradient norms in a model, and reads it out."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import count
 from threading import get_ident
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,9 @@ from clars.norms.watch.tracked_parameter import TrackedParameter
 from clars.norms.watch.untrackable import COMPUTED, TIED, refuse_scripted, refuse_shared
 from clars.sharding.fsdp import cut_gradients
 from clars.sharding.gradients import Gradients, Holder
+
+TRACKERS: "WeakSet[ExampleNorms]" = WeakSet()  # that there are
+_repeats = count(-2, -1)  # numbers of backward passes that are repeated without autograd, which counts upwards
 
 
 class ExampleNorms:
@@ -95,6 +100,7 @@ class ExampleNorms:
         self.refresh_all()
         self._watching: dict[tuple[int, int], Interception | None] = {}
         self._install()
+        TRACKERS.add(self)
 
     def _install(self) -> None:
         PATCH.hold(self)
@@ -289,6 +295,19 @@ class ExampleNorms:
     def measured(self, layer: str) -> set[str]:
         """Return the local names of the layer's parameters that were ever measured."""
         return self._accumulators[layer].measured if layer in self._accumulators else set()
+
+    def kept(self) -> list:
+        """Return what Python keeps of the sums; see `put`."""
+        return [accumulator.kept() for accumulator in self._accumulators.values()]
+
+    def put(self, kept: list) -> None:
+        """Take the sums to be those of which `kept` has told: their pass was repeated, and Python did not run.
+
+        The tensors are the same, with new values.
+        """
+        self._pass.number = next(_repeats)
+        for accumulator, each in zip(self._accumulators.values(), kept):
+            accumulator.put(each)
 
     def remove(self) -> None:
         """Give every module its own forward back. A wrapper put around ours meanwhile stays, and passes through."""

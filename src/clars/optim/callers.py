@@ -15,11 +15,17 @@ def unscaled_by() -> float | None:
     looked up among the callers, of whom it is one. By then it has unscaled the gradients, now or when it was told to
     (`unscale_`), and it is the scale of then that it still has: it changes in `update()`, after the step.
     """
+    scaler = stepping_scaler()
+    return None if scaler is None else 1.0 / scaler.get_scale()
+
+
+def stepping_scaler() -> GradScaler | None:
+    """Return the GradScaler that is taking the step under way."""
     for frame in _callers():
         if frame.f_code.co_name in ("_maybe_opt_step", "step"):
             caller = frame.f_locals.get("self")
             if isinstance(caller, GradScaler):
-                return 1.0 / caller.get_scale()
+                return caller
     return None
 
 

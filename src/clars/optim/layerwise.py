@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from clars.errors import UserError
 from clars.layers import Layer, LayerUnit, layers, uncompiled
 from clars.optim.callers import makes_state, unscaled_by
+from clars.optim.live import Live
 from clars.optim.measurement import Measured, Measurement
 from clars.optim.options import check_saved, completed, groups, layers_of, merged, values
 from clars.optim.presence import Presence
@@ -60,6 +61,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
             for local, parameter in layer.parameters.items()
         }
         self.known_layout: Layout | None = None
+        self.live: Live | None = None  # while a step is captured that is to be repeated with other rates
         self._presence = Presence(self.model, self.layers)
         self._stepped = False  # since gradients were cleared
         self._last: LastStep | None = None
@@ -195,6 +197,16 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         self._stepped = True
         return loss
 
+    def kept_of_step(self) -> tuple[LastStep | None, bool]:
+        """Return what Python keeps of the last step; see `put_step`."""
+        return self._last, self._stepped
+
+    def put_step(self, kept: tuple[LastStep | None, bool]) -> None:
+        """Take the last step to be the one of which `kept_of_step` told: it was repeated, and Python did not run."""
+        self._last, self._stepped = kept
+        if self.counters:
+            self.count()
+
     def skip(self) -> None:
         """Note that a step was not taken: it has no statistics."""
         self._last = LastStep([], *[torch.zeros(0)] * 3, None)
@@ -231,21 +243,33 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
 
     def apply(self, shards: list[Shard]) -> None:
         """Take the step for `shards`, for all that share the options of an update at once."""
-        ratios = self._last.ratios.unbind()
+        ratios = self._last.ratios
+        if self.live is not None:
+            ratios = ratios * self.live["lr"].to(ratios.dtype)
+        each = ratios.unbind()
         for group, own in self.alike(shards):
-            rates = torch.stack([ratios[self._measurement.number[shard.name]] for shard in own]) * group["lr"]
+            rates = torch.stack([each[self._measurement.number[shard.name]] for shard in own])
+            rates = rates if self.live is not None else rates * group["lr"]
             self.update(*self.tensors(own, group), rates.unbind(), group)
 
     def alike(self, shards: Iterable[Shard]) -> list[tuple[Mapping[str, Any], list[Shard]]]:
         """Return the shards that share the options of an update, with a group that has these."""
+        names = [name for name in self.of_update if self.live is None or name != "lr"]
         options_of = {}
         for group in self.param_groups:
-            options_of |= dict.fromkeys(layers_of(group), (group, values(group, self.of_update)))
+            options_of |= dict.fromkeys(layers_of(group), (group, values(group, names)))
         found: dict[tuple, tuple[Mapping[str, Any], list[Shard]]] = {}
         for shard in shards:
             group, options = options_of[self.layers[self._measurement.number[shard.name]].name]
             found.setdefault(options, (group, []))[1].append(shard)
-        return list(found.values())
+        return [(self._with_counters(group, own), own) for group, own in found.values()]
+
+    def _with_counters(self, group: Mapping[str, Any], shards: Sequence[Shard]) -> Mapping[str, Any]:
+        """Return a group with its counters as they are on the device, where a step is to be repeated."""
+        if self.live is None or not self.counters:
+            return group
+        k = self._measurement.number[shards[0].name]
+        return {**group, **{name: self.live[name][k] for name in self.counters}}
 
     def tensors(self, shards: Sequence[Shard], group: Mapping[str, Any]) -> tuple[list, list, list[list[Tensor]]]:
         """Return weights and gradients of shards, and their buffers by name."""

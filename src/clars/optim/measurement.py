@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clars.errors import UserError
+from clars.native import where
 from clars.optim import unmeasured
 from clars.optim.options import by_layer, values
 from clars.optim.vectors import Constants, squares_by_layer
@@ -82,6 +83,8 @@ class Measurement:
         squared norms [K] of this process's gradients.
         """
         self.layout.check()
+        if where.is_capturing():  # what is repeated was checked in the steps before, and cannot be asked
+            return set()
         self._count += 1
         if self._count & (self._count - 1):
             return set()

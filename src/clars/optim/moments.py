@@ -15,12 +15,12 @@ BUCKET = 2**22
 
 
 class Moments(NamedTuple):
-    """The scalar options of a direction. `step` is the number of the step, from 1."""
+    """The scalar options of a direction. `step` is the number of the step, from 1; a tensor where it is repeated."""
 
     betas: tuple[float, float]
     weight_decay: float
     eps: float
-    step: int
+    step: int | Tensor
 
 
 class Tensors(NamedTuple):
@@ -77,8 +77,11 @@ def _directions(part: Tensors, options: Moments) -> list[Tensor]:
     # m_hat / (sqrt(v_hat) + eps) = m / (a * sqrt(v) + b), with both corrections of bias in a and b
     corrected = 1.0 - first**step
     bottoms = torch._foreach_sqrt(squares)
-    torch._foreach_mul_(bottoms, corrected / (1.0 - second**step) ** 0.5)
-    torch._foreach_add_(bottoms, corrected * options.eps)
+    factor, term = corrected / (1.0 - second**step) ** 0.5, corrected * options.eps
+    if isinstance(step, Tensor):  # a list of it: of a lone tensor, some of these read the number
+        factor, term = ([value.to(bottoms[0].dtype)] * len(bottoms) for value in (factor, term))
+    torch._foreach_mul_(bottoms, factor)
+    torch._foreach_add_(bottoms, term)
     directions = torch._foreach_div(averages, bottoms)
     if options.weight_decay:
         torch._foreach_add_(directions, weights, alpha=options.weight_decay)

@@ -1,7 +1,7 @@
 """Where the elements of a model's parameters are: which process updates which of them, and in what tensors."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -53,6 +53,7 @@ class Layout:
     replicas: int = 1
     device: torch.device | None = None
     contributes: bool = True
+    _sent: tuple[tuple, Tensor] | None = field(default=None, init=False, repr=False)
 
     strategy = "replicated"
     sharded = False
@@ -121,8 +122,15 @@ class Layout:
         if self.sharded:
             squares = table[:, : squares.shape[1]]
         if totals is not None:
-            totals = table[:, -4:] / table.new_tensor([world, world**2, 1.0, 1.0])
+            totals = table[:, -4:] / self._divisors(table)
         return squares, totals
+
+    def _divisors(self, like: Tensor) -> Tensor:
+        """Return what the totals' sums over the processes are divided by; sent once, as that waits for the device."""
+        key = (self.world, like.dtype, like.device)
+        if self._sent is None or self._sent[0] != key:
+            self._sent = key, like.new_tensor([self.world, self.world**2, 1.0, 1.0])
+        return self._sent[1]
 
     def joint(self, sums: Tensor) -> Tensor:
         """Make sums [K] over the elements held here those over whole layers, by one all-reduce at most."""

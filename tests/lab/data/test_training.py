@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from machine import distance, launch
 
@@ -52,6 +53,35 @@ def test_a_stream_with_workers_equals_one_without(imagenet, tmp_path):
     assert (code, alone["steps"]) == (0, 3)
     _, helped = train(tmp_path, stream.model_copy(update={"workers": 2}))
     assert alone["final"] == helped["final"]
+
+
+def test_auto_is_as_many_workers_as_there_are_cores(imagenet, tmp_path):
+    _, alone = train(tmp_path, imagenet)
+    code, helped = train(tmp_path, imagenet.model_copy(update={"workers": "auto"}))
+    assert code == 0 and alone["final"] == helped["final"] and helped["settings"]["data"]["workers"] == "auto"
+
+
+@pytest.mark.parametrize("batch_norm", ["running", "recalibrated"])
+@pytest.mark.parametrize("augmentation", ["none", "crop"])
+def test_from_the_memory_of_the_device_bit_for_bit(cifar, tmp_path, augmentation, batch_norm):
+    """The same images, draws and scores as of images that are decoded for each batch."""
+    evaluation, finals = {"batch_norm": batch_norm, "batch_size": 7}, []
+    for held in (False, True, "device"):
+        data = cifar.model_copy(update={"in_memory": held, "augmentation": augmentation})
+        path, out = write(tmp_path, data, evaluation=evaluation), tmp_path / f"runs {held}"
+        assert script.main([str(path), "--out", str(out), "--micro-batch", "4"]) == 0
+        finals.append(json.loads((out / "small/seed0/run.json").read_text())["final"])
+        assert distance(out, tmp_path / "runs False") == 0
+    assert finals[0] == finals[1] == finals[2]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("augmentation", ["none", "crop"])
+def test_a_gpu_trains_from_its_memory_as_from_the_host_s(cifar, tmp_path, augmentation):
+    for held in (True, "device"):
+        data = cifar.model_copy(update={"in_memory": held, "augmentation": augmentation})
+        assert script.main([str(write(tmp_path, data)), "--out", str(tmp_path / f"runs {held}")]) == 0
+    assert distance(tmp_path / "runs device", tmp_path / "runs True") < 1e-4
 
 
 @pytest.mark.slow

@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from accelerate.commands import launch as accelerate
-from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from demo import make_repository
+from torch.distributed.run import determine_local_world_size
 
 from clars.errors import UserError
 from clars.lab.launching import devices
@@ -167,6 +168,10 @@ GPUS = [
     (8, [], "ddp: there are 8 GPUs"),
     (3, [96, 512], "gpu: one of 3 GPUs, as they cannot share batch_size=512 equally"),
 ]
+GROUPS = [
+    (4, [64, 32], [1, 8], "ddp: there are 4 GPUs"),
+    (8, [64, 32], [1, 8], "gpu: one of 8 GPUs, as they cannot share batch_size=32 equally in groups of 8"),
+]
 
 
 @pytest.mark.parametrize("count, batches, told", GPUS)
@@ -178,6 +183,40 @@ def test_auto_takes_the_gpus_that_are_there(repository, gpus, capsys, count, bat
     assert capsys.readouterr().out == f"--launch auto takes {told}\n"
     assert config.exists() and ": ".join(automatic(batches)) == told
     assert find_config("cpu").stem == "cpu" and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("count, batches, groups, told", GROUPS)
+def test_auto_cuts_no_group(gpus, count, batches, groups, told):
+    """Eight GPUs were taken for 32 examples in groups of 8, and refused them."""
+    gpus(count)
+    assert ": ".join(automatic(batches, groups)) == told
+
+
+@pytest.mark.parametrize("visible", [None, "2,5"])
+def test_ddp_takes_the_gpus_that_torch_sees(repository, gpus, monkeypatch, visible):
+    """CUDA_VISIBLE_DEVICES chooses them: it is handed on as it is, and torchrun counts what is left."""
+    gpus(2)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    words = accelerate.launch_command_parser().parse_args(command(["a"], find_config("ddp"))[2:])
+    words = accelerate._validate_launch_command(words)[0]
+    environment = prepare_multi_gpu_env(words)
+    assert environment.get("CUDA_VISIBLE_DEVICES") == visible
+    assert determine_local_world_size(words.nproc_per_node) == 2
+
+
+@pytest.mark.parametrize("visible", ["", "-1", "NoDevFiles"])
+def test_hidden_gpus_are_none(visible):
+    """Torch reads the variable once, so in a process of its own."""
+    code = "import torch; from clars.lab.launching.launch import automatic; print(automatic()[0])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": visible},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "cpu\n"
 
 
 @pytest.mark.parametrize("driver, found", [(False, 0), (True, 2)])

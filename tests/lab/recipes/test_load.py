@@ -70,7 +70,11 @@ def test_layer_overrides_keep_truth_values_apart_from_numbers(demo):
         ("optimizer={}", "optimizer.name is missing."),
         ("data.channels=2", "data.channels = 2 must be 1 or 3."),
         ("data.image_size=20000", "data.image_size = 20000 must be less than or equal to 4096."),
-        ("data.workers=100000", "data.workers = 100000 must be less than or equal to 256."),
+        ("data.workers=100000", "data.workers = 100000 must be less than or equal to 256 or 'auto'."),
+        ("data.workers=aut", "data.workers = 'aut' must be a valid integer or 'auto'. Did you mean 'auto'?"),
+        ("data.in_memory=gpu", "data.in_memory = 'gpu' must be a valid boolean or 'device'."),
+        ("data.in_memory=[host]", "data.in_memory = ['host'] must be a valid boolean or 'device'."),
+        ("data.in_memory=1", "data.in_memory = 1 must be a valid boolean or 'device'."),
         ("data.prefetch=1000000", "data.prefetch = 1000000 must be less than or equal to 1000."),
         ("data.shuffle_buffer=1000000000", "data.shuffle_buffer = 1000000000 must be less than or equal to 10000000."),
         ("data.train_examples=9000000000", "data.train_examples = 9000000000 must be less than 2147483648."),
@@ -133,6 +137,14 @@ def test_keys_that_are_no_text_are_refused(demo):
             "evaluation.split = 'validation' cannot",
         ),
         (["data.name=a/b", "data.in_memory=true", "data.augmentation=imagenet"], "data.in_memory = true holds images"),
+        (
+            ["data.name=a/b", "data.in_memory=device", "data.streaming=true"],
+            "data.in_memory = 'device' is the opposite",
+        ),
+        (
+            ["data.name=a/b", "data.in_memory=device", "data.augmentation=imagenet"],
+            "data.in_memory = 'device' holds images of one size.*set data.workers = 'auto'",
+        ),
         (["data.name=a/b", "data.test_split=train"], "data.test_split = 'train' is what is trained on"),
         (["optimizer.name=lamb", "optimizer.estimator=group"], "optimizer.estimator = 'group' cannot be: .*'lamb'"),
         (["optimizer.name=lars", "optimizer.estimator=subset"], "optimizer.estimator = 'subset' cannot be: .*'lars'"),
@@ -149,6 +161,16 @@ def test_keys_that_are_no_text_are_refused(demo):
 def test_settings_that_exclude_each_other(demo, overrides, message):
     with pytest.raises(RecipeError, match=f"small.yaml with .*{message}"):
         load("demo/small", overrides)
+
+
+@pytest.mark.parametrize(
+    "written, value", [("host", True), ("true", True), ("'no'", False), ("false", False), ("device", "device")]
+)
+def test_where_images_are_held(demo, written, value):
+    """Host and no are what records call true and false; digits can be held by a device."""
+    overrides = ["data.name=a/b"] if value != "device" else []
+    found = load("demo/small", [*overrides, f"data.in_memory={written}"]).recipe.data.in_memory
+    assert (type(found), found) == (type(value), value)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +191,7 @@ def test_settings_that_exclude_each_other(demo, overrides, message):
         (["data.train_examples=9"], "data.train_examples", "data.name = 'digits'"),
         (["data.shuffle_buffer=4"], "data.shuffle_buffer", "data.streaming = false"),
         (["data.prefetch=4"], "data.prefetch", "data.workers = 0"),
+        (["data.in_memory=device", "data.workers=4"], "data.workers", "data.in_memory = 'device'"),
     ],
 )
 def test_a_setting_without_effect_warns(demo, overrides, key, cause):

@@ -7,9 +7,9 @@ from clars.errors import UserError
 from clars.lab.recipes.load import load
 from clars.lab.runs.record import Record
 
-KEYS = """recipe version recipe_sha256 overrides seed command git versions device threads strategy world_size
-global_batch_size micro_batch_size accumulation steps epochs settings optimizer schedule final best wall_seconds
-examples_per_second status weights init digests"""
+KEYS = """recipe version recipe_sha256 overrides seed command git versions device threads strategy mixed_precision
+world_size global_batch_size micro_batch_size accumulation steps epochs settings optimizer schedule final best
+wall_seconds examples_per_second status weights init digests"""
 
 
 def test_a_record_survives_the_disk(demo, tmp_path):
@@ -19,13 +19,21 @@ def test_a_record_survives_the_disk(demo, tmp_path):
 
 
 def test_the_names_in_the_file(demo, tmp_path):
-    make_record(load("demo/large")).write(tmp_path / "run.json")
+    make_record(load("demo/large"), mixed_precision="no").write(tmp_path / "run.json")
     content = json.loads((tmp_path / "run.json").read_text())
     assert list(content) == KEYS.split()
     assert list(content["git"]) == ["commit", "dirty"]
     assert list(content["final"]) == ["top1", "top5", "loss"]
     assert list(content["best"]) == ["top1", "epoch"]
     assert content["schedule"]["peak_rate"] == 16
+
+
+def test_a_record_that_does_not_name_its_precision_stays_as_it_is(demo, tmp_path):
+    """Every record from before it was named: byte for byte, its digest included."""
+    make_record(load("demo/large")).sealed().write(tmp_path / "old.json")
+    Record.read(tmp_path / "old.json").write(tmp_path / "new.json")
+    assert "mixed_precision" not in json.loads((tmp_path / "old.json").read_text())
+    assert (tmp_path / "old.json").read_bytes() == (tmp_path / "new.json").read_bytes()
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf")])

@@ -114,12 +114,20 @@ def test_a_recipe_of_ones_own_is_named_from_where_it_was_run(recipe, repeat, tmp
         ),
         (
             *("fsdp2", 2, "cpu", "bf16", 2),
-            "OMP_NUM_THREADS=2 accelerate launch --config_file configs/accelerate/fsdp2.yaml --num_processes 2"
-            " --mixed_precision bf16 recipes/train.py tiny/small@v1 --seed 3 --micro-batch 64",
+            "OMP_NUM_THREADS=2 clars run tiny/small@v1 --seed 3 --micro-batch 64 --launch fsdp2 --mixed-precision bf16",
         ),
         (
             *("single", 1, "cuda", "bf16", 1),
-            "OMP_NUM_THREADS=1 accelerate launch --config_file configs/accelerate/gpu.yaml --mixed_precision bf16"
+            "clars run tiny/small@v1 --seed 3 --launch gpu --mixed-precision bf16",
+        ),
+        (
+            *("ddp", 4, "cuda", "fp16", 1),
+            "OMP_NUM_THREADS=1 accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes 4"
+            " --mixed_precision fp16 recipes/train.py tiny/small@v1 --seed 3",
+        ),
+        (
+            *("single", 1, "cuda", "fp8", 1),
+            "OMP_NUM_THREADS=1 accelerate launch --config_file configs/accelerate/gpu.yaml --mixed_precision fp8"
             " recipes/train.py tiny/small@v1 --seed 3",
         ),
     ],

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -67,6 +68,26 @@ def test_the_lines_of_an_epoch_and_the_best_of_them(recipe, monkeypatch):
     times = [line["seconds"] for line in lines("runs")]
     assert times == sorted(times) and made["wall_seconds"] >= times[-1] > times[0] > 0
     assert 0 < made["examples_per_second"] <= 4 * 5 * 256 / (times[-1] - times[0]) * 4
+
+
+def test_the_time_of_a_gpu_counts_as_training_s(recipe, monkeypatch):
+    """Steps are queued there, and what the queue took was waited for after the clock was read."""
+    waits, told = [], []
+    monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
+    gpu = SimpleNamespace(device=torch.device("cuda"))
+    original = run.TrainingRun._await_device
+
+    def pretending(self):
+        mine, self.accelerator = self.accelerator, gpu
+        before = len(waits)
+        original(self)
+        self.accelerator = mine
+        told.extend([self.progress.step + 1] if len(waits) > before else [])
+        original(self)
+
+    monkeypatch.setattr(run.TrainingRun, "_await_device", pretending)
+    assert train(recipe(layer_statistics=3), "--checkpoint-every", 4, "--out", "runs") == 0
+    assert told == [3, 4, 5, 6, 8, 9, 10] and waits == [gpu.device] * len(told)
 
 
 def test_the_rate_of_a_line_is_that_of_the_next_step(recipe):

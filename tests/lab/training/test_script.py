@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from machine import interrupt
 from PIL import Image
 from safetensors.torch import load_file
@@ -220,14 +219,12 @@ def test_a_corrupt_image_is_named(recipe, tmp_path, capsys, workers):
     assert "3.png" in error and "Traceback" not in error
 
 
-def test_mixed_precision_of_accelerate(recipe, monkeypatch):
+def test_mixed_precision_of_accelerate(recipe, monkeypatch, fresh):
     """accelerate wraps the model's own forward, which for a transformer is one that is tracked."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    AcceleratorState._reset_state(reset_partial_state=True)
     path = recipe(model={"name": "test_vit"}, data={"name": "digits", "image_size": 32, "channels": 1}, epochs=1)
     assert train(path) == 0
-    AcceleratorState._reset_state(reset_partial_state=True)
-    assert read().final.top1 > 5
+    assert read().final.top1 > 5 and read().mixed_precision == "bf16"
 
 
 def test_a_jobs_file(recipe):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clars.lab import terminal
-from clars.lab.commands.options import Launch, Overrides, Overwrite, Recipe
+from clars.lab.commands.options import Launch, Overrides, Overwrite, Precision, Recipe
 from clars.lab.seeds import LARGEST
 from clars.lab.terminal import say
 
@@ -34,6 +34,7 @@ def noise(
         Path | None, typer.Option(help="folder of the runs; runs/FOLDER by default, runs/changed/FOLDER with changes")
     ] = None,
     launch: Launch = "auto",
+    mixed_precision: Precision = None,
     overwrite: Overwrite = False,
     figure: Annotated[
         Path | None, typer.Option(metavar="FILE", callback=_picture, help="write the figure to this .png file as well")
@@ -47,7 +48,8 @@ def noise(
     from clars.lab import runs
 
     folder = runs.folder(out or runs.default_out(resolved), resolved.short_name, seed)
-    code = _train(resolved, seed, folder, launch, overwrite)
+    precision = ["--mixed-precision", mixed_precision] if mixed_precision else []
+    code = _train(resolved, seed, folder, launch, overwrite, precision)
 
     from clars.lab.runs import layout
     from clars.lab.runs.noise import read
@@ -79,8 +81,8 @@ def table(lines: "list[NoiseLine]", batch: int) -> "Table":
     return found
 
 
-def _train(resolved: "Resolved", seed: int, folder: Path, launch: str, overwrite: bool) -> int:
-    """Train the run if it is not there; return the exit code, or end here where it has left none to read."""
+def _train(resolved: "Resolved", seed: int, folder: Path, launch: str, overwrite: bool, more: list[str]) -> int:
+    """Train the run if it is not there, with `more` arguments; return the exit code, or end here without a run."""
     from clars.lab.launching import exits
     from clars.lab.launching import launch as launcher
     from clars.lab.runs.jobs import Job, pending
@@ -90,8 +92,8 @@ def _train(resolved: "Resolved", seed: int, folder: Path, launch: str, overwrite
         return exits.FINISHED
     arguments = [resolved.full_name, *resolved.overrides, f"--seed={seed}", "--out", str(folder.parents[1])]
     arguments += ["--overwrite"] if overwrite else []
-    config = launcher.find_config(launch, [resolved.recipe.batch_size])
-    code = launcher.launch([*arguments, "--noise-scale", "0"], config)
+    config = launcher.find_config(launch, [resolved.recipe.batch_size], [resolved.recipe.optimizer.together])
+    code = launcher.launch([*arguments, *more, "--noise-scale", "0"], config)
     if code not in (exits.FINISHED, exits.DIVERGED):
         raise typer.Exit(code)
     return code

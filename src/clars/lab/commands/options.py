@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from clars.lab.launching.single_process import PRECISIONS
 from clars.lab.seeds import problem
 
 
@@ -13,6 +14,12 @@ def _known(name: str) -> str:
 
     if name != launch.AUTO:
         launch.find_config(name)
+    return name
+
+
+def _precision(name: str | None) -> str | None:
+    if name not in (None, *PRECISIONS):
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(PRECISIONS)}")
     return name
 
 
@@ -26,6 +33,10 @@ Launch = Annotated[
         callback=_known,
         help="a name in configs/accelerate, or an accelerate .yaml file; auto takes the GPUs that are there",
     ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(metavar="|".join(PRECISIONS), callback=_precision, help="what the network computes in; no by default"),
 ]
 Parallel = Annotated[
     int | None, typer.Option(min=1, help="launches at once; on processors, as many as there are cores for, at most 8")

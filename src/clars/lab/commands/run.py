@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from clars.lab.commands.options import Launch, Overrides, Overwrite, Recipe
+from clars.lab.commands.options import Launch, Overrides, Overwrite, Precision, Recipe
 from clars.lab.seeds import LARGEST
 from clars.lab.terminal import say
 
@@ -36,6 +36,7 @@ def run(
         str | None, typer.Option(metavar="NAME", help="begin with the weights of a checkpoint; the same as init=NAME")
     ] = None,
     launch: Launch = "auto",
+    mixed_precision: Precision = None,
     overwrite: Overwrite = False,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="examples per process and pass")] = None,
     checkpoint_every: Annotated[
@@ -45,6 +46,9 @@ def run(
         int | None,
         typer.Option(min=0, metavar="STEPS", help="note the gradient noise scale every N steps; 0: about 100 times"),
     ] = None,
+    cuda_graph: Annotated[
+        bool, typer.Option("--cuda-graph", help="capture the step once on a GPU and replay it: no time on the host")
+    ] = False,
     timeout: Annotated[
         float | None, typer.Option(min=1, metavar="SECONDS", help="give up on a process that does not answer; 600")
     ] = None,
@@ -59,9 +63,12 @@ def run(
     arguments += [f"--seed={number}" for number in seed or [0]]
     arguments += ["--out", str(out)] if out else []
     arguments += ["--overwrite"] if overwrite else []
+    arguments += ["--mixed-precision", mixed_precision] if mixed_precision else []
     arguments += ["--micro-batch", str(micro_batch)] if micro_batch else []
     arguments += ["--checkpoint-every", str(checkpoint_every)] if checkpoint_every else []
     arguments += ["--noise-scale", str(noise_scale)] if noise_scale is not None else []
+    arguments += ["--cuda-graph"] if cuda_graph else []
     arguments += ["--timeout", str(timeout)] if timeout else []
     arguments += ["--log-with", log_with] if log_with else []
-    raise typer.Exit(launcher.launch(arguments, launcher.find_config(launch, [resolved.recipe.batch_size])))
+    batch, group = resolved.recipe.batch_size, resolved.recipe.optimizer.together
+    raise typer.Exit(launcher.launch(arguments, launcher.find_config(launch, [batch], [group])))

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clars.lab import terminal
-from clars.lab.commands.options import Folder, Launch, Overrides, Overwrite, Parallel, Publish, TierName, numbers
+from clars.lab.commands.options import (
+    Folder,
+    Launch,
+    Overrides,
+    Overwrite,
+    Parallel,
+    Precision,
+    Publish,
+    TierName,
+    numbers,
+)
 from clars.lab.commands.options import seeds as seeds_of
 from clars.lab.launching import exits
 from clars.lab.terminal import say
@@ -23,6 +33,7 @@ def table(
     seeds: Annotated[str | None, typer.Option(help="such as 0,1,2; those of table.yaml by default")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the runs; runs/FOLDER by default")] = None,
     launch: Launch = "auto",
+    mixed_precision: Precision = None,
     parallel: Parallel = None,
     overwrite: Overwrite = False,
     publish: Publish = False,
@@ -36,7 +47,8 @@ def table(
     if not no_run:
         from clars.lab.tables.jobs import table_jobs
 
-        _run_jobs(table_jobs(resolved, chosen or resolved.tier.seeds, out, rows), out, launch, parallel, overwrite)
+        jobs = table_jobs(resolved, chosen or resolved.tier.seeds, out, rows)
+        _run_jobs(jobs, out, launch, mixed_precision, parallel, overwrite)
 
     from clars.lab.tables import results
     from clars.lab.tables.render import as_rich
@@ -57,6 +69,7 @@ def tune(
     seeds: Annotated[str | None, typer.Option(help="of a recipe: such as 100,101; 100,101,102 by default")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the runs; runs/FOLDER/search by default")] = None,
     launch: Launch = "auto",
+    mixed_precision: Precision = None,
     parallel: Parallel = None,
     overwrite: Overwrite = False,
     publish: Publish = False,
@@ -74,7 +87,7 @@ def tune(
     from clars.lab.tables import search
     from clars.lab.tables.render import search_as_rich
 
-    _run_jobs(search.jobs_of(found), out, launch, parallel, overwrite)
+    _run_jobs(search.jobs_of(found), out, launch, mixed_precision, parallel, overwrite)
     summary = search.summarise(found, title, version)
     terminal.console().print(search_as_rich(summary, f"Base rates of {title}"))
     for target in targets:
@@ -82,7 +95,9 @@ def tune(
         say(f"wrote {target / search.FILE}")
 
 
-def _run_jobs(jobs: "list[Job]", out: Path, launch: str, parallel: int | None, overwrite: bool) -> None:
+def _run_jobs(
+    jobs: "list[Job]", out: Path, launch: str, precision: str | None, parallel: int | None, overwrite: bool
+) -> None:
     """Run the jobs that are not done; end here unless all of them ended in a record."""
     from clars.lab.files import held
     from clars.lab.launching import launch as launcher
@@ -93,14 +108,17 @@ def _run_jobs(jobs: "list[Job]", out: Path, launch: str, parallel: int | None, o
     missing = jobs if overwrite else pending(jobs)
     if not missing:
         return
-    config = launcher.find_config(launch, [job.resolved.recipe.batch_size for job in missing])
+    recipes = [job.resolved.recipe for job in missing]
+    batches, groups = ([recipe.batch_size for recipe in recipes], [recipe.optimizer.together for recipe in recipes])
+    config = launcher.find_config(launch, batches, groups)
     done = len(jobs) - len(missing)
     parts = shares(missing, launcher.at_once(config, len(missing), parallel))
     with held(out):
         files = [out / ("jobs.json" if len(parts) == 1 else f"jobs-{number}.json") for number in range(len(parts))]
         for part, file in zip(parts, files):
             write_jobs(part, file)
-        arguments = [["--jobs", str(file), *(["--overwrite"] if overwrite else [])] for file in files]
+        options = [*(["--overwrite"] if overwrite else []), *(["--mixed-precision", precision] if precision else [])]
+        arguments = [["--jobs", str(file), *options] for file in files]
         if len(parts) == 1:
             code = launcher.launch([*arguments[0], *([f"--done={done}"] if done else [])], config)
         else:

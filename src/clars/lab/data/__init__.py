@@ -4,12 +4,13 @@ from typing import Literal
 
 from clars.lab.data import digits, glyphs, hub, source, stream
 from clars.lab.data.images import UnreadableImageError
-from clars.lab.data.splits import Batch, Images, Splits, collate
+from clars.lab.data.splits import Batch, HeldImages, Images, Splits, collate
 from clars.lab.data.stream import StreamedImages, batched
 from clars.lab.recipes import schema
 
 __all__ = [
     "Batch",
+    "HeldImages",
     "Images",
     "Splits",
     "StreamedImages",

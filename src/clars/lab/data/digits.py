@@ -9,21 +9,21 @@ from torch import Tensor
 
 from clars.errors import DataError
 from clars.lab.data.memory import resize
-from clars.lab.data.splits import Batch, Images, Splits, hold_out
+from clars.lab.data.splits import Batch, HeldImages, Splits, hold_out
 from clars.lab.data.transforms import per_channel
 from clars.lab.recipes import schema
 
 TEST_FRACTION = 0.2
 
 
-class TensorImages(Images):
+class TensorImages(HeldImages):
     """Images held in memory: float32 [n, c, h, w], with labels int64 [n]."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        index = torch.as_tensor(indices)
+        index = torch.as_tensor(indices, device=self.device)
         return self.images[index], self.labels[index]
 
 

@@ -2,7 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from sklearn.model_selection import train_test_split
@@ -24,6 +26,8 @@ class Images(Dataset, ABC):
     """int64 [len(self)]"""
     place: tuple[int, ...] | None = None
     """Seed and epoch: the random choices for an example follow from them and its index alone. None: unseeded."""
+    device: torch.device | None = None
+    """Where batches are made of tensors that are held in memory; None where images are read for each batch."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -39,6 +43,31 @@ class Images(Dataset, ABC):
     def __getitem__(self, index: int) -> Batch:
         images, labels = self.__getitems__([index])
         return images[0], labels[0]
+
+
+class HeldImages(Images):
+    """Images whose tensors are in memory, the processor's or a GPU's. They are indexed by int64 tensors there."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.labels.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self._tensors().values())
+
+    def to(self, device: torch.device) -> Self:
+        """Return the same images, held in the memory of `device`."""
+        moved = copy(self)
+        vars(moved).update({name: tensor.to(device) for name, tensor in self._tensors().items()})
+        return moved
+
+    def items(self) -> Tensor:
+        return torch.arange(len(self), device=self.device)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
 def collate(batch: Batch) -> Batch:

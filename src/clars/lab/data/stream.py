@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 import datasets
 import torch
+from torch import Tensor
 
 from clars.errors import DataError
 from clars.lab.data import classes
@@ -159,8 +160,11 @@ def _rows(stream: datasets.IterableDataset) -> Iterator[dict]:
         yield row
 
 
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield lists of `size` items, the last perhaps of fewer."""
+def batched(items: Iterable[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield lists of `size` items, or tensors of a tensor's, the last perhaps of fewer."""
+    if isinstance(items, Tensor):
+        yield from items.split(size)
+        return
     items = iter(items)
     for first in items:
         yield list(chain([first], islice(items, size - 1)))

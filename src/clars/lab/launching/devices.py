@@ -1,6 +1,7 @@
-"""Which GPUs this machine has for training: NVIDIA's, and AMD's under ROCm, which torch calls by the same name."""
+"""What this machine has for training: cores, and GPUs of NVIDIA or, under ROCm, of AMD, which torch calls the same."""
 
 import ctypes
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +16,11 @@ def gpus() -> int:
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _driver() -> bool:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 
 from clars.errors import UserError, nearest
@@ -19,30 +20,33 @@ from clars.lab.recipes import registry
 AUTO = "auto"
 
 
-def automatic(batches: Iterable[int] = ()) -> tuple[str, str]:
+def automatic(batches: Iterable[int] = (), groups: Iterable[int] = ()) -> tuple[str, str]:
     """Return the name of the configuration that AUTO takes on this machine, and why.
 
     Args:
         batches: the global batches to be trained with, which all GPUs must be able to share for all to be taken.
+        groups: of each batch, how many of its examples are measured together, on one GPU; 1 where it is not given.
     """
     found = devices.gpus()
     if found < 2:
         return ("gpu", "there is one GPU") if found else ("cpu", "torch finds no GPU here")
-    if uneven := [batch for batch in batches if batch % found]:
-        return "gpu", f"one of {found} GPUs, as they cannot share batch_size={uneven[0]} equally"
+    for batch, group in zip_longest(batches, groups, fillvalue=1):
+        if batch % (found * group):
+            whole = f" in groups of {group}" if group > 1 else ""
+            return "gpu", f"one of {found} GPUs, as they cannot share batch_size={batch} equally{whole}"
     return "ddp", f"there are {found} GPUs"
 
 
-def find_config(name: str, batches: Iterable[int] = ()) -> Path:
+def find_config(name: str, batches: Iterable[int] = (), groups: Iterable[int] = ()) -> Path:
     """Return the accelerate configuration `configs/accelerate/<name>.yaml`, or the file `name` itself.
 
-    For AUTO it is that of `automatic`, which is told by a line.
+    For AUTO it is that of `automatic`, which is told by a line; batches and groups are for it.
 
     Raises:
         UserError: there is none; the message lists those that are.
     """
     if name == AUTO:
-        name, reason = automatic(batches)
+        name, reason = automatic(batches, groups)
         print(f"--launch {AUTO} takes {name}: {reason}", flush=True)
     if name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():
@@ -120,12 +124,7 @@ def at_once(config: Path, jobs: int, wanted: int | None, cores: int | None = Non
     if takes_all and wanted not in (None, 1):
         raise UserError(f"--parallel {wanted}: {config.stem} takes the machine for one launch. Choose --launch cpu.")
     threads = int(os.environ.get("OMP_NUM_THREADS") or 1)
-    return min(jobs, wanted or (1 if takes_all else max(1, min(8, (cores or _cores()) // threads))))
-
-
-def _cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(jobs, wanted or (1 if takes_all else max(1, min(8, (cores or devices.cores()) // threads))))
 
 
 def _run(

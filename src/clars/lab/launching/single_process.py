@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 
 _PLAIN = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "NO", "num_machines": 1, "num_processes": 1}
-_PRECISIONS = ("no", "bf16", "fp16")
+PRECISIONS = ("no", "bf16", "fp16")
 
 
 def environment(settings: Mapping[str, object]) -> dict[str, str] | None:
@@ -15,7 +15,7 @@ def environment(settings: Mapping[str, object]) -> dict[str, str] | None:
     """
     others = {key: value for key, value in settings.items() if key not in _PLAIN}
     on_cpu, precision = others.pop("use_cpu", False), others.pop("mixed_precision", "no")
-    if others or type(on_cpu) is not bool or precision not in _PRECISIONS:
+    if others or type(on_cpu) is not bool or precision not in PRECISIONS:
         return None
     if any(settings.get(key) != value for key, value in _PLAIN.items()):
         return None

@@ -57,17 +57,19 @@ def asked() -> str:
     return "ddp" if "LOCAL_RANK" in os.environ else "single"
 
 
-def start(log_with: str | None = None, timeout: float = TIMEOUT) -> Accelerator:
+def start(log_with: str | None = None, timeout: float = TIMEOUT, precision: str | None = None) -> Accelerator:
     """Make the `Accelerator` of this process.
 
     Args:
         log_with: a tracker that accelerate knows.
         timeout: seconds after which a process that waits for another gives up.
+        precision: no, bf16 or fp16; None for what the launch says.
 
     Raises:
-        UserError: the launch asks for what this machine or this version cannot do.
+        UserError: the launch asks for what this machine or this version cannot do, or for another precision.
     """
     strategy, cpu = asked(), _on_cpu()
+    precision = _precision(precision)
     _require_devices()
     try:
         # One microsecond more: accelerate drops a value that equals its default, for another backend than ours.
@@ -79,7 +81,9 @@ def start(log_with: str | None = None, timeout: float = TIMEOUT) -> Accelerator:
             # device stays what it is.
             PartialState(**handler.to_kwargs()).distributed_type = DistributedType.MULTI_GPU
         switched_off = cpu and strategy in ("single", "ddp")  # cpu=True switches a sharded strategy off in silence
-        accelerator = Accelerator(cpu=switched_off, log_with=log_with, project_dir=".", kwargs_handlers=[handler])
+        accelerator = Accelerator(
+            mixed_precision=precision, cpu=switched_off, log_with=log_with, project_dir=".", kwargs_handlers=[handler]
+        )
     except (ValueError, ImportError) as error:
         raise UserError(f"accelerate cannot start here: {error}") from error
     except distributed.DistError as error:
@@ -198,6 +202,24 @@ def _check_deepspeed(config: dict) -> None:
         raise UserError(
             f"gradient_clipping = {value!r} in the DeepSpeed configuration: recipes do not clip. Remove it."
         )
+
+
+def _precision(given: str | None) -> str | None:
+    """Return the precision to compute in; None leaves it to the launch.
+
+    The files of configs/accelerate say no, which counts as saying nothing.
+    """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if given is not None and launched not in ("no", given):
+        raise UserError(
+            f"--mixed-precision {given}: `accelerate launch`, or its configuration, says mixed_precision {launched}. "
+            "Leave one of them out."
+        )
+    if _on_cpu() and "fp16" in (given, launched):
+        raise UserError(
+            "Mixed precision fp16 needs a GPU, and this run is on the processor. Choose --mixed-precision bf16, or no."
+        )
+    return given
 
 
 def _require_devices() -> None:

@@ -40,14 +40,19 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if data.train_split == data.test_split and not embedded(data) and recipe.evaluation.split == "test":
         yield "data.test_split", f"= {data.test_split!r} is what is trained on; name another, or evaluate on validation"
     if data.in_memory and data.streaming:
-        yield "data.in_memory", "= true is the opposite of data.streaming = true"
+        yield "data.in_memory", f"= {_written(data)} is the opposite of data.streaming = true"
     if data.streaming and recipe.evaluation.split == "validation":
         yield "evaluation.split", "= 'validation' cannot be held out of a stream; name a split by data.test_split"
     if data.in_memory and data.augmentation == "imagenet":
         yield (
             "data.in_memory",
-            "= true holds images of one size; data.augmentation = 'imagenet' cuts from the whole ones",
+            f"= {_written(data)} holds images of one size; data.augmentation = 'imagenet' cuts from the whole ones."
+            " Leave it out, and set data.workers = 'auto'",
         )
+
+
+def _written(data: Data) -> str:
+    return "'device'" if data.in_memory == "device" else "true"
 
 
 def _impossible_estimator(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -83,10 +88,12 @@ def ignored(recipe: Recipe) -> Iterator[tuple[str, str]]:
         if getattr(optimizer, key) is not None:
             yield f"optimizer.{key}", "optimizer.estimator = 'exact'"
     for key in _HUB_ONLY if embedded(data) else ():
-        if key in data.model_fields_set:
+        if key in data.model_fields_set and not (key == "in_memory" and data.in_memory == "device"):
             yield f"data.{key}", f"data.name = {data.name!r}"
     if "prefetch" in data.model_fields_set and not data.workers:
         yield "data.prefetch", "data.workers = 0"
+    if data.in_memory == "device" and data.workers not in (0, "auto"):
+        yield "data.workers", "data.in_memory = 'device'"
     if "shuffle_buffer" in data.model_fields_set and not data.streaming:
         yield "data.shuffle_buffer", "data.streaming = false"
     counted = data.name == "glyphs" if embedded(data) else data.streaming

@@ -20,6 +20,14 @@ Figure = Literal["curves", "accuracy-by-batch", "steps-to-target", "layers"]
 Changes = dict[Key, object]  # values by dotted key, as overrides on the command line
 
 
+def _from_words(value: object) -> object:
+    """Return true for host and false for no: records say so, from before there was a device to choose."""
+    return value == "host" if isinstance(value, str) and value in ("host", "no") else value
+
+
+InMemory = Annotated[bool | Literal["device"], BeforeValidator(_from_words)]
+
+
 class Settings(BaseModel):
     """Base of every section: unknown keys are refused, values never change after reading."""
 
@@ -38,9 +46,10 @@ class Data(Settings):
     """`digits`, `glyphs`, a Hub data set by id, or a local folder (parquet files or images) in the same schema.
 
     `train_examples` is the number of glyphs to train on, from the first, or of a stream's examples in an epoch.
-    `in_memory` decodes every image once, before training, and changes no number. `streaming` reads a data set from its
-    place on the way, shuffled within a buffer of `shuffle_buffer` images. `prefetch` is how many batches each of the
-    `workers` prepares ahead.
+    `in_memory` decodes every image once, before training, and changes no number: `host` (or true) holds them in the
+    memory of the machine, `device` in that of the device that trains, where batches are made. `streaming` reads a data
+    set from its place on the way, shuffled within a buffer of `shuffle_buffer` images. `prefetch` is how many batches
+    each of the `workers` prepares ahead; `auto` is as many workers as there are cores, at most 8.
     """
 
     name: str
@@ -57,10 +66,10 @@ class Data(Settings):
     augmentation: Literal["none", "crop", "imagenet"] = "none"
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     train_examples: Examples | None = None
-    in_memory: bool = False
+    in_memory: InMemory = False
     streaming: bool = False
     shuffle_buffer: Annotated[int, Field(gt=0, le=10_000_000)] = 10_000
-    workers: Annotated[int, Field(ge=0, le=256)] = 0
+    workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = 0
     prefetch: Annotated[int, Field(gt=0, le=1000)] = 2
 
 

@@ -95,7 +95,8 @@ class Record(_Part):
     `settings` is the whole recipe as it was run, defaults and overrides included. `optimizer` and `schedule` repeat its
     sections, `schedule` with `peak_rate`. A loss that is not finite is stored as null. `wall_seconds` is the time of
     the whole run, `examples_per_second` that of training alone. `weights` tells which were evaluated and saved: the
-    last ones or their moving average. `digests` is None in records of an older format alone.
+    last ones or their moving average. `mixed_precision` is accelerate's word for what the network computed in, such as
+    no or bf16. It and `digests` are None in records of an older format alone.
     """
 
     recipe: str
@@ -109,6 +110,7 @@ class Record(_Part):
     device: str
     threads: PositiveInt
     strategy: str
+    mixed_precision: str | None = None
     world_size: PositiveInt
     global_batch_size: PositiveInt
     micro_batch_size: PositiveInt
@@ -136,6 +138,11 @@ class Record(_Part):
         if isinstance(stated, dict) and stated.get("record") != (found := _own_digest(content)):
             raise ValueError(f"its digest is {quoted(stated.get('record'))}, its content has {found}: it was changed")
         return content
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Leave `mixed_precision` out where it is not known: older records stay, byte for byte, what they were."""
+        return {key: value for key, value in write(self).items() if key != "mixed_precision" or value is not None}
 
     @classmethod
     def read(cls, path: Path) -> "Record":

@@ -30,7 +30,8 @@ class Progress:
 
     `step` counts optimizer steps and `epoch` the epochs that are over and evaluated; `loss_sum` adds the mean loss of
     each step since then. `loss_scale` is the state of the scaler of float16's gradients, `noise_every` the number of
-    steps between lines of the noise scale, None where it is not measured.
+    steps between lines of the noise scale, None where it is not measured. `mixed_precision` is what is computed in, as
+    a record has it; None in states of an older format.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -44,6 +45,19 @@ class Progress:
     wall_seconds: NonNegativeFloat = 0.0
     loss_scale: dict[str, int | float] | None = None
     noise_every: PositiveInt | None = None
+    mixed_precision: str | None = None
+
+    def require_precision(self, wanted: str, path: Path) -> None:
+        """Check that the run goes on in the precision it began in: its record names one.
+
+        Raises:
+            UserError: it began in another.
+        """
+        if self.mixed_precision not in (None, wanted):
+            raise UserError(
+                f"{path} is of a run in mixed precision {self.mixed_precision}, not {wanted}. Go on with "
+                f"--mixed-precision {self.mixed_precision}, or: {ANEW}"
+            )
 
     def check(self, steps_per_epoch: int, epochs: int, path: Path) -> None:
         """Check that a run of so many steps can have come so far.

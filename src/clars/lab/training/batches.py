@@ -17,16 +17,20 @@ class GlobalBatches(Sampler):
 
     The order of an epoch depends on seed and epoch alone: not on processes, micro-batches or where a run resumed.
     Examples that fill no global batch are left out of the epoch. Set `epoch` before each, and `first_step` to the
-    number of its global batches that are behind the run.
+    number of its global batches that are behind the run. With a device the indices are tensors there, and those of an
+    epoch go to it together; without one they are lists.
     """
 
-    def __init__(self, examples: int, division: Division, rank: int, seed: int) -> None:
+    def __init__(
+        self, examples: int, division: Division, rank: int, seed: int, device: torch.device | None = None
+    ) -> None:
         if division.global_batch > examples:
             raise UserError(
                 f"batch_size={division.global_batch} is larger than the training set of {examples} examples. "
                 f"Choose at most batch_size={examples}."
             )
         self.examples, self.division, self.rank, self.seed = examples, division, rank, seed
+        self.device = device
         self.epoch = self.first_step = 0
 
     @property
@@ -37,13 +41,13 @@ class GlobalBatches(Sampler):
     def __len__(self) -> int:
         return (self.steps - self.first_step) * self.division.accumulation
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[int] | torch.Tensor]:
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
         order = torch.randperm(self.examples, generator=generator)
         cut = self.division
         order = order[: self.steps * cut.global_batch].view(self.steps, cut.accumulation, cut.world_size, -1)
-        for micro_batch in order[self.first_step :, :, self.rank].flatten(0, 1):
-            yield micro_batch.tolist()
+        own = order[self.first_step :, :, self.rank].flatten(0, 1)
+        yield from own.tolist() if self.device is None else own.to(self.device)
 
 
 class StreamedBatches(GlobalBatches):
@@ -64,7 +68,7 @@ def batches_of(images: Images, division: Division, rank: int, seed: int) -> Glob
     """Return the batches of images, of whatever kind they are."""
     if isinstance(images, StreamedImages):
         return StreamedBatches(images, division, rank, seed)
-    return GlobalBatches(len(images), division, rank, seed)
+    return GlobalBatches(len(images), division, rank, seed, images.device)
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

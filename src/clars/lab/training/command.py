@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from clars.lab.launching.division import Division
+from clars.lab.launching.single_process import PRECISIONS
 from clars.lab.recipes import registry
 from clars.lab.recipes.load import Resolved
 from clars.lab.runs.jobs import Job
@@ -20,7 +21,14 @@ _NAMED = {
 
 
 def repeating(
-    job: Job, cut: Division, strategy: str, device: str, precision: str, threads: int, noise_every: int | None = None
+    job: Job,
+    cut: Division,
+    strategy: str,
+    device: str,
+    precision: str,
+    threads: int,
+    noise_every: int | None = None,
+    cuda_graph: bool = False,
 ) -> str:
     """Return the command line: the recipe, its overrides, the seed, and of the machine what changes rounding.
 
@@ -34,13 +42,16 @@ def repeating(
         precision: accelerate's word for it, such as no or bf16.
         threads: of a process.
         noise_every: steps between lines of the noise scale, whose measuring forms the gradient in other ways.
+        cuda_graph: whether steps were replayed, in which torch's SGD rounds otherwise.
     """
     words = [name_of(job.resolved), *job.resolved.overrides, "--seed", str(job.seed)]
     words += ["--micro-batch", str(cut.micro_batch)] if cut.accumulation > 1 else []
     words += ["--noise-scale", str(noise_every)] if noise_every else []
-    named = _NAMED.get((strategy, cut.world_size, device)) if precision == "no" else None
+    words += ["--cuda-graph"] if cuda_graph else []
+    named = _NAMED.get((strategy, cut.world_size, device)) if precision in PRECISIONS else None
     if named and _machines(cut.world_size) == 1:
         line = ["clars", "run", *words, "--launch", named]
+        line += [] if precision == "no" else ["--mixed-precision", precision]
         one_thread = threads == 1  # which is what `clars run` chooses
     else:
         line, one_thread = [*_accelerate(strategy, cut.world_size, device, precision), *words], False

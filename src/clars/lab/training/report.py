@@ -62,9 +62,14 @@ def record_of(
 
 
 def in_force(
-    job: Job, cut: Division, strategy: str, accelerator: Accelerator, noise_every: int | None = None
+    job: Job,
+    cut: Division,
+    strategy: str,
+    accelerator: Accelerator,
+    noise_every: int | None = None,
+    cuda_graph: bool = False,
 ) -> dict[str, object]:
-    """Return the entries strategy, threads and command of a record."""
-    threads, device = torch.get_num_threads(), accelerator.device.type
-    command = repeating(job, cut, strategy, device, accelerator.mixed_precision, threads, noise_every)
-    return {"strategy": strategy, "threads": threads, "command": command}
+    """Return the entries strategy, mixed_precision, threads and command of a record."""
+    threads, device, precision = torch.get_num_threads(), accelerator.device.type, accelerator.mixed_precision
+    command = repeating(job, cut, strategy, device, precision, threads, noise_every, cuda_graph)
+    return {"strategy": strategy, "mixed_precision": precision, "threads": threads, "command": command}

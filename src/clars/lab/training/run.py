@@ -1,6 +1,7 @@
 """One run of one recipe with one seed, from where it stands to its record."""
 
 import math
+import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
 
 from clars.errors import Fault, UserError
 from clars.lab import data, models, seeds
@@ -21,13 +21,15 @@ from clars.lab.launching import strategy
 from clars.lab.launching.division import Division, divide
 from clars.lab.launching.exits import ignore_stops
 from clars.lab.launching.faults import explained
+from clars.lab.loading.loader import Loader, workers
+from clars.lab.loading.resident import on_device
 from clars.lab.runs import resume
 from clars.lab.runs.jobs import Job
 from clars.lab.runs.provenance import provenance
 from clars.lab.runs.record import Record
 from clars.lab.runs.resume import Progress, State
 from clars.lab.runs.run_folder import RunFolder
-from clars.lab.training import init, momentum, noise
+from clars.lab.training import graph, init, momentum, noise
 from clars.lab.training.average import Average
 from clars.lab.training.batches import batches_of
 from clars.lab.training.build import build_optimizer, build_schedule
@@ -47,6 +49,7 @@ class MachineOptions:
 
     The state to resume from is written after each epoch, and after every `checkpoint_every` steps where that is given.
     Every `noise_scale` steps a line tells the gradient noise scale; 0 stands for about a hundred lines over the run.
+    With `cuda_graph`, steps are captured once and replayed.
     """
 
     micro_batch: int | None = None
@@ -54,6 +57,7 @@ class MachineOptions:
     checkpoint_every: int | None = None
     timeout: float = strategy.TIMEOUT
     noise_scale: int | None = None
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
         if self.checkpoint_every is not None and self.checkpoint_every < 1:
@@ -81,10 +85,15 @@ class TrainingRun:
         if not options.overwrite:
             self.folder.refuse_finished()
         self.splits = data.load(recipe.data, evaluation=recipe.evaluation.split)
+        if recipe.data.in_memory == "device":
+            self.splits = on_device(self.splits, accelerator.device)
         self.division: Division = divide(
             recipe.batch_size, accelerator.num_processes, options.micro_batch, recipe.optimizer.together
         )
         self.batches = batches_of(self.splits.train, self.division, accelerator.process_index, job.seed)
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        self.workers = workers(recipe.data.workers, self.splits.train, processes)
+        self.loader = Loader(self.splits.train, self.batches, accelerator.device, self.workers, recipe.data.prefetch)
         set_seed(job.seed)
         self.plain: nn.Module = models.create(  # without the wrapper of a strategy
             recipe.model, self.splits.num_classes, recipe.data.channels, recipe.data.image_size
@@ -98,16 +107,20 @@ class TrainingRun:
         state = State() if options.overwrite else self._load()
         steps = self.batches.steps * recipe.epochs
         every = noise.interval(options.noise_scale, state, steps, self.folder.state)
-        self.model, self.optimizer, self.strategy = strategy.prepare(
-            accelerator, self.division, self.plain, self.inner, options.timeout
-        )
+        with graph.aside(options.cuda_graph):
+            self.model, self.optimizer, self.strategy = strategy.prepare(
+                accelerator, self.division, self.plain, self.inner, options.timeout
+            )
         self.head.check(self.strategy)
-        self.machine |= in_force(job, self.division, self.strategy, accelerator, every)
+        what = {"frozen_steps": self.head.steps, "noise_every": every}
+        self.step = graph.step_of(self, self._step, options.cuda_graph, **what)
+        self.machine |= in_force(job, self.division, self.strategy, accelerator, every, options.cuda_graph)
         self.average.begin(self.strategy, accelerator.device, state.average)
         if state == State():  # only now, when no mistake can end the run before it begins
             self.folder.clear()
             accelerator.wait_for_everyone()
-        self.progress = replace(self._resume(state), noise_every=every)
+        precision = accelerator.mixed_precision
+        self.progress = replace(self._resume(state), noise_every=every, mixed_precision=precision)
         self.noise = noise.Noise(every, self.model, self.inner, state.noise)
         self.loss_sum = torch.tensor(self.progress.loss_sum, dtype=torch.float64)
         self.schedule: LambdaLR = build_schedule(self.resolved, self.inner, self.batches.steps, self.progress.step)
@@ -136,6 +149,8 @@ class TrainingRun:
             self.folder.write(self._record("interrupted", scores))
             self.display.tell(f"{self.job.folder}: the same command goes on from the last saved state")
             raise
+        finally:
+            self.loader.close()
         return self._finish(status, scores)
 
     def _finish(self, status: str, scores: Scores) -> Record:
@@ -152,32 +167,26 @@ class TrainingRun:
         cut, now = self.division, self.progress
         self.batches.epoch, self.batches.first_step = epoch, now.step - epoch * self.batches.steps
         self.splits.train.place = (self.job.seed, epoch)
-        workers = self.recipe.data.workers
-        loader = DataLoader(
-            self.splits.train,
-            batch_sampler=self.batches,
-            collate_fn=data.collate,
-            num_workers=workers,
-            prefetch_factor=self.recipe.data.prefetch if workers else None,
-            pin_memory=self.accelerator.device.type == "cuda",
-        )
         self.model.train()
-        for number, (x, y) in enumerate(loader, self.batches.first_step * cut.accumulation):
+        for number, (x, y) in enumerate(self.loader, self.batches.first_step * cut.accumulation):
             self._seed(epoch, number)
             with self.accelerator.accumulate(self.model):
-                self.loss_sum = self.loss_sum + self._forward_backward(x, y).double() / cut.accumulation
-                if self.accelerator.sync_gradients:
-                    self.head.before_step(self.progress.step)
-                    self.noise.before_step()
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                self.loss_sum = self.loss_sum + self.step(*self._sent(x, y)).double() / cut.accumulation
             if self.accelerator.sync_gradients:
                 self.schedule.step()
+                self._await_device()
                 seconds = self.progress.train_seconds + time.perf_counter() - began
                 self.progress = replace(self.progress, step=self.progress.step + 1, train_seconds=seconds)
                 self._after_step()
                 began = time.perf_counter()
         return self._mean_loss_sum() / self.batches.steps
+
+    def _await_device(self) -> None:
+        """Wait for a GPU where what follows a step would wait for it, uncounted: its time is training's."""
+        looks = CHECK_EVERY, self.batches.steps, self.options.checkpoint_every, self.recipe.layer_statistics
+        step = self.progress.step + 1
+        if self.accelerator.device.type == "cuda" and any(n and step % n == 0 for n in (*looks, self.noise.every)):
+            torch.cuda.synchronize(self.accelerator.device)
 
     def _seed(self, epoch: int, number: int) -> None:
         """Begin all draws of a micro-batch anew, so that they depend on nothing but seed and place in the run."""
@@ -186,10 +195,23 @@ class TrainingRun:
         if isinstance(self.inner, CLARS):
             self.inner.norms.estimator.seed(seeds.derived(*place, 1))
 
-    def _forward_backward(self, x: Tensor, y: Tensor) -> Tensor:
+    def _sent(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         device = self.accelerator.device
-        logits = self.model(x.to(device, dtype_of(self.plain), non_blocking=True)).float()
-        loss = F.cross_entropy(logits, y.to(device, non_blocking=True), label_smoothing=self.recipe.label_smoothing)
+        return x.to(device, dtype_of(self.plain), non_blocking=True), y.to(device, non_blocking=True)
+
+    def _step(self, x: Tensor, y: Tensor) -> Tensor:
+        """Take a micro-batch, and with the last one of a batch the optimizer's step; return its loss."""
+        loss = self._forward_backward(x, y)
+        if self.accelerator.sync_gradients:
+            self.head.before_step(self.progress.step)
+            self.noise.before_step()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss
+
+    def _forward_backward(self, x: Tensor, y: Tensor) -> Tensor:
+        logits = self.model(x).float()
+        loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
         self.accelerator.backward(loss)
         return loss.detach()
 
@@ -214,13 +236,13 @@ class TrainingRun:
         return mean
 
     def _evaluate(self) -> Scores:
-        settings, workers = self.recipe.evaluation, self.recipe.data.workers
+        settings = self.recipe.evaluation
         plain = self.average.network(self.plain)
         share_buffers(plain)
         if settings.batch_norm == "recalibrated":
-            recalibrate(self.accelerator, plain, self.splits.train, settings.batch_size, workers)
+            recalibrate(self.accelerator, plain, self.splits.train, settings.batch_size, self.workers)
         model = self.average.network(self.model)
-        return evaluate(self.accelerator, model, self.splits.test, settings.batch_size, workers)
+        return evaluate(self.accelerator, model, self.splits.test, settings.batch_size, self.workers)
 
     def _close_epoch(self, epoch: int, train_loss: float, scores: Scores) -> None:
         now = self.progress
@@ -274,6 +296,7 @@ class TrainingRun:
         strategy.same_everywhere(self.accelerator, state.progress.step, self.job.folder)
         progress = state.progress
         progress.check(self.batches.steps, self.recipe.epochs, self.folder.state)
+        progress.require_precision(self.accelerator.mixed_precision, self.folder.state)
         present = self.plain.state_dict()
         moments = momentum.expected(self.plain, self.inner)
         measured = noise.expected(self.plain, self.inner) if progress.noise_every else {}

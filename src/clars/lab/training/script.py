@@ -10,8 +10,10 @@ from clars.lab import runs, seeds, terminal
 from clars.lab.files import held
 from clars.lab.launching import exits, strategy
 from clars.lab.launching.faults import explained
+from clars.lab.launching.single_process import PRECISIONS
 from clars.lab.recipes.load import load
 from clars.lab.runs.jobs import Job, pending, read_jobs, require_distinct
+from clars.lab.training import graph
 from clars.lab.training.display import Display
 from clars.lab.training.run import MachineOptions, TrainingRun
 
@@ -30,9 +32,15 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--jobs", type=Path, help="a JSON list of {recipe, overrides, seed, out}, instead of recipes")
     parser.add_argument("--micro-batch", type=int, help="most examples a process handles at once (default: all)")
+    parser.add_argument(
+        "--mixed-precision", choices=PRECISIONS, help="what the network computes in (default: what the launch says)"
+    )
     parser.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="save the state between epochs as well")
     parser.add_argument(
         "--noise-scale", type=int, metavar="STEPS", help="measure the gradient noise scale, and note it every N steps"
+    )
+    parser.add_argument(
+        "--cuda-graph", action="store_true", help="capture the step once on a GPU and replay it: no time on the host"
     )
     parser.add_argument(
         "--timeout",
@@ -61,13 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run_all(words: argparse.Namespace) -> int:
     options = MachineOptions(
-        words.micro_batch, words.overwrite, words.checkpoint_every, words.timeout, words.noise_scale
+        words.micro_batch, words.overwrite, words.checkpoint_every, words.timeout, words.noise_scale, words.cuda_graph
     )
     jobs = _jobs(words)
     require_distinct(jobs)
     if words.skip_finished and not words.overwrite:
         jobs = pending(jobs)
-    accelerator = strategy.start(words.log_with, words.timeout)
+    graph.before_start(options.cuda_graph)
+    accelerator = strategy.start(words.log_with, words.timeout, words.mixed_precision)
     worst = exits.FINISHED
     main = accelerator.is_main_process
     with explained(), Display(len(jobs), shown=main, done=words.done) as display:

@@ -130,9 +130,7 @@ struct MeasuredCall : torch::autograd::Function<MeasuredCall<Kind>> {
     Gradients got;
     {
       at::AutoGradMode no_graph(false);
-      // In full precision; and operators that Python defines cost less without a look for a graph.
-      c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-      c10::impl::ExcludeDispatchKeyGuard no_autograd(c10::autograd_dispatch_keyset);
+      c10::impl::ExcludeDispatchKeyGuard full_precision(c10::autocast_dispatch_keyset);
       if constexpr (std::is_base_of_v<Accelerated, Kind>) {
         got = accelerated(call, in_memory(gradients[0]), all, needs);
       } else {

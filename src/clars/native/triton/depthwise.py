@@ -42,9 +42,8 @@ def depthwise_products(
     """Return the weight gradient summed over examples, and the squared norms of the sums over each group of examples.
 
     Args:
-        gy: output gradients [B, C, Ho, Wo], of float16, bfloat16 or float32. If its channels are not next to each other
-            in memory, they are brought together first.
-        x: inputs [B, C, H, W], of gy's type, likewise.
+        gy: output gradients [B, C, Ho, Wo], of float16, bfloat16 or float32.
+        x: inputs [B, C, H, W], of gy's type. Either is copied if its channels are not next to each other in memory.
         kernel, stride, padding, dilation: the convolution's, for (height, width); at most `TAPS` taps.
         group: how many consecutive examples make a group; the last may be smaller.
 
@@ -87,7 +86,7 @@ def _plan(
     dilation: tuple[int, int],
     group: int,
 ) -> _Plan:
-    layouts = [None if operand.channels_together and operand.is_near else torch.channels_last for operand in (gy, x)]
+    layouts = gy.together, x.together
     gy, x = (operand.copied(layout) for operand, layout in zip((gy, x), layouts))
     (examples, channels, out_height, out_width), taps = gy.shape, prod(kernel)
     block_taps, block_c = max(2, _covering(taps)), min(64, _covering(channels))
@@ -101,13 +100,14 @@ def _plan(
         *padding, *dilation, *gy.strides, *x.strides, any(padding), *kernel, block_taps, block_c,
     )  # fmt: skip
     programs = channel_blocks * norms * parts
-    form_sums = Launch(compiled(_tap_sums, _UNSPECIALIZED), (programs,), values, gy.device, num_warps=warps)
+    made, options = compiled(_tap_sums, _UNSPECIALIZED), {"num_warps": warps, "enable_fp_fusion": True}
+    form_sums = Launch(made, (programs,), values, gy.device, **options)
 
     block, block_norms = 64, 32
     size = taps * channels
     blocks = cover(size, block)
     made, values = compiled(_squares_and_total, ("parts", "norms")), (parts, norms, size, blocks, block, block_norms)
-    add_and_square = Launch(made, (blocks,), values, gy.device, num_warps=4)
+    add_and_square = Launch(made, (blocks,), values, gy.device, num_warps=4, enable_fp_fusion=True)
     squares = (norms, blocks) if blocks > 1 else (norms,)
     return _Plan(form_sums, add_and_square, *layouts, (parts, norms, taps, channels), (*kernel, channels, 1), squares)
 

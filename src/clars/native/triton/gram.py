@@ -37,14 +37,14 @@ def gram_squares(
     It costs group^2 * T^2 * (P + C * taps) operations a group, for T positions: little where they are few.
 
     Args:
-        gy: output gradients [B, P, Ho, Wo], of float16, bfloat16 or float32 and any strides.
-        x: inputs [B, C, H, W], of gy's type and any strides; channels next to each other in memory are read fastest.
+        gy: output gradients [B, P, Ho, Wo], of float16, bfloat16 or float32.
+        x: inputs [B, C, H, W], of gy's type. Either is copied if its channels are not next to each other in memory.
         kernel, stride, padding, dilation: the convolution's, for (height, width).
         group: how many consecutive examples make a group; the last may be smaller.
 
     Returns:
         squared norms [number of groups], float32 and accumulated in float32, none below zero. Products of float32 are
-        formed in TF32 where torch.backends.cuda.matmul.allow_tf32 says so. The same inputs on the same device give the
+        formed in TF32 where torch's own products of matrices are. The same inputs on the same device give the
         same bits.
 
     The first call for a new combination of types, tiles and alignments compiles, so make one before a CUDA graph is
@@ -77,19 +77,20 @@ def _plan(
     group: int,
     precision: str,
 ) -> _Plan:
-    layouts = [None if operand.is_near else torch.contiguous_format for operand in (gy, x)]
+    layouts = gy.together, x.together
     gy, x = (operand.copied(layout) for operand, layout in zip((gy, x), layouts))
     examples, positions = x.shape[0], prod(gy.shape[2:])
-    block, block_c = _blocks(gy, x, group * positions, precision)
+    block, block_c, warps = _blocks(gy, x, group * positions, precision)
     blocks, norms = cover(group * positions, block), cover(examples, group)
     pairs = blocks * (blocks + 1) // 2
     values = (
         examples, group, positions, blocks, gy.shape[1], x.shape[1], gy.shape[3], *x.shape[2:], kernel[1], *stride,
-        *padding, *dilation, *gy.strides, *x.strides, gy.channels_together, x.channels_together, prod(kernel),
-        any(padding), pairs == 1, precision, interpreted(), block, block_c,
+        *padding, *dilation, *gy.strides, *x.strides, prod(kernel), any(padding), pairs == 1, precision, interpreted(),
+        block, block_c,
     )  # fmt: skip
-    made, warps = compiled(_gram_squares, _UNSPECIALIZED, ("_inner_products", "_tile")), 8 if block > 64 else 4
-    launch = Launch(made, (norms * pairs,), values, gy.device, num_warps=warps, num_stages=3)
+    made = compiled(_gram_squares, _UNSPECIALIZED, ("_inner_products", "_tile"))
+    options = {"num_warps": warps, "num_stages": 3, "enable_fp_fusion": True}
+    launch = Launch(made, (norms * pairs,), values, gy.device, **options)
     return _Plan(launch, *layouts, (norms, pairs) if pairs > 1 else (norms,))
 
 
@@ -97,7 +98,7 @@ def _gram_squares(
     gy, x, partial, examples, group, positions, blocks, outputs, channels, out_width, height, width, kernel_w,
     stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w,
     gy_b, gy_c, gy_h, gy_w, x_b, x_c, x_h, x_w,
-    GY_CHANNELS_LAST: tl.constexpr, X_CHANNELS_LAST: tl.constexpr, TAPS: tl.constexpr, PADDED: tl.constexpr,
+    TAPS: tl.constexpr, PADDED: tl.constexpr,
     ALONE: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -124,7 +125,7 @@ def _gram_squares(
         gy + s_of.to(tl.int64) * gy_b + s_row * gy_h + s_column * gy_w, s_in, s_row, s_column,
         gy + t_of.to(tl.int64) * gy_b + t_row * gy_h + t_column * gy_w, t_in, t_row, t_column,
         outputs, gy_c, 0, 0, 0, 0, 1, 1, 1,
-        GY_CHANNELS_LAST, 1, False, ALONE, PRECISION, INTERPRETED, BLOCK, BLOCK_C,
+        1, False, ALONE, PRECISION, INTERPRETED, BLOCK, BLOCK_C,
     )  # fmt: skip
     s_row, s_column = s_row * stride_h - padding_h, s_column * stride_w - padding_w
     t_row, t_column = t_row * stride_h - padding_h, t_column * stride_w - padding_w
@@ -132,7 +133,7 @@ def _gram_squares(
         x + s_of.to(tl.int64) * x_b + s_row * x_h + s_column * x_w, s_in, s_row, s_column,
         x + t_of.to(tl.int64) * x_b + t_row * x_h + t_column * x_w, t_in, t_row, t_column,
         channels, x_c, x_h, x_w, height, width, kernel_w, dilation_h, dilation_w,
-        X_CHANNELS_LAST, TAPS, PADDED, ALONE, PRECISION, INTERPRETED, BLOCK, BLOCK_C,
+        TAPS, PADDED, ALONE, PRECISION, INTERPRETED, BLOCK, BLOCK_C,
     )  # fmt: skip
     square = tl.sum(of_gy * of_x)
     if ALONE:
@@ -145,7 +146,7 @@ def _gram_squares(
 def _inner_products(
     s, s_in, s_row, s_column, t, t_in, t_row, t_column,
     channels, c_step, h_step, w_step, height, width, kernel_w, dilation_h, dilation_w,
-    CHANNELS_LAST: tl.constexpr, TAPS: tl.constexpr, PADDED: tl.constexpr, ALONE: tl.constexpr,
+    TAPS: tl.constexpr, PADDED: tl.constexpr, ALONE: tl.constexpr,
     PRECISION: tl.constexpr, INTERPRETED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Inner products [BLOCK, BLOCK] of windows s and t, each given by where its first tap lies.
@@ -159,13 +160,13 @@ def _inner_products(
         down, across = step // steps // kernel_w * dilation_h, step // steps % kernel_w * dilation_w
         s_tile = _tile(
             s, s_in, s_row, s_column, c, down, across, channels, c_step, h_step, w_step, height, width,
-            CHANNELS_LAST, PADDED, INTERPRETED,
+            PADDED, INTERPRETED,
         )  # fmt: skip
         t_tile = s_tile
         if not ALONE:
             t_tile = _tile(
                 t, t_in, t_row, t_column, c, down, across, channels, c_step, h_step, w_step, height, width,
-                CHANNELS_LAST, PADDED, INTERPRETED,
+                PADDED, INTERPRETED,
             )  # fmt: skip
         products = tl.dot(s_tile, tl.trans(t_tile), products, input_precision=PRECISION)
     return products
@@ -173,37 +174,37 @@ def _inner_products(
 
 def _tile(
     place, inside, row, column, c, down, across, channels, c_step, h_step, w_step, height, width,
-    CHANNELS_LAST: tl.constexpr, PADDED: tl.constexpr, INTERPRETED: tl.constexpr,
+    PADDED: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Some channels of the positions that lie `down` and `across` from others: [positions, channels], zero outside.
-
-    Read with the dimension that is contiguous in memory last: neighbouring threads, neighbouring numbers.
-    """
+    """Some channels of the positions that lie `down` and `across` from others: [positions, channels], zero outside."""
     if PADDED:
         inside &= (row + down >= 0) & (row + down < height) & (column + across >= 0) & (column + across < width)
     place += down * h_step + across * w_step
-    if CHANNELS_LAST:
-        tile = tl.load(place[:, None] + (c * c_step)[None, :], inside[:, None] & (c < channels)[None, :], 0.0)
-    else:
-        tile = tl.trans(tl.load(place[None, :] + (c * c_step)[:, None], inside[None, :] & (c < channels)[:, None], 0.0))
+    tile = tl.load(place[:, None] + (c * c_step)[None, :], inside[:, None] & (c < channels)[None, :], 0.0)
     if INTERPRETED:  # whose dot takes bfloat16 for integers; the products are exact in float32 all the same
         tile = tile.to(tl.float32)
     return tile
 
 
-def _blocks(gy: Form, x: Form, positions: int, precision: str) -> tuple[int, int]:
-    """Return how many positions and channels make a tile: powers of two, 16 at least, as tl.dot wants.
+def _blocks(gy: Form, x: Form, positions: int, precision: str) -> tuple[int, int, int]:
+    """Return how many positions and channels make a tile, powers of two of 16 at least, and the warps that share it.
 
     Wide tiles read less for each product. They need loads of many numbers at once, from aligned channels, and products
     in the tensor cores; else they take too many registers.
     """
-    if gy.dtype == torch.float32:
-        return power_of_two(positions, 64), 32 if precision == "tf32" else 16
-    loads_are_wide = all(operand.aligned(operand.shape[1]) for operand in (gy, x))
+    whole = all(operand.aligned(operand.shape[1]) for operand in (gy, x))
+    if not whole or (precision == "ieee" and gy.dtype == torch.float32):
+        block = power_of_two(positions, 64)
+        return block, 1024 // block, 4 if whole or block < 64 else 8
     wide, half = cover(positions, 128), cover(positions, 64)
     padding_is_little = 4 * wide * (wide + 1) <= 1.5 * half * (half + 1)
-    return power_of_two(positions, 128 if loads_are_wide and padding_is_little else 64), 64
+    block = power_of_two(positions, 128 if gy.dtype != torch.float32 and padding_is_little else 64)
+    return block, 32 if gy.dtype == torch.float32 else 64, 8 if block > 64 else 4
 
 
 def _precision(x: Tensor) -> str:
-    return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    settings = torch.backends.cuda.matmul
+    # `allow_tf32` raises in the versions of torch that know `fp32_precision`, once somebody has set that.
+    named = hasattr(settings, "fp32_precision")
+    tf32 = settings.fp32_precision == "tf32" if named else settings.allow_tf32
+    return "tf32" if tf32 and x.dtype == torch.float32 else "ieee"

@@ -40,6 +40,11 @@ class Form(NamedTuple):
         return self.stride[1] == 1
 
     @property
+    def together(self) -> Layout | None:
+        """What to copy to, such that channels are next to each other in memory, and examples near; None: nothing."""
+        return None if self.channels_together and self.is_near else torch.channels_last
+
+    @property
     def position_stride(self) -> int | None:
         """The stride from one position to the next, row after row; None where there is no such one."""
         apart = [(size, stride) for size, stride in zip(self.shape[2:], self.stride[2:]) if size != 1]

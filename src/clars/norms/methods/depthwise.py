@@ -1,6 +1,7 @@
 """Depthwise convolutions on accelerators: a kernel sums an output gradient times shifted inputs, a tap at a time."""
 
 from clars.native import device
+from clars.native.triton.depthwise import TAPS
 from clars.norms.methods import costs
 from clars.norms.methods.contribution import Contribution
 from clars.norms.methods.method import Method, Operands
@@ -13,7 +14,7 @@ class Depthwise(Method):
     name = "depthwise"
 
     def applies(self, sizes: Sizes) -> bool:
-        return sizes.accelerated and sizes.planar and sizes.depthwise
+        return sizes.accelerated and sizes.planar and sizes.depthwise and sizes.inputs <= TAPS
 
     def numbers(self, sizes: Sizes) -> int:
         return sizes.weights

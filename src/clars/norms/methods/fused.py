@@ -13,7 +13,7 @@ class Fused(Method):
     name = "fused"
 
     def applies(self, sizes: Sizes) -> bool:
-        return sizes.accelerated and sizes.planar and not sizes.depthwise
+        return sizes.accelerated and sizes.planar
 
     def numbers(self, sizes: Sizes) -> int:
         return 1

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from math import inf
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from clars.cache import folder
 from clars.errors import UserError
 from clars.native import where
 
+IMPOSSIBLE = 1e9  # seconds
 LONGEST_WAIT = 10  # seconds, for another process that writes
 
 
@@ -46,7 +48,7 @@ class Timings:
         if not works.keys() <= known.keys():
             if not where.can_be_timed(device):
                 return {}
-            self._seconds[name] = {name: where.seconds(work, device) for name, work in works.items()}
+            self._seconds[name] = {name: _taken(work, device) for name, work in works.items()}
             if file is not None:
                 _add(file, {name: self._seconds[name]})
         return {name: seconds for name, seconds in self._seconds[name].items() if name in works}
@@ -58,6 +60,16 @@ class Timings:
         with suppress(UserError):  # there is no cache folder
             return folder("timings") / f"{_slug(where.name(device), *_versions())}.json"
         return None
+
+
+def _taken(work: Callable[[], object], device: str) -> float:
+    """Return the seconds of some work; IMPOSSIBLE where it needs more than the device has."""
+    try:
+        return where.seconds(work, device)
+    except Exception as error:
+        if not where.lacks_resources(error):
+            raise
+        return IMPOSSIBLE
 
 
 def _versions() -> list[str]:
@@ -76,7 +88,8 @@ def _content(file: Path) -> dict[str, dict[str, float]]:
     """Return what a file holds; nothing where it is not there, or not as it was written."""
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
-        return {str(key): {str(name): float(value) for name, value in each.items()} for key, each in read.items()}
+        found = {str(key): {str(name): float(value) for name, value in each.items()} for key, each in read.items()}
+        return {key: each for key, each in found.items() if all(0 < value < inf for value in each.values())}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
 

@@ -71,6 +71,13 @@ def channel_sums(gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, memory: int 
     return scale.view(examples, channels), shift.view(examples, channels)
 
 
+def _batch_normalised(x: Tensor, weight: Tensor, bias: Tensor | None, *how) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y, and the statistics of x if it was normalised by these, as torch forms them."""
+    if where.has_batch_norm_libraries(x):
+        return torch._batch_norm_impl_index(x, weight, bias, *how, torch.backends.cudnn.enabled)[:3]
+    return aten.native_batch_norm(x, weight, bias, *how)
+
+
 @dataclass(frozen=True, eq=False)
 class BatchNorm(Rule):
     """Batch normalisation of x [B, C, ...] in training or evaluation mode.
@@ -88,17 +95,10 @@ class BatchNorm(Rule):
 
     def forward(self, x, weight, bias):
         running = (self.running_mean, self.running_var)
-        if where.has_batch_norm_libraries(x):
-            enabled = torch.backends.cudnn.enabled
-            y, mean, rstd, *how = torch._batch_norm_impl_index(
-                x, weight, bias, *running, self.training, self.momentum, self.eps, enabled
-            )
-        else:
-            y, mean, rstd = aten.native_batch_norm(x, weight, bias, *running, self.training, self.momentum, self.eps)
-            how = (None, None)
+        y, mean, rstd = _batch_normalised(x, weight, bias, *running, self.training, self.momentum, self.eps)
         if not self.training:  # the running statistics may move on before the backward pass
             mean, rstd = self.running_mean.clone(), (self.running_var + self.eps).rsqrt()
-        return y, (mean, rstd, None if self.training else self.running_var.clone(), *how)
+        return y, (mean, rstd, None if self.training else self.running_var.clone())
 
     def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, cut: Cut) -> native.NativeLayer | None:
         running = (self.running_mean, self.running_var)
@@ -111,19 +111,12 @@ class BatchNorm(Rule):
         return None
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
-        mean, rstd, variance, reserve, kernel = saved
-        if where.runs_kernels(x):
+        mean, rstd, variance = saved
+        if where.accelerated(x):
             found = device.batch_norm_backward(gy, x, mean, rstd, weight, self.training, *_wanted(x, needs, measure))
             return _from_kernels(found, weight, needs)
         batch, running = ((mean, rstd), (None, None)) if self.training else ((None, None), (mean, variance))
-        if kernel is None:
-            gx, gw, gb = aten.native_batch_norm_backward(
-                gy, x, weight, *running, *batch, self.training, self.eps, needs
-            )
-        else:
-            gx, gw, gb = aten._batch_norm_impl_index_backward(
-                kernel, x, gy, weight, *running, *batch, self.training, self.eps, needs, reserve
-            )
+        gx, gw, gb = aten.native_batch_norm_backward(gy, x, weight, *running, *batch, self.training, self.eps, needs)
         sums = self._sums(gy[measure.rows], x[measure.rows], mean, rstd, measure.memory)
         return _gradients(gx, gw, gb, sums, needs, measure)
 
@@ -156,7 +149,7 @@ class LayerNorm(Rule):
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         mean, rstd = saved
         by_position = (len(x), -1, prod(self.shape))
-        if where.runs_kernels(x):
+        if where.accelerated(x):
             return _from_kernels(self._by_kernels(gy, x, *saved, weight, *_wanted(x, needs, measure)), weight, needs)
         x, gy = x.contiguous(), gy.contiguous()
         gx, gw, gb = aten.native_layer_norm_backward(gy, x, self.shape, mean, rstd, weight, weight, needs)
@@ -197,7 +190,7 @@ class GroupNorm(Rule):
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         mean, rstd = saved
-        if where.runs_kernels(x):
+        if where.accelerated(x):
             found = device.group_norm_backward(gy, x, mean, rstd, weight, self.groups, *_wanted(x, needs, measure))
             return _from_kernels(found, weight, needs)
         x, gy = x.contiguous(), gy.contiguous()
@@ -222,9 +215,7 @@ class InstanceNorm(Rule):
         examples, channels = x.shape[:2]
         one = x.reshape(1, examples * channels, *x.shape[2:])
         scale, shift = (None if value is None else value.repeat(examples) for value in (weight, bias))
-        y, mean, rstd, *_ = torch._batch_norm_impl_index(
-            one, scale, shift, None, None, True, 0.0, self.eps, torch.backends.cudnn.enabled
-        )
+        y, mean, rstd = _batch_normalised(one, scale, shift, None, None, True, 0.0, self.eps)
         return y.view(x.shape), (mean.view(examples, channels), rstd.view(examples, channels))
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
@@ -322,7 +313,7 @@ def instance_norm(
 
     As torch does it, a batch normalisation of B * C channels, with scale and shift expanded over the examples.
     """
-    if use_input_stats and running_mean is None and weight is not None and where.runs_kernels(input):
+    if use_input_stats and running_mean is None and weight is not None and where.accelerated(input):
         _need_several(input, input[0, 0].numel())
         return LayerCall(InstanceNorm(eps), input, weight, bias, (find(weight), find(bias)))
     examples, channels = input.shape[:2]

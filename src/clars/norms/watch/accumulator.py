@@ -1,7 +1,7 @@
 """Where the squared norms of one layer's examples add up, for as long as the gradients they belong to are there."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -194,6 +194,17 @@ class Accumulator:
         self.generation += bool(self.entries) or self.compiled_total is not None
         self.entries.clear()
         self._leaf.grad = None
+
+    def kept(self) -> tuple[list[PassSquares], Tensor | None]:
+        """Return what was added; see `put`."""
+        return [replace(entry) for entry in self.entries], self._leaf.grad
+
+    def put(self, kept: tuple[list[PassSquares], Tensor | None]) -> None:
+        """Take what was added to be what `kept` has returned, whatever became of it since."""
+        entries, self._leaf.grad = kept
+        self.entries = [
+            PassSquares(each.squares, each.blocks, each.examples, each.group, each.left) for each in entries
+        ]
 
     @property
     def compiled_total(self) -> Tensor | None:

@@ -17,9 +17,11 @@ class Shortcuts:
 
     Attributes:
         repeated_calls: a call of the step before is recognised by its arguments (see `repeated_call`).
+        known_modules: where a module of torch makes one, its forward need not run (see `modules`).
     """
 
     repeated_calls: bool = True
+    known_modules: bool = True
 
 
 class BackwardPass:

@@ -120,7 +120,13 @@ def _forward(watch: Watch, module: nn.Module, args: tuple, kwargs: dict):
 def _again(watch: Watch, tracker: Tracker, module: nn.Module, args: tuple) -> torch.Tensor | None:
     """Return the output of a module that does, within a watched forward, what it did before; None for others."""
     interception = tracker.interception()
-    if interception is None or len(args) != 1 or type(args[0]) is not torch.Tensor or watch.module() is not module:
+    if (
+        interception is None
+        or not tracker.shortcuts.known_modules
+        or len(args) != 1
+        or type(args[0]) is not torch.Tensor
+        or watch.module() is not module
+    ):
         return None
     call = watch.called(module, args[0])
     y = None if call is None else interception.again(call)

@@ -8,6 +8,7 @@ from torch import nn
 from clars.norms.watch.tracked_parameter import TrackedParameter
 
 if TYPE_CHECKING:
+    from clars.norms.watch.backward_pass import Shortcuts
     from clars.norms.watch.interception import Interception
 
 
@@ -18,11 +19,13 @@ class Tracker(Protocol):
         model: the outermost module that is tracked.
         active: whether tracking is on.
         parameters: the tracked parameters, by the id of the tensor that stands for each now.
+        shortcuts: what is there for speed alone.
     """
 
     model: nn.Module
     active: bool
     parameters: dict[int, TrackedParameter]
+    shortcuts: "Shortcuts"
 
     def refresh(self, module: nn.Module) -> None:
         """Note the tensors that are the module's parameters now."""
