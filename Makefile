@@ -43,6 +43,7 @@ bench: $(BENCHABLE)  ## measure the cost of a step, alone, beside other tools an
 	$(BIN)/python benchmarks/peers.py
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/optimizer_step.py
+	$(BIN)/python benchmarks/host_time.py
 	$(BIN)/python benchmarks/subset.py
 	$(BIN)/python benchmarks/groups.py --rounds 3 --processes 1
 	$(BIN)/python benchmarks/noise_scale.py

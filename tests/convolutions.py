@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -94,9 +95,13 @@ class Case:
         assert errors and all(error < self.bound for error in errors.values()), errors
 
 
+@contextmanager
 def on_one_processor(module, setting, programs):
     """Have a module's kernels ask for so many programs, by its `setting`, on a device of one multiprocessor."""
-    return mock.patch.multiple(module, **{setting: programs, "processors": lambda device: 1})
+    with mock.patch.multiple(module, **{setting: programs, "processors": lambda device: 1}):
+        module._plan.cache_clear()
+        yield
+    module._plan.cache_clear()
 
 
 def check_on_cuda(case, results):

@@ -6,12 +6,13 @@ import tempfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
 
 import pytest
 import torch
+
+from clars.native.triton import launching
 
 ARCHITECTURES = (80, 90)
 
@@ -55,19 +56,14 @@ def _able() -> bool:
     return (int(major), int(minor)) >= (3, 3)
 
 
-def launches(module: ModuleType, call: Callable) -> list[Launch]:
-    """Return the kernels that a call launches by `module.compiled`. None runs, so the tensors may be meta ones."""
-    made = module.compiled
+def launches(call: Callable) -> list[Launch]:
+    """Return the kernels that a call launches. None runs, so the tensors may be meta ones."""
     seen = []
 
-    class Recorder:
-        def __init__(self, *source):
-            self.kernel = made(*source)
+    def record(launch, *tensors):
+        seen.append(_specialized(launch.kernel, (*tensors, *launch.values), launch.options))
 
-        def __getitem__(self, grid):
-            return lambda *values, **options: seen.append(_specialized(self.kernel, values, options))
-
-    with mock.patch.object(module, "compiled", Recorder):
+    with mock.patch.object(launching.Launch, "__call__", record):
         call()
     return seen
 

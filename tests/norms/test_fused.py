@@ -99,7 +99,7 @@ def test_interpreted(printed, name):
 @pytest.mark.parametrize("architecture", gpu_code.ARCHITECTURES)
 @gpu_code.each_compiled(COMPILED, COMPILED_SLOWLY)
 def test_registers_suffice(case, architecture):
-    launches = gpu_code.launches(fused, lambda: results(case, *case.operands("cpu")))
+    launches = gpu_code.launches(lambda: results(case, *case.operands("cpu")))
     assert len(launches) == 2
     assert all(gpu_code.resources(launch, architecture).spilled <= gpu_code.FEW for launch in launches)
 

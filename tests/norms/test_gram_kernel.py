@@ -108,7 +108,7 @@ def precision(request):
 @pytest.mark.parametrize("architecture", gpu_code.ARCHITECTURES)
 @gpu_code.each_compiled(COMPILED, COMPILED_SLOWLY)
 def test_registers_suffice(case, precision, architecture):
-    (launch,) = gpu_code.launches(gram, lambda: results(case, *case.operands("cpu")))
+    (launch,) = gpu_code.launches(lambda: results(case, *case.operands("cpu")))
     assert launch.constants["PRECISION"] == (precision if case.dtype == torch.float32 else "ieee")
     assert gpu_code.resources(launch, architecture).spilled <= gpu_code.FEW
 

@@ -152,9 +152,14 @@ class Case:
         """Have the kernels launched for the case's device."""
         few = SMALL | {"PROGRAMS_PER_PROCESSOR": self.programs, "processors": lambda device: 1}
         with mock.patch.dict(vars(normalisation), {} if self.programs is None else few):
-            normalisation._cut.cache_clear()
+            self._forget_plans()
             yield
-        normalisation._cut.cache_clear()
+        self._forget_plans()
+
+    @staticmethod
+    def _forget_plans():
+        for plan in (normalisation._by_row_plan, normalisation._by_channel_plan):
+            plan.cache_clear()
 
     def check(self, functions, device):
         """Return the errors of a call, after looking at the types and the memory format."""

@@ -1,50 +1,20 @@
 """What GPUs that are not at hand would make of the kernels for normalisations, as they are launched there."""
 
 import importlib.util
-from unittest import mock
 
 import gpu_code
 import pytest
 import torch
 
-from clars.native.triton import compiling, normalisation
+from clars.native.triton import normalisation
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 
-TYPES = {torch.float32: "*fp32:16", torch.bfloat16: "*bf16:16"}
 REST = (True, 0, 8, 1)  # the gradient of x is wanted, and the norms of eight examples, one by one
 
 
-class Launch:
-    """Stands for a compiled kernel, and keeps what it is launched with."""
-
-    def __init__(self, function, unspecialized=()):
-        self.kernel = compiling.compiled(function, unspecialized)
-
-    def __getitem__(self, grid):
-        return self
-
-    def __call__(self, *arguments, **options):
-        self.arguments, self.options = arguments, options
-
-    def resources(self, architecture):
-        """Return what the kernel takes, specialised to its arguments as at a launch."""
-        types, constants = {}, {}
-        for parameter, value in zip(self.kernel.params, self.arguments, strict=True):
-            if isinstance(value, torch.Tensor):
-                types[parameter.name] = TYPES[value.dtype]
-            elif parameter.is_constexpr or (value == 1 and not parameter.do_not_specialize):
-                constants[parameter.name] = value
-            else:
-                types[parameter.name] = "i32" if parameter.do_not_specialize or value % 16 else "i32:16"
-        return gpu_code.resources(self.kernel, types, constants, architecture, **self.options)
-
-
 def launches(function, *arguments):
-    made = []
-    with mock.patch.object(normalisation, "compiled", lambda *kernel: made.append(Launch(*kernel)) or made[-1]):
-        function(*arguments, *REST)
-    return made
+    return gpu_code.launches(lambda: function(*arguments, *REST))
 
 
 def nowhere(*shape, dtype=torch.float32, form=torch.contiguous_format):
@@ -89,7 +59,7 @@ EVERY += [(name, max(gpu_code.ARCHITECTURES)) for name in ODD]
 @pytest.mark.parametrize(("name", "architecture"), EVERY)
 def test_no_spills(name, architecture):
     for launch in (LAUNCHES | ODD)[name]():
-        taken = launch.resources(architecture)
+        taken = gpu_code.resources(launch, architecture)
         assert taken.spilled == 0, (launch.kernel, taken)
         if name in LAUNCHES:  # two programs at once on a multiprocessor
             assert 2 * 32 * launch.options["num_warps"] * taken.registers <= 65536, (launch.kernel, taken)

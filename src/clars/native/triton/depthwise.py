@@ -7,12 +7,14 @@ gy and x, and leaves the sums of each group of examples; a second one squares an
 from __future__ import annotations  # the kernels' name `tl`, which is bound at its first use
 
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from clars.native.triton.compiling import compiled, cover, processors
-from clars.native.triton.layout import strides, with_channels_together
+from clars.native.triton.launching import Launch, plans
+from clars.native.triton.layout import Form, Layout, copied, form
 
 # Most taps of a kernel: each takes registers of every thread.
 TAPS = 64
@@ -52,21 +54,40 @@ def depthwise_products(
     The first call for a new combination of types, tiles and alignments compiles, so make one before a CUDA graph is
     captured.
     """
-    sums = _sums(with_channels_together(gy), with_channels_together(x), kernel, stride, padding, dilation, group)
-    gradient, squares = _squared(sums)
-    return gradient.view(*kernel, -1, 1).permute(2, 3, 0, 1), squares
+    geometry = tuple(kernel), tuple(stride), tuple(padding), tuple(dilation)
+    plan = _plan(form(gy), form(x), *geometry, group)
+    sums, gradient, squares = (
+        gy.new_empty(shape, dtype=torch.float32) for shape in (plan.sums, plan.taps, plan.squares)
+    )
+    plan.form_sums(copied(gy, plan.gy_layout), copied(x, plan.x_layout), sums)
+    plan.add_and_square(sums, gradient, squares)
+    return gradient.permute(2, 3, 0, 1), squares.sum(1) if squares.dim() > 1 else squares
 
 
-def _sums(
-    gy: Tensor,
-    x: Tensor,
+class _Plan(NamedTuple):
+    """Both launches for operands of a form, the layouts that these are copied to first, and what is written."""
+
+    form_sums: Launch
+    add_and_square: Launch
+    gy_layout: Layout | None
+    x_layout: Layout | None
+    sums: tuple[int, int, int, int]  # the gradients of the groups, in parts to be added: [parts, groups, taps, C]
+    taps: tuple[int, int, int, int]  # the gradient, taps first: [*kernel, C, 1]
+    squares: tuple[int, ...]  # [groups, blocks], to be summed over the blocks, or [groups]
+
+
+@plans
+def _plan(
+    gy: Form,
+    x: Form,
     kernel: tuple[int, int],
     stride: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
     group: int,
-) -> Tensor:
-    """Return the gradients of the groups, in parts to be added: [parts, groups, taps, C]."""
+) -> _Plan:
+    layouts = gy.together, x.together
+    gy, x = (operand.copied(layout) for operand, layout in zip((gy, x), layouts))
     (examples, channels, out_height, out_width), taps = gy.shape, prod(kernel)
     block_taps, block_c = max(2, _covering(taps)), min(64, _covering(channels))
     channel_blocks, norms = cover(channels, block_c), cover(examples, group)
@@ -74,14 +95,21 @@ def _sums(
     wanted = cover(WARPS_PER_PROCESSOR * processors(gy.device), channel_blocks * norms * warps)
     lines_each = cover(lines, min(wanted, lines))
     parts = cover(lines, lines_each)
-    sums = gy.new_empty((parts, norms, taps, channels), dtype=torch.float32)
-    with torch.cuda.device_of(gy):  # triton launches on the current device, whatever the tensors'
-        compiled(_tap_sums, _UNSPECIALIZED)[(channel_blocks * norms * parts,)](
-            gy, x, sums, examples, group, lines_each, norms, channels, channel_blocks, out_height, out_width,
-            *x.shape[2:], *stride, *padding, *dilation, *strides(gy), *strides(x), any(padding), *kernel, block_taps,
-            block_c, num_warps=warps, enable_fp_fusion=True,
-        )  # fmt: skip
-    return sums
+    values = (
+        examples, group, lines_each, norms, channels, channel_blocks, out_height, out_width, *x.shape[2:], *stride,
+        *padding, *dilation, *gy.strides, *x.strides, any(padding), *kernel, block_taps, block_c,
+    )  # fmt: skip
+    programs = channel_blocks * norms * parts
+    made, options = compiled(_tap_sums, _UNSPECIALIZED), {"num_warps": warps, "enable_fp_fusion": True}
+    form_sums = Launch(made, (programs,), values, gy.device, **options)
+
+    block, block_norms = 64, 32
+    size = taps * channels
+    blocks = cover(size, block)
+    made, values = compiled(_squares_and_total, ("parts", "norms")), (parts, norms, size, blocks, block, block_norms)
+    add_and_square = Launch(made, (blocks,), values, gy.device, num_warps=4, enable_fp_fusion=True)
+    squares = (norms, blocks) if blocks > 1 else (norms,)
+    return _Plan(form_sums, add_and_square, *layouts, (parts, norms, taps, channels), (*kernel, channels, 1), squares)
 
 
 def _tap_sums(
@@ -121,19 +149,6 @@ def _tap_sums(
             own += number * tl.load(of_x + column * x_w, seen, 0.0).to(tl.float32)
     place = ((part * norms + norm).to(tl.int64) * KERNEL_H * KERNEL_W + tap) * channels + c
     tl.store(sums + place, own, in_gradient)
-
-
-def _squared(sums: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sum of [parts, groups, taps, C] over parts and groups, flat, and the squared norms of the groups."""
-    parts, norms, size = sums.shape[0], sums.shape[1], prod(sums.shape[2:])
-    block, block_norms = 64, 32
-    blocks = cover(size, block)
-    gradient, squares = sums.new_empty(size), sums.new_empty(norms, blocks)
-    with torch.cuda.device_of(sums):
-        compiled(_squares_and_total, ("parts", "norms"))[(blocks,)](
-            sums, gradient, squares, parts, norms, size, blocks, block, block_norms, num_warps=4, enable_fp_fusion=True
-        )
-    return gradient, squares.sum(1)
 
 
 def _squares_and_total(

@@ -8,12 +8,14 @@ and the tile to the batch's total, and goes on to the next. The patches of x are
 from __future__ import annotations  # the kernel's name `tl`, which is bound at its first use
 
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from clars.native.triton.compiling import compiled, cover, interpreted, power_of_two, processors
-from clars.native.triton.layout import aligned, channels_together, near, position_stride, strides
+from clars.native.triton.launching import Launch, plans
+from clars.native.triton.layout import Form, Layout, copied, form
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -56,9 +58,11 @@ def fused_products(
     The first call for a new combination of types, tiles and alignments compiles, so make one before a CUDA graph is
     captured.
     """
-    parts, squares = _formed(gy, x, kernel, stride, padding, dilation, groups, group, total=True)
-    gradient = parts.sum(0) if len(parts) > 1 else parts[0]
-    return gradient.view(-1, *kernel, x.shape[1] // groups).permute(0, 3, 1, 2), squares.sum(0)
+    plan = _plan(form(gy), form(x), tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), groups, group, True)
+    parts, squares = (gy.new_empty(shape, dtype=torch.float32) for shape in (plan.parts, plan.squares))
+    plan.launch(copied(gy, plan.gy_layout), copied(x, plan.x_layout), parts, squares)
+    gradient = parts.sum(0) if plan.parts[0] > 1 else parts
+    return gradient.as_strided(*plan.gradient), _summed(squares)
 
 
 def fused_squares(
@@ -75,46 +79,63 @@ def fused_squares(
 
     A program that keeps no total has room for a tile twice as wide, which reads less for each product.
     """
-    return _formed(gy, x, kernel, stride, padding, dilation, groups, group, total=False)[1].sum(0)
+    plan = _plan(form(gy), form(x), tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), groups, group, False)
+    squares = gy.new_empty(plan.squares, dtype=torch.float32)
+    plan.launch(copied(gy, plan.gy_layout), copied(x, plan.x_layout), squares, squares)
+    return _summed(squares)
 
 
-def _formed(
-    gy: Tensor,
-    x: Tensor,
+def _summed(squares: Tensor) -> Tensor:
+    return squares.sum(0) if squares.dim() > 1 else squares
+
+
+class _Plan(NamedTuple):
+    """A launch for operands of a form, the layouts that they are copied to first, and the shapes of the results."""
+
+    launch: Launch
+    gy_layout: Layout | None
+    x_layout: Layout | None
+    parts: tuple[int, int, int]  # gradients, each summed over a share of the batch: [shares, P, columns]
+    squares: tuple[int, ...]  # [tiles, norms], to be summed over the tiles, or [norms]
+    gradient: tuple[tuple[int, ...], tuple[int, ...]]  # its shape and strides
+
+
+@plans
+def _plan(
+    gy: Form,
+    x: Form,
     kernel: tuple[int, int],
     stride: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
     groups: int,
     group: int,
-    *,
     total: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return sums of the gradient over shares of the batch [shares, P, columns], and the squares' sums over tiles.
-
-    Without `total` the first are none.
-    """
-    gy, x = near(gy), near(x)
-    examples, outputs, channels = len(x), gy.shape[1] // groups, x.shape[1] // groups
+) -> _Plan:
+    """Return the plan of a call. Without `total` there is no gradient."""
+    layouts = [None if operand.is_near else torch.contiguous_format for operand in (gy, x)]
+    gy, x = (operand.copied(layout) for operand, layout in zip((gy, x), layouts))
+    examples, outputs, channels = x.shape[0], gy.shape[1] // groups, x.shape[1] // groups
     columns, positions = channels * prod(kernel), prod(gy.shape[2:])
     bare = prod(kernel) == 1 and set(stride) == {1} and not any(padding)
-    gy_step, x_step = position_stride(gy), position_stride(x) if bare else None
+    gy_step, x_step = gy.position_stride, x.position_stride if bare else None
     block_p, block_d, block_t = _blocks(gy, x, outputs, channels, prod(kernel), total)
     tiles_p, tiles_d = cover(outputs, block_p), cover(columns, block_d)
     tiles, norms = groups * tiles_p * tiles_d, cover(examples, group)
     norms_each, splits = _split(norms, tiles, gy.device)
-    parts = gy.new_empty((splits if total else 0, groups * outputs, columns), dtype=torch.float32)
-    squares = gy.new_empty((tiles, norms), dtype=torch.float32)
-    with torch.cuda.device_of(gy):  # triton launches on the current device, whatever the tensors'
-        compiled(_products, _UNSPECIALIZED)[(tiles, splits)](
-            gy, x, parts if total else squares, squares, examples, norms_each * group, group, norms, outputs, channels,
-            columns, tiles_p, tiles_d, gy.shape[1], gy.shape[3], positions, *x.shape[2:], kernel[1], *stride, *padding,
-            *dilation, *strides(gy), gy_step or 0, *strides(x), x_step or 0, channels_together(gy),
-            channels_together(x), gy_step is not None, x_step is not None, prod(kernel) == 1 or channels % block_d == 0,
-            any(padding), total, interpreted(), block_p, block_d, block_t,
-            num_warps=8 if block_p * block_d >= 64 * 64 else 4, num_stages=4, enable_fp_fusion=True,
-        )  # fmt: skip
-    return parts, squares
+    values = (
+        examples, norms_each * group, group, norms, outputs, channels, columns, tiles_p, tiles_d, gy.shape[1],
+        gy.shape[3], positions, *x.shape[2:], kernel[1], *stride, *padding, *dilation, *gy.strides, gy_step or 0,
+        *x.strides, x_step or 0, gy.channels_together, x.channels_together, gy_step is not None, x_step is not None,
+        prod(kernel) == 1 or channels % block_d == 0, any(padding), total, interpreted(), block_p, block_d, block_t,
+    )  # fmt: skip
+    warps = 8 if block_p * block_d >= 64 * 64 else 4
+    launch = Launch(
+        compiled(_products, _UNSPECIALIZED), (tiles, splits), values, gy.device, num_warps=warps, num_stages=4,
+        enable_fp_fusion=True,
+    )  # fmt: skip
+    gradient = (gy.shape[1], channels, *kernel), (columns, 1, kernel[1] * channels, channels)
+    return _Plan(launch, *layouts, (splits, gy.shape[1], columns), (tiles, norms) if tiles > 1 else (norms,), gradient)
 
 
 def _products(
@@ -190,13 +211,13 @@ def _products(
         tl.store(parts + place, total, (p[:, None] < outputs) & (d[None, :] < columns))
 
 
-def _blocks(gy: Tensor, x: Tensor, outputs: int, channels: int, taps: int, total: bool) -> tuple[int, int, int]:
+def _blocks(gy: Form, x: Form, outputs: int, channels: int, taps: int, total: bool) -> tuple[int, int, int]:
     """Return the tile's outputs, columns and positions at a time: powers of two, 16 at least, as tl.dot wants.
 
     An example's tile, the total and the addresses of the next loads share the registers. Only loads of many numbers
     at once, from aligned channels, and products in the tensor cores leave room for a tile wider than 64.
     """
-    whole, narrow = aligned(gy, outputs) and aligned(x, channels), gy.dtype != torch.float32
+    whole, narrow = gy.aligned(outputs) and x.aligned(channels), gy.dtype != torch.float32
     wide = whole and narrow
     block_p = _block(outputs, 128 if wide else 64)
     block_t = power_of_two(prod(gy.shape[2:]), 32 if whole or narrow or not total else 16)

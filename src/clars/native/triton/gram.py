@@ -7,12 +7,14 @@ program holds one tile of either product in registers and leaves one number: it 
 from __future__ import annotations  # the kernel's name `tl`, which is bound at its first use
 
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from clars.native.triton.compiling import compiled, cover, interpreted, power_of_two
-from clars.native.triton.layout import aligned, strides, with_channels_together
+from clars.native.triton.launching import Launch, plans
+from clars.native.triton.layout import Form, Layout, copied, form
 
 # The arguments that shall not make a kernel of their own where they are 1 or a multiple of 16.
 _UNSPECIALIZED = (
@@ -48,25 +50,48 @@ def gram_squares(
     The first call for a new combination of types, tiles and alignments compiles, so make one before a CUDA graph is
     captured.
     """
-    gy, x = with_channels_together(gy), with_channels_together(x)
-    positions, taps = prod(gy.shape[2:]), prod(kernel)
-    precision = _precision(x)
+    geometry = tuple(kernel), tuple(stride), tuple(padding), tuple(dilation)
+    plan = _plan(form(gy), form(x), *geometry, group, _precision(x))
+    partial = gy.new_empty(plan.partial, dtype=torch.float32)
+    plan.launch(copied(gy, plan.gy_layout), copied(x, plan.x_layout), partial)
+    return partial.sum(1).clamp_min_(0) if partial.dim() > 1 else partial
+
+
+class _Plan(NamedTuple):
+    """A launch for operands of a form, the layouts that they are copied to first, and the shape of what it writes."""
+
+    launch: Launch
+    gy_layout: Layout | None
+    x_layout: Layout | None
+    partial: tuple[int, ...]  # [norms, pairs of blocks], to be summed over the pairs, or [norms]
+
+
+@plans
+def _plan(
+    gy: Form,
+    x: Form,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    group: int,
+    precision: str,
+) -> _Plan:
+    layouts = gy.together, x.together
+    gy, x = (operand.copied(layout) for operand, layout in zip((gy, x), layouts))
+    examples, positions = x.shape[0], prod(gy.shape[2:])
     block, block_c, warps = _blocks(gy, x, group * positions, precision)
-    blocks, norms = cover(group * positions, block), cover(len(x), group)
+    blocks, norms = cover(group * positions, block), cover(examples, group)
     pairs = blocks * (blocks + 1) // 2
-    partial = gy.new_empty((norms, pairs), dtype=torch.float32)
-    with torch.cuda.device_of(gy):  # triton launches on the current device, whatever the tensors'
-        kernel_of_products()[(norms * pairs,)](
-            gy, x, partial, len(x), group, positions, blocks, gy.shape[1], x.shape[1], gy.shape[3], *x.shape[2:],
-            kernel[1], *stride, *padding, *dilation, *strides(gy), *strides(x), taps, any(padding), pairs == 1,
-            precision, interpreted(), block, block_c, num_warps=warps, num_stages=3, enable_fp_fusion=True,
-        )  # fmt: skip
-    return partial[:, 0] if pairs == 1 else partial.sum(1).clamp_min_(0)
-
-
-def kernel_of_products():
-    """Return the kernel, for triton to compile at its first call."""
-    return compiled(_gram_squares, _UNSPECIALIZED, ("_inner_products", "_tile"))
+    values = (
+        examples, group, positions, blocks, gy.shape[1], x.shape[1], gy.shape[3], *x.shape[2:], kernel[1], *stride,
+        *padding, *dilation, *gy.strides, *x.strides, prod(kernel), any(padding), pairs == 1, precision, interpreted(),
+        block, block_c,
+    )  # fmt: skip
+    made = compiled(_gram_squares, _UNSPECIALIZED, ("_inner_products", "_tile"))
+    options = {"num_warps": warps, "num_stages": 3, "enable_fp_fusion": True}
+    launch = Launch(made, (norms * pairs,), values, gy.device, **options)
+    return _Plan(launch, *layouts, (norms, pairs) if pairs > 1 else (norms,))
 
 
 def _gram_squares(
@@ -161,13 +186,13 @@ def _tile(
     return tile
 
 
-def _blocks(gy: Tensor, x: Tensor, positions: int, precision: str) -> tuple[int, int, int]:
+def _blocks(gy: Form, x: Form, positions: int, precision: str) -> tuple[int, int, int]:
     """Return how many positions and channels make a tile, powers of two of 16 at least, and the warps that share it.
 
     Wide tiles read less for each product. They need loads of many numbers at once, from aligned channels, and products
     in the tensor cores; else they take too many registers.
     """
-    whole = all(aligned(tensor, tensor.shape[1]) for tensor in (gy, x))
+    whole = all(operand.aligned(operand.shape[1]) for operand in (gy, x))
     if not whole or (precision == "ieee" and gy.dtype == torch.float32):
         block = power_of_two(positions, 64)
         return block, 1024 // block, 4 if whole or block < 64 else 8

@@ -14,7 +14,6 @@ Everything is accumulated in float32, in a fixed order: the same inputs on the s
 call for a new combination of types, blocks and alignments compiles, so make one before a CUDA graph is captured.
 """
 
-from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
@@ -23,6 +22,8 @@ from torch import Tensor
 
 from clars.native.triton import normalisation_kernels as kernels
 from clars.native.triton.compiling import compiled, cover, processors
+from clars.native.triton.launching import Launch, plans
+from clars.native.triton.layout import Form, Layout, copied, form
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -163,87 +164,174 @@ def layer_norm_backward(
     Returns:
         As `batch_norm_backward`, with D for C, and a gradient of x that is contiguous.
     """
-    gy, x = (value if value.stride(2) == 1 else value.contiguous() for value in (gy, x))
     mean, rstd, weight = mean.contiguous(), rstd.contiguous(), weight.contiguous()
-    examples, positions, features = x.shape
-    cut = _cut(examples, features, positions, True, True, x.device)
-    whole = cut.block_c >= features
-    parts = _parts(x, cut, features)
-    gx = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_input else None
-    means = mean if whole or not needs_input else mean.new_empty((2, examples * positions), dtype=torch.float32)
-    with torch.cuda.device_of(gy):  # triton launches on the current device, whatever the tensors'
-        if means is not mean:
-            compiled(kernels.row_means, _ROW_MEANS_UNSPECIALIZED)[(examples * positions,)](
-                gy, x, weight, mean, rstd, means, features, positions, examples * positions, *gy.stride()[:2],
-                *x.stride()[:2], TILE, num_warps=4, enable_fp_fusion=True,
-            )  # fmt: skip
-        out = x if gx is None else gx
-        compiled(kernels.layer_norm_rows, _UNSPECIALIZED)[(cut.programs(examples, features),)](
-            gy, x, out, weight, mean, rstd, means, parts, examples * cut.splits, cut.splits, cut.steps, features,
-            positions, examples * positions, *gy.stride()[:2], *x.stride()[:2], *out.stride()[:2], needs_input, whole,
-            cut.block_t, cut.block_c, num_warps=cut.warps(features), enable_fp_fusion=True,
-        )  # fmt: skip
-        return gx, *_combine(parts, weight, None, (first, last, group), cut.splits, 1, 1, "none")
+    plan = _by_row_plan(form(gy), form(x), mean.dtype, rstd.dtype, weight.dtype, needs_input, first, last, group)
+    gy, x, parts, means = _prepared(plan, gy, x, mean)
+    if plan.begin is not None:
+        plan.begin(gy, x, weight, mean, rstd, means)
+    gx = x.new_empty_strided(*plan.gx) if needs_input else None
+    plan.rest(gy, x, x if gx is None else gx, weight, mean, rstd, means, parts)
+    return gx, *_combined(plan, parts, weight, parts)
 
 
 def _by_channel(gy, x, mean, rstd, weight, groups, training, needs_input, measured) -> Backward:
     """As `batch_norm_backward`, or, with groups, as `group_norm_backward`."""
-    examples, channels = x.shape[:2]
-    positions = prod(x.shape[2:])
-    shape = (examples, channels, positions)
-    gy, flat = gy.reshape(shape), x.reshape(shape)
     mean, rstd, weight = mean.contiguous(), rstd.contiguous(), weight.contiguous()
+    plan = _by_channel_plan(
+        form(gy), form(x), mean.dtype, rstd.dtype, weight.dtype, groups, training, needs_input, *measured
+    )
+    gy, x, parts, means = _prepared(plan, gy, x, mean)
+    plan.begin(gy, x, mean, rstd, parts)
+    combined = _combined(plan, parts, weight, parts if means is mean else means)
+    if not needs_input:
+        return None, *combined
+    gx = x.new_empty_strided(*plan.gx)
+    plan.rest(gy, x, gx, weight, mean, rstd, means)
+    return gx, *combined
+
+
+def _prepared(plan: "_Plan", gy: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the operands in the plan's layouts, and memory for the parts and means; `mean` where there are none."""
+    gy, x = copied(gy, plan.gy_layout), copied(x, plan.x_layout)
+    means = mean if plan.means is None else mean.new_empty(plan.means, dtype=torch.float32)
+    return gy, x, x.new_empty(plan.parts, dtype=torch.float32), means
+
+
+def _combined(plan: "_Plan", parts: Tensor, weight: Tensor, means: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of scale and shift, and the squared norms; write the means that the gradient of x needs."""
+    channels, norms = plan.parts[2], plan.norms
+    results = parts.new_empty(channels), parts.new_empty(channels), parts.new_empty(norms), parts.new_empty(norms)
+    plan.combine(parts, weight, *results, means)
+    return results
+
+
+class _Plan(NamedTuple):
+    """What is launched for operands of a form, the layouts that these are copied to first, and what is written."""
+
+    begin: Launch | None  # `sums`; or `row_means`, where a row is long
+    combine: Launch
+    rest: Launch  # `input_gradient`, or `layer_norm_rows`
+    gy_layout: Layout | None
+    x_layout: Layout | None
+    parts: tuple[int, int, int]  # [2, rows, channels]
+    norms: int
+    means: tuple[int, int] | None  # [2, statistics]
+    gx: tuple[tuple[int, ...], tuple[int, ...]]  # its shape and strides
+
+
+@plans
+def _by_row_plan(
+    gy: Form,
+    x: Form,
+    of_mean: torch.dtype,
+    of_rstd: torch.dtype,
+    of_weight: torch.dtype,
+    needs_input: bool,
+    first: int,
+    last: int,
+    group: int,
+) -> _Plan:
+    """Return the plan for layer normalisation. The launches depend on the types of all their tensors."""
+    layouts = [None if operand.stride[2] == 1 else torch.contiguous_format for operand in (gy, x)]
+    gy, x = (operand.copied(layout) for operand, layout in zip((gy, x), layouts))
+    examples, positions, features = x.shape
+    dense = x.copied(torch.contiguous_format)
+    cut = _cut(examples, features, positions, True, True, x.device)
+    whole, rows = cut.block_c >= features, examples * positions
+    steps = gy.stride[:2] + x.stride[:2]
+    begin = None
+    if needs_input and not whole:
+        made, values = compiled(kernels.row_means, _ROW_MEANS_UNSPECIALIZED), (features, positions, rows, *steps, TILE)
+        begin = Launch(made, (rows,), values, gy.device, num_warps=4, enable_fp_fusion=True)
+    values = (
+        examples * cut.splits, cut.splits, cut.steps, features, positions, rows, *steps,
+        *(dense if needs_input else x).stride[:2], needs_input, whole, cut.block_t, cut.block_c,
+    )  # fmt: skip
+    rest = Launch(
+        compiled(kernels.layer_norm_rows, _UNSPECIALIZED), (cut.programs(examples, features),), values, gy.device,
+        num_warps=cut.warps(features), enable_fp_fusion=True,
+    )  # fmt: skip
+    combine, norms = _combine(gy.device, examples, features, (first, last, group), cut.splits, 0, 1, 1, "none")
+    gx = dense.shape, dense.stride
+    means = None if begin is None else (2, rows)
+    return _Plan(begin, combine, rest, *layouts, (2, examples * cut.splits, features), norms, means, gx)
+
+
+@plans
+def _by_channel_plan(
+    gy: Form,
+    x: Form,
+    of_mean: torch.dtype,
+    of_rstd: torch.dtype,
+    of_weight: torch.dtype,
+    groups: int | None,
+    training: bool,
+    needs_input: bool,
+    first: int,
+    last: int,
+    group: int,
+) -> _Plan:
+    """Return the plan for batch or group normalisation. The launches depend on the types of all their tensors."""
+    layouts = [None if operand.position_stride is not None else torch.contiguous_format for operand in (gy, x)]
+    gy, x = (operand.copied(layout) for operand, layout in zip((gy, x), layouts))
+    (examples, channels), positions = x.shape[:2], prod(x.shape[2:])
     each, members = (0, 1) if groups is None else (groups, channels // groups)
-    channels_last = positions == 1 or flat.stride(1) < flat.stride(2)
+    statistics = channels if groups is None else examples * groups
+    flat_gy, flat_x = (
+        torch.empty_strided(operand.shape, operand.stride, device="meta").reshape(examples, channels, positions)
+        for operand in (gy, x)
+    )
+    flat_gx = torch.empty_like(flat_x)  # dense, and its dimensions ordered as x's are
+    gx = x.shape, flat_gx.view(x.shape).stride()
+    gy_steps, x_steps = flat_gy.stride(), flat_x.stride()
+    channels_last = positions == 1 or x_steps[1] < x_steps[2]
     cut = _cut(examples, channels, positions, channels_last, False, x.device)
     grid, blocks = (cut.programs(examples, channels),), (channels_last, cut.block_c, cut.block_t)
-    warps = cut.warps(channels if channels_last else positions)
-    parts = _parts(x, cut, channels)
+    options = {"num_warps": cut.warps(channels if channels_last else positions), "enable_fp_fusion": True}
     centred = needs_input and training
-    means = mean.new_empty((2, mean.numel()), dtype=torch.float32) if centred else None
+    values = (
+        examples * cut.splits, cut.splits, cut.steps, channels, positions, each, members, *gy_steps, *x_steps, *blocks,
+    )  # fmt: skip
+    begin = Launch(compiled(kernels.sums, _UNSPECIALIZED), grid, values, gy.device, **options)
+    kind = "none" if not centred else "channel" if groups is None else "group"
     count = positions * (examples if groups is None else members)
-    kind = "none" if means is None else "channel" if groups is None else "group"
-    with torch.cuda.device_of(gy):  # triton launches on the current device, whatever the tensors'
-        compiled(kernels.sums, _UNSPECIALIZED)[grid](
-            gy, flat, mean, rstd, parts, examples * cut.splits, cut.splits, cut.steps, channels, positions, each,
-            members, *gy.stride(), *flat.stride(), *blocks, num_warps=warps, enable_fp_fusion=True,
-        )  # fmt: skip
-        combined = _combine(parts, weight, means, measured, cut.splits, members, count, kind)
-        if not needs_input:
-            return None, *combined
-        gx = torch.empty_like(flat)
-        compiled(kernels.input_gradient, _UNSPECIALIZED)[grid](
-            gy, flat, gx, weight, mean, rstd, mean if means is None else means, cut.splits, cut.steps, channels,
-            positions, mean.numel(), each, members, *gy.stride(), *flat.stride(), *gx.stride(), centred, *blocks,
-            num_warps=warps, enable_fp_fusion=True,
-        )  # fmt: skip
-    return gx.view(x.shape), *combined
+    means = (2, statistics) if centred else None
+    averaged = statistics if centred else 0, members, count, kind
+    combine, norms = _combine(gy.device, examples, channels, (first, last, group), cut.splits, *averaged)
+    values = (
+        cut.splits, cut.steps, channels, positions, statistics, each, members, *gy_steps, *x_steps, *flat_gx.stride(),
+        centred, *blocks,
+    )  # fmt: skip
+    rest = Launch(compiled(kernels.input_gradient, _UNSPECIALIZED), grid, values, gy.device, **options)
+    return _Plan(begin, combine, rest, *layouts, (2, examples * cut.splits, channels), norms, means, gx)
 
 
-def _combine(parts, weight, means, measured, splits, members, count, kind) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of scale and shift, and the squared norms; write the means that the gradient of x needs."""
-    _, rows, channels = parts.shape
+def _combine(
+    device: torch.device,
+    examples: int,
+    channels: int,
+    measured: tuple[int, int, int],
+    splits: int,
+    statistics: int,
+    members: int,
+    count: int,
+    kind: str,
+) -> tuple[Launch, int]:
+    """Return the launch of `combine`, and the number of squared norms."""
     first, last, group = measured
-    norms, groups, statistics = cover(last - first, group), channels // members, 0 if means is None else means.shape[1]
-    scale, shift = parts.new_empty(channels), parts.new_empty(channels)
-    scale_squares, shift_squares = parts.new_empty(norms), parts.new_empty(norms)
+    norms, groups = cover(last - first, group), channels // members
     mean_c = min(_MEAN, _power_of_two(members))
     mean_g = min(_MEAN // mean_c, _power_of_two(groups)) if kind == "group" else 1
     programs = norms + cover(channels, _SUM[1])
-    programs += rows // splits * cover(groups, mean_g) if kind == "group" else 0
-    compiled(kernels.combine, _COMBINE_UNSPECIALIZED)[(programs,)](
-        parts, weight, scale, shift, scale_squares, shift_squares, parts if means is None else means, rows, splits,
-        channels, norms, first, last, group, statistics, groups, members, count, kind, *_NORM, *_SUM, mean_g, mean_c,
-        num_warps=8, enable_fp_fusion=True,
+    programs += examples * cover(groups, mean_g) if kind == "group" else 0
+    values = (
+        examples * splits, splits, channels, norms, first, last, group, statistics, groups, members, count, kind,
+        *_NORM, *_SUM, mean_g, mean_c,
     )  # fmt: skip
-    return scale, shift, scale_squares, shift_squares
+    made = compiled(kernels.combine, _COMBINE_UNSPECIALIZED)
+    return Launch(made, (programs,), values, device, num_warps=8, enable_fp_fusion=True), norms
 
 
-def _parts(x: Tensor, cut: _Cut, channels: int) -> Tensor:
-    return x.new_empty((2, len(x) * cut.splits, channels), dtype=torch.float32)
-
-
-@lru_cache(maxsize=1024)
 def _cut(
     examples: int, channels: int, positions: int, channels_last: bool, whole_row: bool, device: torch.device
 ) -> _Cut:
