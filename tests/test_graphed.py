@@ -335,3 +335,53 @@ def test_warmup(warmup):
     training = Training(warmup=warmup)
     take_all(training, 8)
     assert training.ran == warmup + 1 and training.tapes[0].replayed == 8 - warmup
+
+
+def swapped(training):
+    weight = training.model[0].weight
+    weight.data = weight.data.clone() * 1.5
+
+
+CHANGES = {
+    "data": swapped,
+    "frozen": lambda training: training.model[5].bias.requires_grad_(False),
+    "evaluation": lambda training: training.model[1].eval(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_graph_would_not_see_is_captured_anew(change):
+    graphed, plain = Training(), Training(graphs=False)
+    for number, batch in enumerate(batches(9)):
+        if number == 6:
+            for each in (graphed, plain):
+                CHANGES[change](each)
+        for each in (graphed, plain):
+            each.take(*batch)
+    assert graphed.ran == 3 + 1 + 1 + 1  # warm-up, capture, as it is, capture
+    for one, other in zip(graphed.values(), plain.values()):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_an_input_that_needs_a_gradient_later_is_refused():
+    training = Training()
+    for number, (x, y) in enumerate(batches(6)):
+        if number == 5:
+            with pytest.raises(ValueError, match="needs a gradient"):
+                training.take(x.requires_grad_(), y)
+        else:
+            training.take(x, y)
+
+
+def test_a_view_lies_in_memory_as_the_captured_input_from_the_first_step_on():
+    seen = []
+
+    class Watching(Training):
+        def step(self, x, y):
+            seen.append((x.stride(), x.data_ptr()))
+            return super().step(x, y)
+
+    training = Watching()
+    for x, y in batches(5):
+        training.take(torch.stack([x, x], -1)[..., 0], y)
+    assert len(seen) == 4 and len(set(seen)) == 1

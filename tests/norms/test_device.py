@@ -141,3 +141,31 @@ def test_the_compiler_sees_operators_whole(accelerated):
     assert len(norms.sums()) == 4
     assert not any("clars_device.batch_norm" in name for name in called)  # the compiler writes a kernel of its own
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("function", [nn.Linear(4, 3), nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))], ids=str)
+def test_no_positions(function, accelerated):
+    norms = clars.ExampleNorms(function)
+    function(torch.randn(5, 0, 4)).sum().backward()
+    assert all(value == 0 for value in norms.sums().values())
+    assert all(not parameter.grad.any() for parameter in function.parameters())
+
+
+def test_statistics_in_half_precision(accelerated, monkeypatch):
+    """What normalises in evaluation mode is formed of them in float32, as torch forms it."""
+    seen = []
+    plain = device.batch_norm_backward
+
+    def noted(*arguments):
+        seen.append(arguments[3])
+        return plain(*arguments)
+
+    monkeypatch.setattr(device, "batch_norm_backward", noted)
+    layer = nn.BatchNorm1d(64).eval()
+    layer.running_var.uniform_(0.5, 2.0)
+    layer.bfloat16()
+    model = nn.Sequential(layer)
+    norms = clars.ExampleNorms(model)
+    model(torch.randn(8, 64, 9).bfloat16()).square().sum().backward()
+    assert norms.sums()["0"] > 0
+    torch.testing.assert_close(seen[0].double(), (layer.running_var.double() + layer.eps).rsqrt(), rtol=1e-6, atol=0)

@@ -2,11 +2,13 @@
 
 import copy
 import sys
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 import clars
 from clars import native
@@ -100,6 +102,72 @@ def test_a_module_of_torch_that_is_called_again_need_not_run(monkeypatch):
     assert model.norm.num_batches_tracked == 2
     for one, other in zip(model.buffers(), twin.buffers()):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+class Doubling(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(2 * x, weight, bias)
+
+
+def own_function(module):
+    plain = module._conv_forward
+    module._conv_forward = lambda x, weight, bias: plain(x.flip(-1), weight, bias)
+
+
+@contextmanager
+def other_function(monkeypatch):
+    plain = F.conv2d
+    with monkeypatch.context() as patch:
+        patch.setattr(F, "conv2d", lambda x, *others: plain(2 * x, *others))
+        yield
+
+
+@contextmanager
+def other_forward(monkeypatch):
+    plain = nn.Conv2d.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Conv2d, "forward", lambda self, x: plain(self, x) * 2)
+        yield
+
+
+class Halving(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        y = function(*args, **(kwargs or {}))
+        return y / 2 if function is F.conv2d else y
+
+
+class Moded(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        with Halving():
+            return self.inner(x)
+
+
+CONTEXTS = {"a function of torch": other_function, "a forward": other_forward}
+STRANGERS = ["a subclass", "a function of the object", "a mode", *CONTEXTS]
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_nothing_that_stands_between_a_module_and_its_function_is_passed_over(stranger, monkeypatch):
+    torch.manual_seed(0)
+    layer = (Doubling if stranger == "a subclass" else nn.Conv2d)(3, 4, 3)
+    model = Moded(layer) if stranger == "a mode" else nn.Sequential(layer)
+    if stranger == "a function of the object":
+        own_function(layer)
+    context, x = CONTEXTS.get(stranger, lambda patch: nullcontext()), images()
+    with context(monkeypatch):
+        expected = model(x)
+    norms = clars.ExampleNorms(model)
+    if stranger in CONTEXTS:  # it comes in the midst
+        for _ in range(2):
+            model(x)
+    for _ in range(2):
+        with context(monkeypatch):
+            torch.testing.assert_close(model(x), expected)
+    assert norms.active
 
 
 def frozen(name):

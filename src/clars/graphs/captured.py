@@ -35,6 +35,10 @@ class Captured:
     def __init__(self, step: Callable, inputs: Sequence[Tensor], capture: Capture, watched: Watched) -> None:
         self._inputs, self._capture = inputs, capture
         self._steppers: list[Stepper] = [stepper(optimizer) for optimizer in watched.optimizers]
+        self._parameters = [
+            p for each in self._steppers for group in each.optimizer.param_groups for p in group["params"]
+        ]
+        self._modules = [module for tracker in watched.trackers for module in tracker.model.modules()]
         self._options = self._present_options()
         self._replaced = False
         self._hooks = [
@@ -44,18 +48,19 @@ class Captured:
         self._trackers = [(tracker, tracker.kept()) for tracker in watched.trackers]
         for each in self._steppers:
             each.keep()
-        parameters = [p for each in self._steppers for group in each.optimizer.param_groups for p in group["params"]]
-        self._gradients: list[tuple[nn.Parameter, Tensor | None]] = [(p, p.grad) for p in parameters]
+        self._gradients: list[tuple[nn.Parameter, Tensor | None]] = [(p, p.grad) for p in self._parameters]
 
     def is_stale(self) -> bool:
-        """Tell whether an option, or the tensors of a state, have changed since, which the graph would not see."""
+        """Tell whether something has changed since that the graph would not see.
+
+        That is an option, the tensors of a state, where a parameter lies in memory or whether it is trained, or the
+        mode of a tracked module.
+        """
         return self._replaced or self._present_options() != self._options
 
     def __call__(self, inputs: Sequence[Tensor]) -> object:
         """Take a step with other inputs, and return the outputs, which the next step overwrites."""
-        with torch.no_grad():
-            for static, given in zip(self._inputs, inputs):
-                static.copy_(given, non_blocking=True)
+        put(self._inputs, inputs)
         for each in self._steppers:
             each.write()
         self._capture.replay()
@@ -97,10 +102,19 @@ class Captured:
             raise UserError(CANNOT.format(problem=shortened(str(cause).strip().splitlines()[0], QUOTED))) from cause
 
     def _present_options(self) -> list:
-        return [each.options() for each in self._steppers]
+        parameters = [(parameter.data_ptr(), parameter.requires_grad) for parameter in self._parameters]
+        modes = [module.training for module in self._modules]
+        return [*(each.options() for each in self._steppers), parameters, modes]
 
     def _note_replaced(self, _) -> None:
         self._replaced = True
+
+
+def put(static: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+    """Give the static tensors the values of others."""
+    with torch.no_grad():
+        for place, value in zip(static, given):
+            place.copy_(value, non_blocking=True)
 
 
 def detached(values: object) -> object:

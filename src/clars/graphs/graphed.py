@@ -9,7 +9,7 @@ from torch import Tensor, distributed
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from clars.errors import UserError, quoted
-from clars.graphs.captured import Captured, detached
+from clars.graphs.captured import Captured, detached, put
 from clars.graphs.watched import Watched
 from clars.native.capture import Capture, CudaCapture
 from clars.native.where import on_processor
@@ -79,6 +79,8 @@ class Graphed:
         self._signature: tuple | None = None
         self._plain: list | None = None  # what is given beside tensors; None once it was warned of
         self._left = 0  # steps to take before one is captured
+        self._static: list[Tensor] = []  # where the graph reads its inputs
+        self._arguments: tuple[tuple, dict] = ((), {})  # those, and what is no tensor
         self._watched = Watched()
         self._captured: Captured | None = None
 
@@ -86,10 +88,16 @@ class Graphed:
         """Take one step."""
         values, structure = tree_flatten((arguments, options))
         inputs = [value for value in values if isinstance(value, Tensor)]
+        if any(each.requires_grad for each in inputs):
+            raise UserError("An input of the step needs a gradient, which a graph does not return. Detach it.")
         signature = (structure, tuple(map(_described, values)))
         if self._signature is None:
             self._begin(inputs)
             self._signature, self._plain = signature, _plain(values)
+            self._static = [torch.empty_like(each) for each in inputs]
+            places = iter(self._static)
+            given = [next(places) if isinstance(value, Tensor) else value for value in values]
+            self._arguments = tree_unflatten(given, structure)
         if signature != self._signature:
             self._warn_of_values(values)
             with self._capture.aside():
@@ -100,13 +108,16 @@ class Graphed:
         if self._left:
             self._left -= 1
             with self._capture.aside(), self._watched.watch():
-                return detached(self._step(*arguments, **options))
+                put(self._static, inputs)  # so that what is captured meets tensors that lie in memory as before
+                return detached(self._on_static())
         if self._captured is None:
-            static = [torch.empty_like(each).copy_(each) for each in inputs]
-            places = iter(static)
-            mine, named = tree_unflatten([next(places) if isinstance(v, Tensor) else v for v in values], structure)
-            self._captured = Captured(lambda: self._step(*mine, **named), static, self._capture, self._watched)
+            put(self._static, inputs)
+            self._captured = Captured(self._on_static, self._static, self._capture, self._watched)
         return self._captured(inputs)
+
+    def _on_static(self) -> Any:
+        mine, named = self._arguments
+        return self._step(*mine, **named)
 
     def _begin(self, inputs: Sequence[Tensor]) -> None:
         """Look at the first inputs.
@@ -123,8 +134,6 @@ class Graphed:
                 f"A step in a CUDA graph takes inputs on one GPU, and these are on {named}. Send them there first; "
                 "where there is no GPU, take the step as it is."
             )
-        if any(each.requires_grad for each in inputs):
-            raise UserError("An input of the step needs a gradient, which a graph does not return. Detach it.")
         many = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
         self._left = self._warmup or (WARM_UP_OF_MANY if many else WARM_UP)
         self._capture = (self._make or CudaCapture)(devices.pop())
