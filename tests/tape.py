@@ -63,6 +63,9 @@ class Tape:
         self.recorded += 1
         return result
 
+    def release(self):
+        self.calls = []
+
     @torch.no_grad()
     def replay(self):
         self.replayed += 1

@@ -3,11 +3,13 @@
 import warnings
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from tape import Tape
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 
 import clars
 from clars.graphs.graphed import Graphed
@@ -385,3 +387,63 @@ def test_a_view_lies_in_memory_as_the_captured_input_from_the_first_step_on():
     for x, y in batches(5):
         training.take(torch.stack([x, x], -1)[..., 0], y)
     assert len(seen) == 4 and len(set(seen)) == 1
+
+
+class Counting(torch.optim.Optimizer):
+    """Counts its steps in Python."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                state["step"] = state.get("step", 0) + 1
+                parameter.sub_(group["lr"] / state["step"] * parameter.grad)
+
+
+@pytest.mark.parametrize("optimizer", [Counting, torch.optim.Adagrad], ids=lambda kind: kind.__name__)
+def test_an_optimizer_that_may_count_on_the_host_is_refused(optimizer):
+    training = Training(lambda model: optimizer(model.parameters()))
+    with pytest.raises(ValueError, match=f"{optimizer.__name__} was not made with capturable=True"):
+        for batch in batches(5):
+            training.take(*batch)
+
+
+@pytest.mark.parametrize(
+    "schedule", [lambda o: StepLR(o, 100), lambda o: ReduceLROnPlateau(o)], ids=["steps", "plateau"]
+)
+def test_a_schedule_in_the_step_is_refused_before_it_changes_anything(schedule):
+    class Scheduled(Training):
+        def step(self, x, y):
+            loss = super().step(x, y)
+            self.schedule.step(*([0.5] if isinstance(self.schedule, ReduceLROnPlateau) else []))
+            return loss
+
+    training = Scheduled()
+    training.schedule = schedule(training.optimizer)
+    with pytest.raises(ValueError, match="after the graphed step"):
+        training.take(*next(batches(1)))
+    training.schedule.step(*([0.5] if isinstance(training.schedule, ReduceLROnPlateau) else []))  # as before
+
+
+def test_a_schedule_of_the_momentum_is_followed_with_a_warning():
+    graphed, plain = Training(), Training(graphs=False)
+    schedules = [OneCycleLR(each.optimizer, max_lr=2.0, total_steps=20) for each in (graphed, plain)]
+    with pytest.warns(UserWarning, match="captured 3 times.*cycle_momentum=False"):
+        for batch in batches(12):
+            for each, schedule in zip((graphed, plain), schedules):
+                each.take(*batch)
+                schedule.step()
+    for one, other in zip(graphed.values(), plain.values()):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_an_array_beside_tensors_is_refused():
+    training = Training()
+    graphed = Graphed(lambda x, y, mask: training.step(x, y), capture=training.tape)
+    with pytest.raises(ValueError, match="cannot be compared, such as a numpy array"):
+        for x, y in batches(3):
+            graphed(x, y, np.ones(3))

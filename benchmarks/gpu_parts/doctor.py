@@ -45,6 +45,7 @@ def main() -> None:
         "cores": torch.multiprocessing.cpu_count(),
     }
     part.write()
+    # It compiles the layers' functions in C++ where that has not been done, so that no later part has to.
     part.attempt(part.result, "doctor", lambda: [[each.subject, each.ok, each.text] for each in doctor.machine()])
 
 

@@ -18,6 +18,7 @@ KINDS = {
     "bf16, CUDA graph": ("bf16", ("--cuda-graph",)),
 }
 ON_PROCESSORS = ("float32", "bf16")
+ENOUGH = 4.0  # seconds to write down what those have said that do not end
 LAST = 12  # lines of one that failed
 
 
@@ -52,6 +53,9 @@ def main() -> None:
         running = {kind: start(part, kind, out) for kind, out in outs.items()}
         while running:
             for kind, process in list(running.items()):
+                if part.seconds_left < ENOUGH:
+                    process.kill()
+                    process.wait()
                 if process.poll() is not None:
                     part.result[kind] = ended(running.pop(kind), outs[kind], time.perf_counter() - began)
                     part.write()

@@ -15,6 +15,7 @@ from clars.native.capture import Capture, CudaCapture
 from clars.native.where import on_processor
 
 WARM_UP = 3
+OFTEN = 3
 WARM_UP_OF_MANY = 11  # DistributedDataParallel sets itself up for ten
 
 
@@ -58,7 +59,8 @@ def graphed(step: Callable[..., Any], warmup: int | None = None) -> Callable[...
             (FSDP2, ZeRO); something in the step waits for the device.
 
     Warns:
-        UserWarning: once, a value that is no tensor differs from that of the first call.
+        UserWarning: once, a value that is no tensor differs from that of the first call; the step had to be captured
+            several times.
     """
     return Graphed(step, warmup)
 
@@ -78,6 +80,7 @@ class Graphed:
         self._capture: Capture | None = None
         self._signature: tuple | None = None
         self._plain: list | None = None  # what is given beside tensors; None once it was warned of
+        self._again = 0  # how often a capture was given up
         self._left = 0  # steps to take before one is captured
         self._static: list[Tensor] = []  # where the graph reads its inputs
         self._arguments: tuple[tuple, dict] = ((), {})  # those, and what is no tensor
@@ -98,13 +101,15 @@ class Graphed:
             places = iter(self._static)
             given = [next(places) if isinstance(value, Tensor) else value for value in values]
             self._arguments = tree_unflatten(given, structure)
-        if signature != self._signature:
+        if not _same(signature, self._signature):
             self._warn_of_values(values)
             with self._capture.aside():
                 return detached(self._step(*arguments, **options))
         if self._captured is not None and self._captured.is_stale():
             self._captured.close()
+            self._capture.release()
             self._captured, self._left = None, 1
+            self._count_again()
         if self._left:
             self._left -= 1
             with self._capture.aside(), self._watched.watch():
@@ -138,15 +143,41 @@ class Graphed:
         self._left = self._warmup or (WARM_UP_OF_MANY if many else WARM_UP)
         self._capture = (self._make or CudaCapture)(devices.pop())
 
+    def _count_again(self) -> None:
+        """Warn, once, where captures are given up again and again."""
+        self._again += 1
+        if self._again == OFTEN:
+            warnings.warn(
+                f"The graphed step was captured {OFTEN} times: an option of an optimizer, where parameters lie in "
+                "memory, or the mode of a model has changed between its steps, and each time a graph is lost. A "
+                "schedule of the momentum changes it at every step (OneCycleLR without cycle_momentum=False).",
+                stacklevel=4,
+            )
+
     def _warn_of_values(self, values: Sequence[object]) -> None:
         """Warn, once, where what differs is a value that is no tensor: perhaps it does at every step."""
-        if self._plain is not None and _plain(values) != self._plain:
+        if self._plain is not None and not _same(_plain(values), self._plain):
             warnings.warn(
                 f"The graphed step was first called with {quoted(self._plain)} beside its tensors, and now with "
                 f"{quoted(_plain(values))}: such a call is taken as it is, without the graph. Give it a tensor.",
                 stacklevel=3,
             )
             self._plain = None
+
+
+def _same(one: object, other: object) -> bool:
+    """Tell whether what is given beside tensors is the same.
+
+    Raises:
+        UserError: it is of a kind that does not tell, such as an array.
+    """
+    try:
+        return bool(one == other)
+    except ValueError:
+        raise UserError(
+            "The graphed step was given something beside tensors that cannot be compared, such as a numpy array. "
+            "Give it a tensor."
+        ) from None
 
 
 def _plain(values: Sequence[object]) -> list:

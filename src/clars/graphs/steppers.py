@@ -6,7 +6,7 @@ from operator import itemgetter
 from typing import Any, Protocol
 
 import torch
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from clars.errors import UserError
 from clars.native import where
@@ -91,10 +91,10 @@ class _Plain:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
-        if any(group.get("capturable") is False for group in optimizer.param_groups):
+        if type(optimizer) is not SGD and not all(group.get("capturable") for group in optimizer.param_groups):
             raise UserError(
-                f"{type(optimizer).__name__} was made with capturable=False, so that its step cannot be captured: it "
-                "counts steps on the host. Make it with capturable=True."
+                f"{type(optimizer).__name__} was not made with capturable=True, so its step cannot be captured: it "
+                "may count steps on the host. Make it so, or take the step without a graph where it has no such option."
             )
         first = next(parameter for group in optimizer.param_groups for parameter in group["params"])
         count = len(optimizer.param_groups)

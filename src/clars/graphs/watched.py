@@ -1,9 +1,10 @@
 """What a step does while it is taken in Python: which optimizers step, and which trackers measure."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from clars.errors import UserError
@@ -55,9 +56,15 @@ class Watched:
             if optimizer not in found:
                 found.append(optimizer)
 
+        def scheduled(*_, **__) -> None:
+            raise UserError(SCHEDULED)
+
         hooks = register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)
         try:
-            yield
+            with ExitStack() as stack:
+                for kind in _schedules(LRScheduler):
+                    stack.enter_context(_replaced(kind, scheduled))
+                yield
         finally:
             for hook in hooks:
                 hook.remove()
@@ -69,6 +76,25 @@ class Watched:
         self.trackers = [tracker for tracker in TRACKERS if tracker.last_pass != passes.get(tracker)]
         if any(tracker.estimator.blocks > 1 for tracker in self.trackers):
             raise UserError(CAPTURED)
+
+
+def _schedules(kind: type) -> Iterator[type]:
+    """Yield those of a class and its subclasses that have a step of their own."""
+    if "step" in vars(kind):
+        yield kind
+    for each in kind.__subclasses__():
+        yield from _schedules(each)
+
+
+@contextmanager
+def _replaced(kind: type, step: Callable) -> Iterator[None]:
+    """Have another function in the place of a schedule's step."""
+    own = vars(kind)["step"]
+    kind.step = step
+    try:
+        yield
+    finally:
+        kind.step = own
 
 
 def _rates(optimizer: Optimizer) -> list:

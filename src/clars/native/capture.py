@@ -23,6 +23,9 @@ class Capture(Protocol):
     def replay(self) -> None:
         """Do what was recorded, with the tensors that it was recorded with."""
 
+    def release(self) -> None:
+        """Forget what was recorded, whose memory then is free."""
+
 
 class CudaCapture:
     """A CUDA graph, with a stream of its own on which all is done that leads to it."""
@@ -51,3 +54,7 @@ class CudaCapture:
 
     def replay(self) -> None:
         self._graph.replay()
+
+    def release(self) -> None:
+        torch.cuda.synchronize(self._device)
+        self._graph = None
