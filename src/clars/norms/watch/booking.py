@@ -1,0 +1,107 @@
+"""What layers in C++ ask of Python on the way back: which examples are measured, and that their norms are booked."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from clars.norms.methods.planned import Formed, plan_of
+from clars.norms.watch.accumulator import REGISTRY, Accumulator
+
+_NOTHING = torch.empty(0)
+
+
+def accelerated_backward(
+    plan: int,
+    of_weight: int,
+    of_bias: int,
+    backward_pass: int,
+    spent: bool,
+    partial: bool,
+    gy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    saved: Sequence[Tensor],
+    needs_input: bool,
+    needs_weight: bool,
+    needs_bias: bool,
+    bias_squares: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, bool]:
+    """Do the part of a layer's backward pass on an accelerator that its plan, by its number, has a way for.
+
+    Args:
+        plan: of the layer.
+        of_weight, of_bias: the numbers of their accumulators; 0 for what nobody measures.
+        backward_pass, spent, partial: as for `add_squares`.
+        gy, x, weight, saved: of the call.
+        needs_input, needs_weight, needs_bias: which gradients are wanted.
+        bias_squares: the bias's, of all examples or groups, where they are known.
+
+    Returns the gradients of input, weight and bias, empty where they are to be formed as usual, and whether anything
+    was added.
+    """
+    examples = x.shape[0]
+    weights = _entered(of_weight, backward_pass, spent, partial, examples) if of_weight else None
+    biases = weights
+    if of_bias != of_weight:
+        biases = _entered(of_bias, backward_pass, spent, partial, examples) if of_bias else None
+    asked = weights or biases
+    first, last = asked.current.measured() if asked is not None else (0, examples)
+    got = Formed()
+    way = plan_of(plan)
+    if needs_weight or not way.for_weight_alone:
+        got = way(gy, x, weight, saved, needs_input, first, last)
+    if bias_squares is None:
+        bias_squares = got.bias_squares
+    elif last - first < examples:
+        bias_squares = bias_squares[first:last]
+    if weights is not None:
+        weights.add(got.weight_squares + bias_squares if of_bias == of_weight else got.weight_squares)
+    if biases is not None and biases is not weights:
+        biases.add(bias_squares)
+    gradients = (got.input, got.weight, got.bias)
+    return *(_NOTHING if value is None else value for value in gradients), asked is not None
+
+
+def _entered(number: int, backward_pass: int, spent: bool, partial: bool, examples: int) -> Accumulator | None:
+    """Return the accumulator of a number, if a layer's backward pass is to add to it."""
+    accumulator = REGISTRY.get(number)
+    if accumulator is None:  # nobody tracks the layer any more
+        return None
+    if partial and not any(parameter.gradient_arrives() for parameter in accumulator.parameters):
+        return None
+    return accumulator if accumulator.enter(backward_pass, examples, spent) else None
+
+
+def add_squares(
+    number: int, backward_pass: int, spent: bool, partial: bool, examples: int, squares: Tensor
+) -> tuple[int, int, bool]:
+    """Add to an accumulator, by its number, the measured part of `squares`, which a layer in C++ is to fill.
+
+    Args:
+        number: of the accumulator.
+        backward_pass: autograd's number of the pass.
+        spent: whether an earlier pass has measured this same call.
+        partial: whether the pass yields only some gradients, or leaves them elsewhere than in the parameters.
+        examples: how many rows the layer saw.
+        squares: what is to be filled: a number for each of them, or for each group.
+
+    Returns the first of the examples to be measured, the one after the last, and whether anything was added.
+    """
+    accumulator = _entered(number, backward_pass, spent, partial, examples)
+    if accumulator is None:
+        return 0, examples, False
+    first, last = accumulator.current.measured()
+    accumulator.add(squares if last - first == examples else squares[first:last])
+    return first, last, True
+
+
+_LIBRARY = torch.library.Library("clars", "FRAGMENT")
+_ARGUMENTS = "int number, int backward_pass, bool spent, bool partial, int examples, Tensor squares"
+_LIBRARY.define(f"add_squares({_ARGUMENTS}) -> (int, int, bool)")
+_LIBRARY.impl("add_squares", add_squares, "CompositeImplicitAutograd")
+_ACCUMULATORS = "int plan, int of_weight, int of_bias, int backward_pass, bool spent, bool partial"
+_TENSORS = "Tensor gy, Tensor x, Tensor weight, Tensor[] saved"
+_NEEDS = "bool needs_input, bool needs_weight, bool needs_bias, Tensor? bias_squares"
+_LIBRARY.define(f"accelerated_backward({_ACCUMULATORS}, {_TENSORS}, {_NEEDS}) -> (Tensor, Tensor, Tensor, bool)")
+_LIBRARY.impl("accelerated_backward", accelerated_backward, "CompositeImplicitAutograd")
