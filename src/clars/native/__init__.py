@@ -5,6 +5,8 @@ operators share the work on one example between threads, which few positions do 
 costs as much as a small product. The kernels compute what the Python methods compute, on float32; where they cannot
 be built or do not apply, those are used.
 
+On accelerators layers are measured by the operators in `device`: kernels in Triton, or their plain twins.
+
 Nothing outside this package asks for the type of a device, or whether torch.compile is at work (`where`).
 """
 
