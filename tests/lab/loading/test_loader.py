@@ -5,13 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from clars.errors import UserError
+from clars.errors import Fault, UserError
 from clars.lab import data
 from clars.lab.data.digits import TensorImages
 from clars.lab.data.memory import StoredImages
 from clars.lab.data.splits import Splits
 from clars.lab.launching import devices
 from clars.lab.launching.division import divide
+from clars.lab.launching.faults import explained
 from clars.lab.loading import prefetch, resident
 from clars.lab.loading.loader import Loader, workers
 from clars.lab.recipes.schema import Data
@@ -81,6 +82,26 @@ def test_what_is_held_moves_with_all_it_has():
     x, y = images.__getitems__(index)
     assert (x.device.type, x.shape, y.device.type) == ("meta", (5, 3, 8, 8), "meta")
     assert images.items().device.type == "meta" and stored().nbytes == 40 * (3 * 64 + 8 + 8) + 2 * 3 * 4
+
+
+@pytest.mark.parametrize(
+    "message, lost",
+    [
+        (
+            "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of"
+            " shared memory.",
+            True,
+        ),
+        ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", True),
+        ("DataLoader worker (pid 7) exited unexpectedly with exit code 1. Details are lost.", True),
+        ("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)", True),
+        ("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback", False),
+        ("", False),
+    ],
+)
+def test_what_torch_says_of_a_lost_worker(message, lost):
+    with pytest.raises(Fault if lost else RuntimeError, match="data.workers" if lost else "^Caught|^$"), explained():
+        raise RuntimeError(message)
 
 
 @pytest.mark.parametrize(
