@@ -88,8 +88,8 @@ def test_what_is_held_moves_with_all_it_has():
     "message, lost",
     [
         (
-            "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of"
-            " shared memory.",
+            "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out "
+            "of shared memory.",
             True,
         ),
         ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", True),
