@@ -1,5 +1,6 @@
 """Batches on the device, by whatever way they come there."""
 
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -88,8 +89,8 @@ def test_what_is_held_moves_with_all_it_has():
     "message, lost",
     [
         (
-            "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out "
-            "of shared memory.",
+            "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are "
+            "out of shared memory.",
             True,
         ),
         ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", True),
@@ -110,9 +111,17 @@ def test_what_torch_says_of_a_lost_worker(message, lost):
 )
 def test_workers_are_shared_by_the_processes(monkeypatch, setting, processes, cores, expected):
     monkeypatch.setattr(devices, "cores", lambda: cores)
-    read = SimpleNamespace(device=None)
-    assert workers(setting, read, processes) == expected
-    assert workers(setting, stored(), processes) == (0 if setting == "auto" else setting)
+    read, gpu = SimpleNamespace(device=None), torch.device("cuda")
+    assert workers(setting, read, processes, CPU) == workers(setting, read, processes, gpu) == expected
+    assert workers(setting, stored(), processes, gpu) == (0 if setting == "auto" else setting)
+
+
+def test_workers_for_images_that_lie_where_they_are_wanted_are_told_to_have_no_effect():
+    with pytest.warns(UserWarning, match=r"data\.workers = 3 has no effect .*in memory.* cpu"):
+        assert workers(3, stored(), 1, CPU) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert workers("auto", stored(), 1, CPU) == workers(0, stored(), 1, CPU) == 0
 
 
 class FakeCuda:

@@ -81,7 +81,7 @@ def table(lines: "list[NoiseLine]", batch: int) -> "Table":
 
 
 def _train(resolved: "Resolved", seed: int, folder: Path, launch: str, overwrite: bool, precision: str | None) -> int:
-    """Train the run if it is not there, in the precision where one is given; return the exit code, or end here without a run."""
+    """Train the run if it is not there, perhaps in a precision; return the exit code, or end here without a run."""
     from clars.lab.launching import exits
     from clars.lab.launching import launch as launcher
     from clars.lab.runs.jobs import Job, pending
