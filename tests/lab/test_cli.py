@@ -200,6 +200,16 @@ def test_a_table_runs_only_what_it_lacks(clars, launched):
     assert len(json.loads(Path("runs/demo/jobs.json").read_text())) == 4
 
 
+def test_a_table_of_two_precisions_is_refused_before_it_is_trained(clars, launched):
+    write_run(Path("runs/demo"), "small", 0)
+    write_run(Path("runs/demo"), "small", 1, mixed_precision="bf16")
+    code, _, err = clars("table", "demo")
+    assert code == 2 and "one mixed precision" in err and "runs/demo/small/seed1/run.json" in err
+    code, _, err = clars("table", "demo", "--mixed-precision", "bf16")
+    assert code == 2 and "small/seed0/run.json is in the way: it was made in mixed precision no, not bf16" in err
+    assert launched == []
+
+
 def test_a_table_without_running(clars, launched):
     write_run(Path("there"), "large", 0, 91.0)
     code, out, _ = clars("table", "demo", "--no-run", "--out", "there")

@@ -1,17 +1,19 @@
 """Batches on the device, by whatever way they come there."""
 
+import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from clars.errors import UserError
+from clars.errors import Fault, UserError
 from clars.lab import data
 from clars.lab.data.digits import TensorImages
 from clars.lab.data.memory import StoredImages
 from clars.lab.data.splits import Splits
 from clars.lab.launching import devices
 from clars.lab.launching.division import divide
+from clars.lab.launching.faults import explained
 from clars.lab.loading import prefetch, resident
 from clars.lab.loading.loader import Loader, workers
 from clars.lab.recipes.schema import Data
@@ -84,14 +86,42 @@ def test_what_is_held_moves_with_all_it_has():
 
 
 @pytest.mark.parametrize(
+    "message, lost",
+    [
+        (
+            "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are "
+            "out of shared memory.",
+            True,
+        ),
+        ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", True),
+        ("DataLoader worker (pid 7) exited unexpectedly with exit code 1. Details are lost.", True),
+        ("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)", True),
+        ("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback", False),
+        ("", False),
+    ],
+)
+def test_what_torch_says_of_a_lost_worker(message, lost):
+    with pytest.raises(Fault if lost else RuntimeError, match="data.workers" if lost else "^Caught|^$"), explained():
+        raise RuntimeError(message)
+
+
+@pytest.mark.parametrize(
     "setting, processes, cores, expected",
     [(3, 4, 2, 3), ("auto", 1, 64, 8), ("auto", 4, 16, 4), ("auto", 8, 6, 0), ("auto", 2, 5, 2), (0, 1, 64, 0)],
 )
 def test_workers_are_shared_by_the_processes(monkeypatch, setting, processes, cores, expected):
     monkeypatch.setattr(devices, "cores", lambda: cores)
-    read = SimpleNamespace(device=None)
-    assert workers(setting, read, processes) == expected
-    assert workers(setting, stored(), processes) == (0 if setting == "auto" else setting)
+    read, gpu = SimpleNamespace(device=None), torch.device("cuda")
+    assert workers(setting, read, processes, CPU) == workers(setting, read, processes, gpu) == expected
+    assert workers(setting, stored(), processes, gpu) == (0 if setting == "auto" else setting)
+
+
+def test_workers_for_images_that_lie_where_they_are_wanted_are_told_to_have_no_effect():
+    with pytest.warns(UserWarning, match=r"data\.workers = 3 has no effect .*in memory.* cpu"):
+        assert workers(3, stored(), 1, CPU) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert workers("auto", stored(), 1, CPU) == workers(0, stored(), 1, CPU) == 0
 
 
 class FakeCuda:

@@ -31,6 +31,23 @@ def test_a_run_of_other_settings_is_in_the_way(demo, tmp_path):
         pending(table_jobs(load_table("demo"), [0], tmp_path))
 
 
+@pytest.mark.parametrize("made, asked", [(None, "bf16"), ("no", "bf16"), ("bf16", "no"), ("bf16", "fp16")])
+def test_a_run_in_another_precision_is_in_the_way(demo, tmp_path, made, asked):
+    """What was asked for was left out in silence. Older records, which do not say, are of float32."""
+    write_run(tmp_path, "small", 0, mixed_precision=made)
+    write_run(tmp_path, "large", 0, mixed_precision=asked)
+    jobs = table_jobs(load_table("demo"), [0], tmp_path)
+    message = rf"small/seed0/run\.json is in the way: .*mixed precision {made or 'no'}, not {asked}.*--out.*--overwrite"
+    with pytest.raises(UserError, match=message):
+        pending(jobs, asked)
+    assert pending(jobs) == [] == pending(jobs[:1], made or "no")
+
+
+def test_a_run_in_another_precision_that_is_not_over_is_left_to_its_state(demo, tmp_path):
+    write_run(tmp_path, "small", 0, status="interrupted", mixed_precision="bf16")
+    assert len(pending(table_jobs(load_table("demo"), [0], tmp_path), "no")) == 2
+
+
 def test_the_list_for_the_training_script(demo, tmp_path):
     job = table_jobs(load_table("demo"), [3], tmp_path)[1]
     write_jobs([job], tmp_path / "jobs.json")

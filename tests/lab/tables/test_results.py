@@ -1,6 +1,7 @@
 import pytest
 from demo import LARGE, write, write_run
 
+from clars.errors import UserError
 from clars.lab.tables.definition import load_table
 from clars.lab.tables.results import generate, keep
 from clars.lab.tables.summary import SkippedRecord
@@ -29,3 +30,20 @@ def test_runs_that_do_not_count_are_not_published(demo):
     with pytest.warns(SkippedRecord):
         keep(load_table("demo"), out, demo / "results")
     assert not (demo / "results" / "v1" / "lite" / "large").exists()
+
+
+def test_runs_in_two_precisions_make_no_table(demo):
+    """Their mean was formed in silence. A record that does not say is of float32, which alone there was."""
+    table, out = load_table("demo"), demo / "runs" / "demo"
+    write_run(out, "large", 0)
+    write_run(out, "small", 0, mixed_precision="no")
+    assert generate(table, out).rows[1].n == 1
+    for name in ("large", "small"):
+        write_run(out, name, 1, mixed_precision="bf16")
+        message = rf"one mixed precision.* bf16 in \S*{name}/seed1/run\.json; no in .*--overwrite or in another --out"
+        with pytest.raises(UserError, match=message):
+            generate(table, out)
+        with pytest.raises(UserError, match="one mixed precision"):
+            keep(table, out, table.results)
+        assert not table.results.exists()
+        (out / name / "seed1" / "run.json").unlink()

@@ -3,7 +3,7 @@ import json
 import pytest
 from demo import TABLE, write, write_run_into
 
-from clars.errors import RecipeError
+from clars.errors import RecipeError, UserError
 from clars.lab.tables.definition import load_table
 from clars.lab.tables.search import candidates, jobs_of, summarise
 
@@ -72,6 +72,15 @@ def test_an_unfinished_search_has_no_winner(demo, tmp_path):
     assert methods["demo/small@v1"]["winner"] is None
     assert methods["demo/small@v1"]["rates"][0]["mean"] is None
     assert methods["demo/large@v1"]["winner"] == 4.0
+
+
+def test_rates_in_two_precisions_are_not_compared(demo, tmp_path):
+    run_search(tmp_path, ACCURACIES, mixed_precision="bf16")
+    assert searched(tmp_path)["methods"]["demo/large@v1"]["winner"] == 4.0
+    job = jobs_of(candidates(load_table("demo"), tmp_path))[-1]
+    write_run_into(job.folder, job.resolved, job.seed, 99.0)
+    with pytest.raises(UserError, match=r"one mixed precision.*bf16 in .*; no in .*large/rate4\.0/seed11/run\.json\."):
+        searched(tmp_path)
 
 
 def test_a_table_without_a_search(demo, tmp_path):

@@ -1,6 +1,7 @@
 """`--cuda-graph`: what it is refused for, what the record says, and a run whose steps are replayed by a stand-in."""
 
 import os
+from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 
@@ -60,6 +61,42 @@ def test_a_run_on_the_processor_ends_before_it_begins(recipe, capsys):
     assert train(path, "--out", "a", "--cuda-graph") == 2
     assert "--cuda-graph: needs a GPU" in capsys.readouterr().err
     assert not os.path.exists("a/small/seed0/metrics.jsonl")
+
+
+class Streams:
+    """torch.cuda with the streams `main` and `side`, which notes who waits for whom."""
+
+    def __init__(self):
+        self.current, self.told = "main", []
+
+    def is_available(self):
+        return True
+
+    def Stream(self):
+        return self.named("side")
+
+    def current_stream(self):
+        return self.named(self.current)
+
+    def named(self, name):
+        return SimpleNamespace(name=name, wait_stream=lambda other: self.told.append(f"{name} waits for {other.name}"))
+
+    @contextmanager
+    def stream(self, stream):
+        before, self.current = self.current, stream.name
+        yield
+        self.current = before
+
+
+def test_what_is_prepared_aside_is_waited_for(monkeypatch):
+    streams = Streams()
+    monkeypatch.setattr(graph.torch, "cuda", streams)
+    with graph.aside(True):
+        streams.told.append(f"prepared on {streams.current}")
+    assert streams.told == ["side waits for main", "prepared on side", "main waits for side"]
+    with graph.aside(False):
+        assert streams.current == "main"
+    assert len(streams.told) == 3
 
 
 @pytest.mark.parametrize("world, wanted", [(1, None), (2, "0")])

@@ -292,3 +292,28 @@ def test_the_same_run_twice(recipe, capsys):
 def test_no_recipe_at_all(recipe, capsys):
     assert train() == 2
     assert "name a recipe" in capsys.readouterr().err
+
+
+def test_a_worker_that_is_killed_ends_the_run_in_one_message(recipe, pictures, monkeypatch, capsys):
+    """As by a machine that is out of memory. It was a traceback, and no record."""
+    data = {"name": "pictures", "path": str(pictures), "image_size": 8, "workers": 1}
+    schedule = {"base_rate": 1.0, "base_batch": 12}
+    path = recipe(data=data, batch_size=12, schedule=schedule, model={"name": "resnet8", "arguments": {"width": 2}})
+    after_step = run.TrainingRun._after_step
+
+    def killed(self):
+        after_step(self)
+        if self.progress.step == 4:
+            (worker,) = self.loader._loader._iterator._workers
+            worker.kill()
+            worker.join()
+
+    monkeypatch.setattr(run.TrainingRun, "_after_step", killed)
+    assert train(path) == 1
+    errors = capsys.readouterr().err
+    assert "error: a process that loads images was lost (DataLoader worker" in errors and "Traceback" not in errors
+    assert "data.workers" in errors and "/dev/shm" in errors and "--shm-size" in errors
+    assert read().status == "interrupted" and read().steps >= 3
+    monkeypatch.undo()
+    monkeypatch.chdir(path.parents[3])
+    assert train(path) == 0 and read().steps == 6

@@ -48,8 +48,7 @@ def noise(
     from clars.lab import runs
 
     folder = runs.folder(out or runs.default_out(resolved), resolved.short_name, seed)
-    precision = ["--mixed-precision", mixed_precision] if mixed_precision else []
-    code = _train(resolved, seed, folder, launch, overwrite, precision)
+    code = _train(resolved, seed, folder, launch, overwrite, mixed_precision)
 
     from clars.lab.runs import layout
     from clars.lab.runs.noise import read
@@ -81,19 +80,20 @@ def table(lines: "list[NoiseLine]", batch: int) -> "Table":
     return found
 
 
-def _train(resolved: "Resolved", seed: int, folder: Path, launch: str, overwrite: bool, more: list[str]) -> int:
-    """Train the run if it is not there, with `more` arguments; return the exit code, or end here without a run."""
+def _train(resolved: "Resolved", seed: int, folder: Path, launch: str, overwrite: bool, precision: str | None) -> int:
+    """Train the run if it is not there, perhaps in a precision; return the exit code, or end here without a run."""
     from clars.lab.launching import exits
     from clars.lab.launching import launch as launcher
     from clars.lab.runs.jobs import Job, pending
 
-    if not overwrite and not pending([Job(resolved, seed, folder)]):
+    if not overwrite and not pending([Job(resolved, seed, folder)], precision):
         say(f"{folder} is there, and is read; --overwrite trains it anew")
         return exits.FINISHED
     arguments = [resolved.full_name, *resolved.overrides, f"--seed={seed}", "--out", str(folder.parents[1])]
     arguments += ["--overwrite"] if overwrite else []
+    arguments += ["--mixed-precision", precision] if precision else []
     config = launcher.find_config(launch, [resolved.recipe.batch_size], [resolved.recipe.optimizer.together])
-    code = launcher.launch([*arguments, *more, "--noise-scale", "0"], config)
+    code = launcher.launch([*arguments, "--noise-scale", "0"], config)
     if code not in (exits.FINISHED, exits.DIVERGED):
         raise typer.Exit(code)
     return code

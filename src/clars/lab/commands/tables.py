@@ -99,13 +99,16 @@ def _run_jobs(
     jobs: "list[Job]", out: Path, launch: str, precision: str | None, parallel: int | None, overwrite: bool
 ) -> None:
     """Run the jobs that are not done; end here unless all of them ended in a record."""
+    from clars.lab import runs
     from clars.lab.files import held
     from clars.lab.launching import launch as launcher
     from clars.lab.launching.progress import Count, Merged
+    from clars.lab.runs.consistency import require_one_precision
     from clars.lab.runs.jobs import pending, write_jobs
     from clars.lab.tables.jobs import shares
 
-    missing = jobs if overwrite else pending(jobs)
+    missing = jobs if overwrite else pending(jobs, precision)
+    require_one_precision(runs.read_folder(job.folder) for job in jobs if job not in missing)
     if not missing:
         return
     recipes = [job.resolved.recipe for job in missing]

@@ -1,5 +1,6 @@
 """From images and the indices of batches to batches on the device of training, without holding it up."""
 
+import warnings
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -12,7 +13,7 @@ from clars.lab.loading.prefetch import moved
 MOST = 8  # workers that `auto` takes
 
 
-def workers(setting: int | str, images: Images, processes: int) -> int:
+def workers(setting: int | str, images: Images, processes: int, device: torch.device) -> int:
     """Return how many worker processes the recipe's `data.workers` stands for.
 
     `auto` is one for each core that this process may use, shared by the training processes of this machine, at most
@@ -22,10 +23,20 @@ def workers(setting: int | str, images: Images, processes: int) -> int:
         setting: a number, or auto.
         images: what is loaded.
         processes: of training, on this machine.
+        device: that trains.
+
+    Warns:
+        UserWarning: a number has no effect, as the images lie on the device already.
     """
-    if setting != "auto":
-        return setting
-    return 0 if isinstance(images, HeldImages) else min(MOST, devices.cores() // processes)
+    if setting == "auto":
+        return 0 if isinstance(images, HeldImages) else min(MOST, devices.cores() // processes)
+    if setting and _lie_on(images, device):
+        warnings.warn(
+            f"data.workers = {setting} has no effect with images in memory and training on the same device, {device}.",
+            stacklevel=2,
+        )
+        return 0
+    return setting
 
 
 class Loader:
@@ -47,7 +58,7 @@ class Loader:
     ) -> None:
         self.images, self.batches, self.device = images, batches, device
         self._loader = None
-        if images.device is None or images.device.type != device.type:
+        if not _lie_on(images, device):
             self._loader = DataLoader(
                 _Placed(images),
                 batch_sampler=_WithPlace(images, batches),
@@ -66,6 +77,10 @@ class Loader:
     def close(self) -> None:
         """Let go of the workers."""
         self._loader = None
+
+
+def _lie_on(images: Images, device: torch.device) -> bool:
+    return images.device is not None and images.device.type == device.type
 
 
 class _Placed(Dataset):

@@ -90,8 +90,10 @@ def ignored(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for key in _HUB_ONLY if embedded(data) else ():
         if key in data.model_fields_set and not (key == "in_memory" and data.in_memory == "device"):
             yield f"data.{key}", f"data.name = {data.name!r}"
-    if "prefetch" in data.model_fields_set and not data.workers:
+    if "prefetch" in data.model_fields_set and data.workers == 0:
         yield "data.prefetch", "data.workers = 0"
+    elif "prefetch" in data.model_fields_set and data.workers == "auto" and (data.in_memory or embedded(data)):
+        yield "data.prefetch", "data.workers = 'auto', which is 0 for images in memory"
     if data.in_memory == "device" and data.workers not in (0, "auto"):
         yield "data.workers", "data.in_memory = 'device'"
     if "shuffle_buffer" in data.model_fields_set and not data.streaming:

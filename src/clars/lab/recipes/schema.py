@@ -2,7 +2,16 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    model_validator,
+)
 
 from clars.presets import author2019
 
@@ -20,12 +29,12 @@ Figure = Literal["curves", "accuracy-by-batch", "steps-to-target", "layers"]
 Changes = dict[Key, object]  # values by dotted key, as overrides on the command line
 
 
-def _from_words(value: object) -> object:
+def _from_words(value: bool | str) -> bool | str:
     """Return true for host and false for no: records say so, from before there was a device to choose."""
-    return value == "host" if isinstance(value, str) and value in ("host", "no") else value
+    return {"host": True, "no": False}.get(value, value)
 
 
-InMemory = Annotated[bool | Literal["device"], BeforeValidator(_from_words)]
+InMemory = Annotated[bool | Literal["host", "device", "no"], AfterValidator(_from_words)]
 
 
 class Settings(BaseModel):

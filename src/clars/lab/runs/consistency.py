@@ -3,17 +3,18 @@
 What a record says twice must be the same both times. None of this needs a digest, so it holds for old records too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from clars.errors import UserError, quoted
+from clars.errors import UserError, quoted, shortened
 from clars.lab.recipes.load import Resolved
 from clars.lab.recipes.schema import Optimizer, Recipe, Schedule
 from clars.lab.runs.layout import seed_of
-from clars.lab.runs.record import REMEDY, Record
+from clars.lab.runs.record import REMEDY, Record, Run
 
+MOST_PATHS = 600  # characters of a message that name runs
 _ACCURACIES = ("top1", "top5")
 
 
@@ -53,6 +54,23 @@ def mismatch(record: Record, resolved: Resolved) -> str | None:
     if sorted(record.overrides) != sorted(resolved.overrides):
         return f"it was run with the overrides {' '.join(record.overrides) or '(none)'}"
     return None
+
+
+def require_one_precision(found: Iterable[Run]) -> None:
+    """Check that runs whose numbers stand beside each other computed in one precision.
+
+    Raises:
+        UserError: they did not; names the runs of each.
+    """
+    paths: dict[str, list[str]] = {}
+    for run in found:
+        paths.setdefault(run.record.precision, []).append(str(run.path))
+    if len(paths) > 1:
+        listed = "; ".join(f"{name} in {shortened(', '.join(own), MOST_PATHS)}" for name, own in sorted(paths.items()))
+        raise UserError(
+            f"Runs that are compared have to be of one mixed precision, and here it is {listed}. Remove those of all"
+            " but one, or make all anew with one --mixed-precision, by --overwrite or in another --out."
+        )
 
 
 def _contradictions(record: Record, metrics: list[dict], path: Path) -> Iterator[str]:

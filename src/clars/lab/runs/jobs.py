@@ -33,13 +33,18 @@ class _Entry(BaseModel):
     out: Annotated[str, Field(min_length=1)]
 
 
-def pending(jobs: Iterable[Job]) -> list[Job]:
+def pending(jobs: Iterable[Job], precision: str | None = None) -> list[Job]:
     """Return the jobs that have no finished or diverged run yet; interrupted ones can be resumed.
 
+    Args:
+        jobs: what is asked for.
+        precision: in which it is asked for; None for any.
+
     Raises:
-        UserError: a job's folder holds a run that was made with other settings.
+        UserError: a job's folder holds a run that was made with other settings, or one that is over in another
+            precision.
     """
-    return [job for job in jobs if not _is_done(job)]
+    return [job for job in jobs if not _is_done(job, precision)]
 
 
 def write_jobs(jobs: Iterable[Job], path: Path) -> None:
@@ -88,14 +93,17 @@ def require_distinct(jobs: Sequence[Job]) -> None:
             raise UserError(f"{job.folder}: two of the runs asked for would lie there. Ask for each once.")
 
 
-def _is_done(job: Job) -> bool:
+def _is_done(job: Job, precision: str | None) -> bool:
     if not (job.folder / layout.RECORD).exists():
         return False
     run = find.read_folder(job.folder, job.seed)
-    if reason := mismatch(run.record, job.resolved):
+    reason, over = mismatch(run.record, job.resolved), run.record.status != "interrupted"
+    if over and precision not in (None, run.record.precision):
+        reason = reason or f"it was made in mixed precision {run.record.precision}, not {precision}"
+    if reason:
         raise UserError(
             f"{run.path} is in the way: {reason}. Remove the folder, choose another --out, or replace all runs by"
             " --overwrite."
         )
     agree(run.record, job.resolved, run.path)
-    return run.record.status != "interrupted"
+    return over

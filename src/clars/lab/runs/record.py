@@ -144,6 +144,11 @@ class Record(_Part):
         """Leave `mixed_precision` out where it is not known: older records stay, byte for byte, what they were."""
         return {key: value for key, value in write(self).items() if key != "mixed_precision" or value is not None}
 
+    @property
+    def precision(self) -> str:
+        """What the network computed in; records of an older format are of times that knew float32 alone."""
+        return self.mixed_precision or "no"
+
     @classmethod
     def read(cls, path: Path) -> "Record":
         """Read a record.

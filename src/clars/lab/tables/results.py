@@ -10,7 +10,7 @@ from clars.lab.tables.definition import ResolvedTable
 from clars.lab.tables.figures import draw
 from clars.lab.tables.render import write_csv, write_differences, write_markdown
 from clars.lab.tables.scaling import kept, lines
-from clars.lab.tables.summary import RowSummary, counted, summarise
+from clars.lab.tables.summary import RowSummary, by_row, summarise
 from clars.lab.tables.verdict import Judgement, judge
 
 
@@ -48,14 +48,15 @@ def keep(table: ResolvedTable, out: Path, results: Path) -> list[Path]:
     Returns the files written by `generate`.
 
     Raises:
-        UserError: the version is frozen and was changed.
+        UserError: the version is frozen and was changed; or as for `by_row`.
     """
     shipped.require_own(results)
     frozen.check(table)
+    found = by_row(table, out)
     frozen.freeze(table)
-    for row in table.rows:
-        for run in counted(row, out):
-            record = compact.write(run, results, row.name)
+    for name, own in found.items():
+        for run in own:
+            record = compact.write(run, results, name)
             if "layers" in table.head.figures:
                 layers.write_compact(run, record)
     return generate(table, results).files

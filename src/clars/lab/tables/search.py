@@ -11,7 +11,7 @@ from clars.lab.recipes.load import Resolved, load
 from clars.lab.recipes.overrides import read, write
 from clars.lab.recipes.schema import Changes
 from clars.lab.runs import Run, layout
-from clars.lab.runs.consistency import agree, mismatch
+from clars.lab.runs.consistency import agree, mismatch, require_one_precision
 from clars.lab.runs.jobs import Job
 from clars.lab.tables.definition import SEARCH, ResolvedTable
 from clars.lab.tables.rows import RATE
@@ -68,8 +68,12 @@ def summarise(found: Sequence[Candidate], name: str, version: str) -> dict:
 
     A rate has a mean, and a method a winner, only once all their runs are there. `at_edge` tells that the winner is
     the smallest or the largest rate of its grid, so that a better one may lie beyond.
+
+    Raises:
+        UserError: a run contradicts itself or its recipe; or they are of more than one precision.
     """
     ended = {job.folder: _finished(job) for job in jobs_of(found)}
+    require_one_precision(run for run in ended.values() if run)
     done = [run.record for run in ended.values() if run]
     methods = {}
     for one in found:

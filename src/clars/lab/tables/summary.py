@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clars.lab import runs
 from clars.lab.runs import Run
-from clars.lab.runs.consistency import agree, mismatch
+from clars.lab.runs.consistency import agree, mismatch, require_one_precision
 from clars.lab.tables.definition import ResolvedTable, TableRow
 
 
@@ -51,11 +51,28 @@ class RowSummary:
 def summarise(table: ResolvedTable, out: Path) -> list[RowSummary]:
     """Return a summary of each row of `table` from the records under `out`.
 
+    Raises:
+        UserError: as for `by_row`.
+
     Warns:
         SkippedRecord: a record does not belong to the row's recipe as it is now; it is not counted.
     """
-    paper = table.head.paper or {}
-    return [_summary(row, counted(row, out), paper.get(row.name)) for row in table.rows]
+    paper, found = table.head.paper or {}, by_row(table, out)
+    return [_summary(row, found[row.name], paper.get(row.name)) for row in table.rows]
+
+
+def by_row(table: ResolvedTable, out: Path) -> dict[str, list[Run]]:
+    """Return what `counted` does, of each row by its name.
+
+    Raises:
+        UserError: as for `counted`; or the runs are of more than one precision.
+
+    Warns:
+        SkippedRecord: as for `summarise`.
+    """
+    found = {row.name: counted(row, out) for row in table.rows}
+    require_one_precision(run for own in found.values() for run in own)
+    return found
 
 
 def counted(row: TableRow, out: Path) -> list[Run]:

@@ -1,8 +1,8 @@
 """Training with every step in a CUDA graph: what it needs, and the step that is then taken."""
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -36,9 +36,20 @@ def before_start(asked: bool) -> None:
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
 
 
-def aside(asked: bool) -> AbstractContextManager:
-    """Return the context in which a strategy is put into force: DistributedDataParallel keeps the stream of then."""
-    return torch.cuda.stream(torch.cuda.Stream()) if asked and torch.cuda.is_available() else nullcontext()
+@contextmanager
+def aside(asked: bool) -> Iterator[None]:
+    """Put a strategy into force on another stream: DistributedDataParallel keeps the one of then.
+
+    The stream of before waits for what was begun there.
+    """
+    if not (asked and torch.cuda.is_available()):
+        yield
+        return
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        yield
+    torch.cuda.current_stream().wait_stream(side)
 
 
 def step_of(run: Run, step: Callable, asked: bool, *, frozen_steps: int, noise_every: int | None) -> Callable:

@@ -92,7 +92,8 @@ class TrainingRun:
         )
         self.batches = batches_of(self.splits.train, self.division, accelerator.process_index, job.seed)
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-        self.workers = workers(recipe.data.workers, self.splits.train, processes)
+        asked = 0 if recipe.data.in_memory == "device" else recipe.data.workers
+        self.workers = workers(asked, self.splits.train, processes, accelerator.device)
         self.loader = Loader(self.splits.train, self.batches, accelerator.device, self.workers, recipe.data.prefetch)
         set_seed(job.seed)
         self.plain: nn.Module = models.create(  # without the wrapper of a strategy

@@ -74,7 +74,7 @@ def _run_all(words: argparse.Namespace) -> int:
     jobs = _jobs(words)
     require_distinct(jobs)
     if words.skip_finished and not words.overwrite:
-        jobs = pending(jobs)
+        jobs = pending(jobs, words.mixed_precision)
     graph.before_start(options.cuda_graph)
     accelerator = strategy.start(words.log_with, words.timeout, words.mixed_precision)
     worst = exits.FINISHED
