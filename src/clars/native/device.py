@@ -40,8 +40,8 @@ def _operator(
         schema: begins with the name of the functions that the two modules have for it.
         kernels, twin: in Triton, and by torch's operators.
         shaped: from the arguments to empty results of the right shapes, types and strides.
-        fusible: whether torch.compile is to see through the twin: it fuses what works on each element by itself.
         arranged: from the twin's results and x to those, laid out in memory as the kernels lay them out.
+        fusible: whether torch.compile is to see through the twin: it fuses what works on each element by itself.
     """
     name = schema.partition("(")[0]
 

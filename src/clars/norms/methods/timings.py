@@ -1,11 +1,13 @@
 """How long methods took, for calls of which sizes: what accelerators took is kept for later processes."""
 
+import hashlib
 import json
 import os
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from math import inf
 from pathlib import Path
@@ -15,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from clars.cache import folder
 from clars.errors import UserError, printable
-from clars.native import where
+from clars.native import triton, where
 
 IMPOSSIBLE = 1e9  # seconds
 LONGEST_WAIT = 10  # seconds, for another process that writes
@@ -84,8 +86,11 @@ def _taken(works: Mapping[str, Callable[[], object]], device: str) -> dict[str, 
     return taken
 
 
+@cache
 def _versions() -> list[str]:
-    found = [torch.__version__]
+    """Return what the seconds depend on beside the device: torch, Triton, this package, and its kernels' code."""
+    code = b"".join(path.read_bytes() for path in sorted(Path(triton.__path__[0]).glob("*.py")))
+    found = [torch.__version__, hashlib.sha256(code).hexdigest()[:8]]
     for package in ("triton", "clars"):
         with suppress(PackageNotFoundError):
             found.append(f"{package} {version(package)}")
