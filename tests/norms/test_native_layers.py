@@ -52,6 +52,8 @@ LAYERS = {
 def way(request):
     """The layers' own kernels, or the operators that accelerators have, by their plain twins."""
     if request.param == "accelerator":
+        if "threads" in request.fixturenames and request.getfixturevalue("threads") > 1:
+            pytest.skip("threads are a processor's")
         request.getfixturevalue("accelerated")
     return request.param
 

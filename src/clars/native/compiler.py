@@ -5,11 +5,14 @@ import shlex
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
+SHORT = 0.05  # seconds between looks at what runs
 LONGEST = 900  # seconds for all; a minute or two on two cores is usual, and several where a machine is slow and shared
 VARIABLE = "CXX"
 
@@ -39,39 +42,46 @@ def run(commands: list[list[str]], temporary: Path) -> None:
         OSError: one fails, or they take longer than LONGEST seconds.
     """
     end = time.monotonic() + LONGEST
-    with _started(commands, temporary) as processes:
-        for process in processes:
-            try:
-                _, errors = process.communicate(timeout=max(0, end - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                raise TimeoutError(f"{process.args[0]} did not end within {LONGEST} seconds") from None
-            if process.returncode:
-                raise OSError(f"{process.args[0]}: {_problem(errors) or f'ended with {process.returncode}'}")
+    with _started(commands, temporary) as running:
+        while running:
+            for process, errors in list(running):
+                if process.poll() is not None:
+                    running.remove((process, errors))
+                    _refuse_failed(process, errors)
+            if running and time.monotonic() > end:
+                raise TimeoutError(f"{running[0][0].args[0]} did not end within {LONGEST} seconds")
+            time.sleep(SHORT)
+
+
+def _refuse_failed(process: subprocess.Popen, errors: IO[str]) -> None:
+    if process.returncode:
+        errors.seek(0)
+        raise OSError(f"{process.args[0]}: {_problem(errors.read()) or f'ended with {process.returncode}'}")
 
 
 @contextmanager
-def _started(commands: list[list[str]], temporary: Path) -> Iterator[list[subprocess.Popen[str]]]:
-    processes: list[subprocess.Popen[str]] = []
-    try:
-        for words in commands:
-            processes.append(_start(words, temporary))
-        yield processes
-    finally:
-        for process in processes:
-            if process.returncode is None:  # not waited for, so the number is still that of this group
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            process.stderr.close()
+def _started(commands: list[list[str]], temporary: Path) -> Iterator[list[tuple[subprocess.Popen, IO[str]]]]:
+    """Start commands, each with a file for its messages; end those that are left at the end."""
+    started: list[tuple[subprocess.Popen, IO[str]]] = []
+    with ExitStack() as files:
+        try:
+            for words in commands:
+                errors = files.enter_context(tempfile.TemporaryFile("w+", dir=temporary, errors="replace"))
+                started.append((_start(words, temporary, errors), errors))
+            yield list(started)
+        finally:
+            for process, _ in started:
+                if process.returncode is None:  # not waited for, so the number is still that of this group
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
-def _start(words: list[str], temporary: Path) -> "subprocess.Popen[str]":
+def _start(words: list[str], temporary: Path, errors: IO[str]) -> subprocess.Popen:
     return subprocess.Popen(
         words,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
+        stderr=errors,
         env=os.environ | {"TMPDIR": str(temporary), "LC_ALL": "C"},  # for messages in which "error" says so
         start_new_session=True,  # so that one signal reaches a wrapper and the compiler behind it
     )
