@@ -117,26 +117,30 @@ def write(tensor: Tensor, values: Sequence) -> None:
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
-    """Return how long some work takes on a device, its host left out: the best of three runs after one that warms up.
+    """Return how long some work takes on a device: the best of three runs after one that warms up.
 
-    On accelerators that is told by events on the device. The host runs ahead of it behind some work that is not timed,
-    so that a slow host does not count.
+    On CUDA that is told by events on the device. The host runs ahead of it behind some work that is not timed, so that a
+    slow host does not count.
     """
-    if on_processor(device):
-        return min([_elapsed(work) for _ in range(4)][1:])
-    work()
-    torch.accelerator.synchronize()
-    return min(_between_events(work) for _ in range(3))
+    take = _between_events if device == "cuda" else lambda work: _elapsed(work, device)
+    return min([take(work) for _ in range(4)][1:])
 
 
-def _elapsed(work: Callable[[], object]) -> float:
+def _elapsed(work: Callable[[], object], device: str) -> float:
+    _wait(device)
     began = time.perf_counter()
     work()
+    _wait(device)
     return time.perf_counter() - began
 
 
+def _wait(device: str) -> None:
+    if not on_processor(device):
+        torch.accelerator.synchronize()
+
+
 def _between_events(work: Callable[[], object]) -> float:
-    begin, end = (torch.Event(torch.accelerator.current_accelerator(), enable_timing=True) for _ in range(2))
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     _keep_busy()
     begin.record()
     work()
@@ -147,6 +151,6 @@ def _between_events(work: Callable[[], object]) -> float:
 
 def _keep_busy() -> None:
     """Give the device work for about a millisecond."""
-    matrix = torch.zeros(2048, 2048, device=torch.accelerator.current_accelerator())
+    matrix = torch.zeros(2048, 2048, device="cuda")
     for _ in range(4):
         matrix = matrix @ matrix
