@@ -119,8 +119,8 @@ def write(tensor: Tensor, values: Sequence) -> None:
 def seconds(work: Callable[[], object], device: str) -> float:
     """Return how long some work takes on a device: the best of three runs after one that warms up.
 
-    On CUDA that is told by events on the device. The host runs ahead of it behind some work that is not timed, so that a
-    slow host does not count.
+    On CUDA that is told by events on the device. The host runs ahead of it behind some work that is not timed, so that
+    a slow host does not count.
     """
     take = _between_events if device == "cuda" else lambda work: _elapsed(work, device)
     return min([take(work) for _ in range(4)][1:])
