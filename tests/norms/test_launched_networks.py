@@ -1,7 +1,7 @@
 """Steps of whole networks with kernels that are compiled for an H100 that is not there, and launched by a stand-in.
 
-What they compute is nothing; that the launches of all layers can be made, and are made, is what this tells. There is one
-driver for a process, so each network has its own, this file run as a script.
+What they compute is nothing; that the launches of all layers can be made, and are made, is what this tells. There is
+one driver for a process, so each network has its own, this file run as a script.
 """
 
 import os
@@ -28,7 +28,7 @@ def test_every_launch_is_made(name, precision):
     assert done.returncode == 0, done.stderr[-2000:]
     first, *later = map(int, done.stdout.split())
     assert set(later) == {first}, done.stdout
-    assert first == 3 * 20 + 21 if name == "resnet18" else first > 50  # batch normalisations, and weights of others
+    assert first == 3 * 20 + 21 if name == "resnet18" else first > 50  # normalisations, and weights of other layers
 
 
 def main(name, precision):
