@@ -44,7 +44,6 @@ def each_compiled(cases: dict, slow: dict):
     """Parametrize a test by `case`; those that take a while to compile together are left to the long checks."""
     marked = [pytest.param(case, marks=pytest.mark.slow, id=name) for name, case in slow.items()]
     each = pytest.mark.parametrize("case", [*(pytest.param(case, id=name) for name, case in cases.items()), *marked])
-    able = pytest.mark.skipif(not _able(), reason="needs triton 3.3, which takes sources as `code` gives them")
     return lambda test: able(each(test))
 
 
@@ -54,6 +53,9 @@ def _able() -> bool:
     except PackageNotFoundError:
         return False
     return (int(major), int(minor)) >= (3, 3)
+
+
+able = pytest.mark.skipif(not _able(), reason="needs triton 3.3, which takes sources as `code` gives them")
 
 
 def launches(call: Callable) -> list[Launch]:

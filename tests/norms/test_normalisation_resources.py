@@ -1,14 +1,12 @@
 """What GPUs that are not at hand would make of the kernels for normalisations, as they are launched there."""
 
-import importlib.util
-
 import gpu_code
 import pytest
 import torch
 
 from clars.native.triton import normalisation
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+pytestmark = gpu_code.able
 
 REST = (True, 0, 8, 1)  # the gradient of x is wanted, and the norms of eight examples, one by one
 
