@@ -12,7 +12,6 @@ from clars.norms.methods.chooser import Chooser, applying
 from clars.norms.rules import CALLS, linear
 from clars.norms.rules.rule import Measure
 
-
 # Older torch asks the driver, in some operators, even where a tensor holds nothing.
 PRETENDS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11) or torch.cuda.is_available()
 pytestmark = pytest.mark.skipif(not PRETENDS, reason="needs torch 2.11, or a CUDA device")
