@@ -1,12 +1,8 @@
 """Calls of convolutions, to hold kernels for them against each example's own weight gradient in double precision."""
 
 import json
-import os
-import subprocess
-import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from unittest import mock
 
 import torch
@@ -119,18 +115,6 @@ def check_on_cuda(case, results):
     graph.replay()
     torch.cuda.synchronize()
     case.assert_exact(case.errors(captured, gy, x))
-
-
-def interpreted(script):
-    """Return what a test file prints as JSON, run as a script where kernels run in triton's interpreter.
-
-    The interpreter has to be asked for before triton is first imported: in a process of its own, one for all cases.
-    """
-    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
 
 
 def print_errors(cases, results, **more):

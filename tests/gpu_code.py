@@ -5,6 +5,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -55,6 +56,7 @@ def _able() -> bool:
     return (int(major), int(minor)) >= (3, 3)
 
 
+with_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
 able = pytest.mark.skipif(not _able(), reason="needs triton 3.3, which takes sources as `code` gives them")
 
 

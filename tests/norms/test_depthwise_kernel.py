@@ -1,12 +1,12 @@
 """The depthwise kernels against each example's own weight gradient in double precision."""
 
-import importlib.util
 from contextlib import nullcontext
 
 import gpu_code
 import pytest
 import torch
-from convolutions import Case, check_on_cuda, interpreted, on_one_processor, print_errors
+from convolutions import Case, check_on_cuda, on_one_processor, print_errors
+from scripts import interpreted
 
 from clars.native.triton import depthwise
 
@@ -49,9 +49,6 @@ COMPILED_SLOWLY = {
     "8x8, unaligned": of(97, (14, 14), (8, 8), dtype=bf16, layout="window"),
 }
 
-on_cuda = pytest.mark.gpu
-with_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
-
 
 def results(case, gy, x):
     with on_one_processor(depthwise, "WARPS_PER_PROCESSOR", case.programs) if case.programs else nullcontext():
@@ -64,7 +61,7 @@ def printed():
     return interpreted(__file__)
 
 
-@with_triton
+@gpu_code.with_triton
 @pytest.mark.parametrize("name", CASES)
 def test_interpreted(printed, name):
     CASES[name].assert_exact(printed["errors"][name])
@@ -78,8 +75,8 @@ def test_registers_suffice(case, architecture):
     assert all(gpu_code.resources(launch, architecture).spilled <= gpu_code.FEW for launch in launches)
 
 
-@on_cuda
-@with_triton
+@pytest.mark.gpu
+@gpu_code.with_triton
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_cuda(case):
     check_on_cuda(case, results)

@@ -1,12 +1,12 @@
 """The fused kernel against each example's own weight gradient in double precision."""
 
-import importlib.util
 from contextlib import nullcontext
 
 import gpu_code
 import pytest
 import torch
-from convolutions import Case, check_on_cuda, interpreted, on_one_processor, print_errors
+from convolutions import Case, check_on_cuda, on_one_processor, print_errors
+from scripts import interpreted
 
 from clars.native.triton import compiling
 from clars.native.triton import fused_products as fused
@@ -74,9 +74,6 @@ COMPILED_SLOWLY = {
     "3x3, window": Case((1, 128, 14, 14), 128, (3, 3), (1, 1), (1, 1), dtype=torch.bfloat16, layout="window"),
 }
 
-on_cuda = pytest.mark.gpu
-with_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
-
 
 def results(case, gy, x):
     arguments = (gy, x, *case.geometry, case.groups, case.group)
@@ -90,7 +87,7 @@ def printed():
     return interpreted(__file__)
 
 
-@with_triton
+@gpu_code.with_triton
 @pytest.mark.parametrize("name", CASES)
 def test_interpreted(printed, name):
     CASES[name].assert_exact(printed["errors"][name])
@@ -116,8 +113,8 @@ def test_unavailable_without_triton(monkeypatch):
     compiling._installed.cache_clear()
 
 
-@on_cuda
-@with_triton
+@pytest.mark.gpu
+@gpu_code.with_triton
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_cuda(case):
     assert compiling.available("cuda")

@@ -1,11 +1,10 @@
 """The gram kernel against each example's own weight gradient in double precision."""
 
-import importlib.util
-
 import gpu_code
 import pytest
 import torch
-from convolutions import Case, check_on_cuda, interpreted, print_errors
+from convolutions import Case, check_on_cuda, print_errors
+from scripts import interpreted
 
 from clars.native.triton import gram
 
@@ -55,9 +54,6 @@ COMPILED_SLOWLY = {
     "linear, no positions, groups": Case((8, 2048, 1, 1), 1000, (1, 1), dtype=torch.float16, group=8),
 }
 
-on_cuda = pytest.mark.gpu
-with_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
-
 
 def results(case, gy, x):
     return {"squares": gram.gram_squares(gy, x, *case.geometry, case.group)}
@@ -80,7 +76,7 @@ def printed():
     return interpreted(__file__)
 
 
-@with_triton
+@gpu_code.with_triton
 @pytest.mark.parametrize("name", CASES)
 def test_interpreted(printed, name):
     CASES[name].assert_exact(printed["errors"][name])
@@ -92,7 +88,7 @@ def assert_extremes(found):
         assert all(0 <= square < 0.1 for square in squares[:-1])
 
 
-@with_triton
+@gpu_code.with_triton
 def test_never_negative_and_nan_stays(printed):
     assert_extremes(printed["extremes"])
 
@@ -128,15 +124,15 @@ def test_precision_by_the_newer_setting():
         settings.fp32_precision = before
 
 
-@on_cuda
-@with_triton
+@pytest.mark.gpu
+@gpu_code.with_triton
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_cuda(case):
     check_on_cuda(case, results)
 
 
-@on_cuda
-@with_triton
+@pytest.mark.gpu
+@gpu_code.with_triton
 def test_never_negative_and_nan_stays_on_cuda():
     assert_extremes(extremes("cuda"))
 

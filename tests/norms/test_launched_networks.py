@@ -4,13 +4,12 @@ What they compute is nothing; that the launches of all layers can be made, and a
 one driver for a process, so each network has its own, this file run as a script.
 """
 
-import os
-import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
+import gpu_code
 import pytest
+import scripts
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 OPTIONS = {"img_size": 64}
@@ -18,21 +17,17 @@ NETWORKS = ["resnet18", "mobilenetv2_100", "convnext_atto", "vit_tiny_patch16_22
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
+@gpu_code.with_triton
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_launch_is_made(name, precision):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    line = [sys.executable, __file__, name, precision]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    first, *later = map(int, done.stdout.split())
-    assert set(later) == {first}, done.stdout
+    printed = scripts.run(__file__, name, precision, paths=[BENCHMARKS], TRITON_INTERPRET="0")
+    first, *later = map(int, printed.split())
+    assert set(later) == {first}, printed
     assert first == 3 * 20 + 21 if name == "resnet18" else first > 50  # normalisations, and weights of other layers
 
 
 def main(name, precision):
-    sys.path.insert(0, str(BENCHMARKS))
     import no_device
     import timm
     import torch

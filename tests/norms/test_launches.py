@@ -3,20 +3,18 @@
 No GPU is needed. Run as a script, the file launches on a device that is not there.
 """
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from unittest import mock
 
+import gpu_code
 import pytest
+import scripts
 import torch
 
 from clars.native.triton import depthwise, fused_products, gram, launching, normalisation
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+pytestmark = gpu_code.with_triton
 
 PLANS = (
     fused_products._plan, gram._plan, depthwise._plan, normalisation._by_row_plan, normalisation._by_channel_plan,
@@ -298,12 +296,7 @@ def on_processor(value):
 def told():
     if not launching._known_version():
         pytest.skip("this version of triton is launched the usual way alone")
-    paths = os.pathsep.join([str(BENCHMARKS), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    run = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    return json.loads(scripts.run(__file__, paths=[BENCHMARKS], TRITON_INTERPRET="0"))
 
 
 @pytest.mark.parametrize("function", CALLS, ids=lambda function: function.__name__)

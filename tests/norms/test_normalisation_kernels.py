@@ -4,16 +4,14 @@ On a processor the kernels run in triton's interpreter, which has to be asked fo
 process of its own, this file run as a script, one for all cases.
 """
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from unittest import mock
 
+import gpu_code
 import pytest
+import scripts
 import torch
 from torch.nn import functional as F
 
@@ -236,8 +234,6 @@ CASES = {
 NOTHING = [Case("batch", (0, 6, 5, 4), training=False), Case("group", (0, 6, 5), groups=3), Case("layer", (0, 3, 40))]
 
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-on_cuda = pytest.mark.gpu
-with_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 
 
 def assert_exact(errors, case):
@@ -271,40 +267,36 @@ def test_twins_of_no_examples():
 
 
 @pytest.fixture(scope="module")
-def interpreted():
-    """What the interpreter made of every case."""
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+def printed():
+    return scripts.interpreted(__file__)
 
 
-@with_triton
+@gpu_code.with_triton
 @pytest.mark.parametrize("name", CASES)
-def test_interpreted(interpreted, name):
-    assert_exact(interpreted[name], CASES[name])
+def test_interpreted(printed, name):
+    assert_exact(printed[name], CASES[name])
 
 
-@with_triton
-def test_interpreted_of_no_examples(interpreted):
-    assert interpreted["nothing"]
+@gpu_code.with_triton
+def test_interpreted_of_no_examples(printed):
+    assert printed["nothing"]
 
 
-@on_cuda
-@with_triton
+@pytest.mark.gpu
+@gpu_code.with_triton
 def test_cuda_of_no_examples():
     assert of_nothing(normalisation, "cuda")
 
 
-@on_cuda
-@with_triton
+@pytest.mark.gpu
+@gpu_code.with_triton
 @each_case
 def test_cuda(case):
     assert_exact(case.check(normalisation, "cuda"), case)
 
 
-@on_cuda
-@with_triton
+@pytest.mark.gpu
+@gpu_code.with_triton
 @each_case
 def test_cuda_graph(case):
     """A captured call, replayed on new inputs; two replays give the same bits."""

@@ -89,37 +89,24 @@ def _refuse(ctx, *gradients):
     )
 
 
+# Fakes: the last argument of the first three is the group, and of the fourth what is wanted (see `_WANTED`).
 def _shaped_products(gy, x, kernel, stride, padding, dilation, groups, group):
     gradient = gy.new_empty((gy.shape[1], *kernel, x.shape[1] // groups), dtype=wide(gy.dtype))
-    return gradient.permute(0, 3, 1, 2), _shaped_squares(gy, x, kernel, stride, padding, dilation, group)
+    return gradient.permute(0, 3, 1, 2), _shaped_squares(gy, group)
 
 
 def _shaped_depthwise(gy, x, kernel, stride, padding, dilation, group):
-    gradient = gy.new_empty((*kernel, gy.shape[1], 1), dtype=wide(gy.dtype)).permute(2, 3, 0, 1)
-    return gradient, _shaped_squares(gy, x, kernel, stride, padding, dilation, group)
+    gradient = gy.new_empty((*kernel, gy.shape[1], 1), dtype=wide(gy.dtype))
+    return gradient.permute(2, 3, 0, 1), _shaped_squares(gy, group)
 
 
-def _shaped_squares(gy, x, kernel, stride, padding, dilation, group):
+def _shaped_squares(gy, *others):
+    group = others[-1]
     return gy.new_empty((gy.shape[0] + group - 1) // group, dtype=wide(gy.dtype))
 
 
-def _shaped_fused_squares(gy, x, kernel, stride, padding, dilation, groups, group):
-    return _shaped_squares(gy, x, kernel, stride, padding, dilation, group)
-
-
-def _shaped_batch_norm(gy, x, mean, rstd, weight, training, needs_input, first, last, group):
-    return _shaped_affine(gy, x, weight, needs_input, first, last, group)
-
-
-def _shaped_group_norm(gy, x, mean, rstd, weight, groups, needs_input, first, last, group):
-    return _shaped_affine(gy, x, weight, needs_input, first, last, group)
-
-
-def _shaped_layer_norm(gy, x, mean, rstd, weight, needs_input, first, last, group):
-    return _shaped_affine(gy, x, weight, needs_input, first, last, group)
-
-
-def _shaped_affine(gy, x, weight, needs_input, first, last, group):
+def _shaped_affine(gy, x, mean, rstd, weight, *others):
+    needs_input, first, last, group = others[-4:]
     kind = wide(x.dtype)
     own, squares = (x.new_empty(size, dtype=kind) for size in (weight.shape[0], (last - first + group - 1) // group))
     input_gradient = torch.empty_like(x) if needs_input else x.new_empty(0)
@@ -154,7 +141,7 @@ fused_products = _operator(
 )  # fmt: skip
 fused_squares = _operator(
     f"fused_squares({_WINDOWS}, int groups, int group) -> Tensor",
-    fused_kernels, product_twins, _shaped_fused_squares, _as_it_is,
+    fused_kernels, product_twins, _shaped_squares, _as_it_is,
 )  # fmt: skip
 gram_squares = _operator(
     f"gram_squares({_WINDOWS}, int group) -> Tensor", gram_kernels, product_twins, _shaped_squares, _as_it_is
@@ -165,13 +152,13 @@ depthwise_products = _operator(
 )  # fmt: skip
 batch_norm_backward = _operator(
     f"batch_norm_backward({_STATISTICS}, bool training, {_WANTED}) -> {_AFFINE}",
-    normalisation_kernels, twins, _shaped_batch_norm, _like_input, fusible=True,
+    normalisation_kernels, twins, _shaped_affine, _like_input, fusible=True,
 )  # fmt: skip
 group_norm_backward = _operator(
     f"group_norm_backward({_STATISTICS}, int groups, {_WANTED}) -> {_AFFINE}",
-    normalisation_kernels, twins, _shaped_group_norm, _like_input, fusible=True,
+    normalisation_kernels, twins, _shaped_affine, _like_input, fusible=True,
 )  # fmt: skip
 layer_norm_backward = _operator(
     f"layer_norm_backward({_STATISTICS}, {_WANTED}) -> {_AFFINE}",
-    normalisation_kernels, twins, _shaped_layer_norm, _like_input, fusible=True,
+    normalisation_kernels, twins, _shaped_affine, _like_input, fusible=True,
 )  # fmt: skip

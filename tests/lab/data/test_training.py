@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from machine import distance, launch
 
@@ -75,7 +74,7 @@ def test_from_the_memory_of_the_device_bit_for_bit(cifar, tmp_path, augmentation
     assert finals[0] == finals[1] == finals[2]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("augmentation", ["none", "crop"])
 def test_a_gpu_trains_from_its_memory_as_from_the_host_s(cifar, tmp_path, augmentation):
     for held in (True, "device"):

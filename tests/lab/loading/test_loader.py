@@ -20,7 +20,7 @@ from clars.lab.recipes.schema import Data
 from clars.lab.training.batches import batches_of
 
 CPU = torch.device("cpu")
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+needs_gpu = pytest.mark.gpu
 
 
 def stored(n=40, crop=True, channels=3):

@@ -93,7 +93,7 @@ def test_a_state_of_an_older_version_goes_on_in_any(recipe):
     run.Progress(mixed_precision=None).require_precision("bf16", None)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_on_a_gpu(recipe, fresh, precision):
     assert train(recipe(), "--mixed-precision", precision, "--out", precision) == 0

@@ -64,9 +64,14 @@ def cover(size: int, block: int) -> int:
     return -(-size // block)
 
 
+def covering(size: int) -> int:
+    """Return the least power of two that is no less than `size`."""
+    return 1 << (size - 1).bit_length()
+
+
 def power_of_two(size: int, most: int) -> int:
     """Return the power of two of 16..`most` that covers `size`, or `most`. 16 is the least that tl.dot takes."""
-    return min(most, max(16, 1 << (size - 1).bit_length()))
+    return min(most, max(16, covering(size)))
 
 
 @functools.cache

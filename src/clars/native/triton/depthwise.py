@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clars.native.triton.compiling import compiled, cover, processors
+from clars.native.triton.compiling import compiled, cover, covering, processors
 from clars.native.triton.launching import Launch, plans
 from clars.native.triton.layout import Form, Layout, copied, form
 
@@ -89,7 +89,7 @@ def _plan(
     layouts = gy.together, x.together
     gy, x = (operand.copied(layout) for operand, layout in zip((gy, x), layouts))
     (examples, channels, out_height, out_width), taps = gy.shape, prod(kernel)
-    block_taps, block_c = max(2, _covering(taps)), min(64, _covering(channels))
+    block_taps, block_c = max(2, covering(taps)), min(64, covering(channels))
     channel_blocks, norms = cover(channels, block_c), cover(examples, group)
     lines, warps = group * out_height, max(1, min(4, block_taps * block_c // 1024))
     wanted = cover(WARPS_PER_PROCESSOR * processors(gy.device), channel_blocks * norms * warps)
@@ -167,8 +167,3 @@ def _squares_and_total(
         tl.store(squares + norm * blocks + tl.program_id(0), tl.sum(own * own, 1), norm < norms)
         total += own
     tl.store(gradient + column, tl.sum(total, 0), column < size)
-
-
-def _covering(size: int) -> int:
-    """Return the least power of two that is no less than `size`."""
-    return 1 << (size - 1).bit_length()

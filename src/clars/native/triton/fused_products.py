@@ -17,8 +17,6 @@ from clars.native.triton.compiling import compiled, cover, interpreted, power_of
 from clars.native.triton.launching import Launch, plans
 from clars.native.triton.layout import Form, Layout, copied, form
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-
 # Programs asked for per multiprocessor, by cutting the batch. Several, so that the last ones to finish leave little
 # of the device idle; each cut of the batch costs one more float32 gradient in memory.
 PROGRAMS_PER_PROCESSOR = 8

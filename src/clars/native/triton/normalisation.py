@@ -21,11 +21,9 @@ import torch
 from torch import Tensor
 
 from clars.native.triton import normalisation_kernels as kernels
-from clars.native.triton.compiling import compiled, cover, processors
+from clars.native.triton.compiling import compiled, cover, covering, processors
 from clars.native.triton.launching import Launch, plans
 from clars.native.triton.layout import Form, Layout, copied, form
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 # The gradient of x, those of scale and shift, and the squared norms of the examples' contributions to these two.
 Backward = tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]
@@ -97,8 +95,8 @@ def batch_norm_backward(
     """Return what the backward pass of batch normalisation yields, and the squared norms of examples' contributions.
 
     Args:
-        gy, x: output gradients and inputs [B, C, ...], of `DTYPES` and any strides; they are copied first where no one
-            stride leads from each position to the next.
+        gy, x: output gradients and inputs [B, C, ...], of float16, bfloat16 or float32 and any strides; they are copied
+            first where no one stride leads from each position to the next.
         mean, rstd: the statistics [C] by which x was normalised.
         weight: the scale [C].
         training: whether the statistics are the batch's, on which the gradient of x depends.
@@ -155,8 +153,8 @@ def layer_norm_backward(
     """Return what the backward pass of layer normalisation yields, and the squared norms of examples' contributions.
 
     Args:
-        gy, x: output gradients and inputs [B, T, D], of `DTYPES` and any strides; they are copied first where features
-            lie apart in memory.
+        gy, x: output gradients and inputs [B, T, D], of float16, bfloat16 or float32 and any strides; they are copied
+            first where features lie apart in memory.
         mean, rstd: the statistics of x's rows, B * T numbers.
         weight: the scale [D].
         needs_input, first, last, group: as for `batch_norm_backward`.
@@ -320,8 +318,8 @@ def _combine(
     """Return the launch of `combine`, and the number of squared norms."""
     first, last, group = measured
     norms, groups = cover(last - first, group), channels // members
-    mean_c = min(_MEAN, _power_of_two(members))
-    mean_g = min(_MEAN // mean_c, _power_of_two(groups)) if kind == "group" else 1
+    mean_c = min(_MEAN, covering(members))
+    mean_g = min(_MEAN // mean_c, covering(groups)) if kind == "group" else 1
     programs = norms + cover(channels, _SUM[1])
     programs += examples * cover(groups, mean_g) if kind == "group" else 0
     values = (
@@ -337,9 +335,9 @@ def _cut(
 ) -> _Cut:
     """Return blocks of powers of two, the fast dimension's a whole row where it may be, and enough runs of them."""
     slow, fast = (positions, channels) if channels_last else (channels, positions)
-    block_fast = min(WHOLE_ROW, _power_of_two(fast)) if whole_row else _fast_block(fast)
-    block_slow = min(max(1, TILE // block_fast), _power_of_two(slow))
-    block_fast = min(max(block_fast, TILE // block_slow), _power_of_two(fast))
+    block_fast = min(WHOLE_ROW, covering(fast)) if whole_row else _fast_block(fast)
+    block_slow = min(max(1, TILE // block_fast), covering(slow))
+    block_fast = min(max(block_fast, TILE // block_slow), covering(fast))
     block_c, block_t = (block_fast, block_slow) if channels_last else (block_slow, block_fast)
     runs = max(1, cover(positions, block_t))
     wanted = cover(PROGRAMS_PER_PROCESSOR * processors(device), max(1, examples * cover(channels, block_c)))
@@ -349,12 +347,7 @@ def _cut(
 
 def _fast_block(size: int) -> int:
     """Return a power of two for the fast dimension, smaller where a large one would cover much padding."""
-    block = min(LONG, _power_of_two(size))
+    block = min(LONG, covering(size))
     while block > SHORT and cover(size, block) * block > 1.25 * size:
         block //= 2
     return block
-
-
-def _power_of_two(size: int) -> int:
-    """Return the smallest power of two that covers `size`."""
-    return 1 << (size - 1).bit_length()
