@@ -43,8 +43,24 @@ class Rule(Protocol):
             x, weight: as in `forward`.
             saved: what `forward` returned beside the output.
             needs: which of (x, weight, bias) require a gradient.
-            measure: which examples to measure, and in groups of how many.
+            measure: which examples to measure, and in groups of how many; None for gradients alone.
         """
+
+    def contributions(
+        self, gy: Tensor, x: Tensor, weight: Tensor, saved: tuple, rows: slice, group: int, which: int
+    ) -> Tensor:
+        """Return what each group contributes to the gradient of the weight, or the bias, [groups, *shape].
+
+        Args:
+            gy, x, weight, saved: as in `backward`.
+            rows: the examples wanted: whole groups, or a smaller last one.
+            group: so many consecutive examples are summed.
+            which: 0 for the weight, 1 for the bias.
+        """
+
+    def leading(self, x: Tensor) -> int:
+        """Return how many of the first dimensions of x are alike, so that any of them may hold the examples."""
+        return 1
 
     def native_layer(self, x: Tensor, weight: Tensor, chooser: "Chooser", cut: "Cut") -> "NativeLayer | None":
         """Return the layer in C++ that does forward and backward of calls like this one (see `native.NativeLayer`).
