@@ -8,7 +8,7 @@ for, after what tells which tensors are tracked parameters.
 
 from collections.abc import Callable
 
-from clars.norms.rules import convolution, embedding, linear, normalisation, synchronised
+from clars.norms.rules import convolution, embedding, linear, normalisation, synchronised, transposed
 
-KINDS = (linear, convolution, normalisation, embedding, synchronised)
+KINDS = (linear, convolution, transposed, normalisation, embedding, synchronised)
 CALLS: dict[Callable, Callable] = {function: call for kind in KINDS for function, call in kind.CALLS.items()}
