@@ -6,9 +6,17 @@ with its parameters is not mistaken for its parent. An entry of CALLS has the si
 for, after what tells which tensors are tracked parameters.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
-from clars.norms.rules import convolution, embedding, linear, normalisation, synchronised, transposed
+from torch import Tensor
 
-KINDS = (linear, convolution, transposed, normalisation, embedding, synchronised)
+from clars.norms.rules import convolution, embedding, linear, matmul, normalisation, synchronised, transposed
+
+KINDS = (linear, matmul, convolution, transposed, normalisation, embedding, synchronised)
 CALLS: dict[Callable, Callable] = {function: call for kind in KINDS for function, call in kind.CALLS.items()}
+
+
+def input_of(function: Callable, args: Sequence, kwargs: Mapping) -> Tensor | None:
+    """Return what a function is applied to, the activations of a layer if it is one: its first argument but for few."""
+    position, name = matmul.INPUTS.get(function, (0, "input"))
+    return args[position] if len(args) > position else kwargs.get(name)

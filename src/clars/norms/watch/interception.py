@@ -8,7 +8,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from clars.errors import UnsupportedLayerError
 from clars.native import where
-from clars.norms.rules import CALLS
+from clars.norms.rules import CALLS, input_of
 from clars.norms.rules.rule import LayerCall
 from clars.norms.watch import traced
 from clars.norms.watch.inputs import tensors_in
@@ -117,7 +117,7 @@ class Interception(TorchFunctionMode):
             return func(*args, **kwargs)
 
     def _measure(self, used: Tensor, func, args, kwargs):
-        first = args[0] if args else kwargs.get("input")
+        first = input_of(func, args, kwargs)
         if func in CALLS and self.parameter(first) is None:
             if self.compiling:
                 return self._traced(func, args, kwargs)
@@ -162,7 +162,7 @@ class Interception(TorchFunctionMode):
                     accumulators.append(accumulator.text)
                     leaves.append(accumulator.leaf(value))
                 tracked.append((position, accumulator.text, accumulators.index(accumulator.text)))
-                self._check_rows(parameter, args[0] if args else kwargs["input"])
+                self._check_rows(parameter, input_of(func, args, kwargs))
         return traced.call(traced.INDICES[func], tuple(tracked), leaves, args, kwargs)
 
     def _check_rows(self, parameter: TrackedParameter, x: Tensor) -> None:

@@ -31,6 +31,10 @@ class TracedParameter(NamedTuple):
         """The name of its layer."""
         return self.accumulator.layer
 
+    def sees(self, rows: int) -> bool:
+        """Tell whether an input of so many rows may have the batch as its first dimension."""
+        return self.accumulator.current.problem_of(rows) is None
+
 
 class _Find:
     """Tells rules which of a call's tensors are tracked parameters."""

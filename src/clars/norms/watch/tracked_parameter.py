@@ -29,6 +29,10 @@ class TrackedParameter:
         """The name of its layer."""
         return self.accumulator.layer
 
+    def sees(self, rows: int) -> bool:
+        """Tell whether an input of so many rows may have the batch as its first dimension."""
+        return self.accumulator.current.problem_of(rows) is None
+
     def present(self) -> Tensor | None:
         """Return the tensor that is in the parameter's place in the module; None where it has no such parameter."""
         return self.module._parameters.get(self.name)
