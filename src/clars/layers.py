@@ -106,5 +106,13 @@ def _joint() -> tuple[type, ...]:
     """Return the modules whose parameters enter one function together: their joint norm has a meaning per example."""
     from torch import nn
 
-    plain = (nn.Linear, nn.modules.conv._ConvNd, nn.LayerNorm, nn.GroupNorm, nn.Embedding)
-    return (*plain, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+    products = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
+    return (
+        *products,
+        nn.LayerNorm,
+        nn.GroupNorm,
+        nn.Embedding,
+        nn.EmbeddingBag,
+        nn.modules.batchnorm._BatchNorm,
+        nn.modules.instancenorm._InstanceNorm,
+    )

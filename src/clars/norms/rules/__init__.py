@@ -10,13 +10,34 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from clars.norms.rules import convolution, embedding, linear, matmul, normalisation, synchronised, transposed
+from clars.norms.rules import (
+    bilinear,
+    convolution,
+    embedding,
+    embedding_bag,
+    linear,
+    matmul,
+    normalisation,
+    synchronised,
+    transposed,
+)
 
-KINDS = (linear, matmul, convolution, transposed, normalisation, embedding, synchronised)
+KINDS = (
+    linear,
+    matmul,
+    bilinear,
+    convolution,
+    transposed,
+    normalisation,
+    embedding,
+    embedding_bag,
+    synchronised,
+)
 CALLS: dict[Callable, Callable] = {function: call for kind in KINDS for function, call in kind.CALLS.items()}
+INPUTS = {**matmul.INPUTS, **bilinear.INPUTS}  # the place and name of the activations, where not the first argument's
 
 
 def input_of(function: Callable, args: Sequence, kwargs: Mapping) -> Tensor | None:
-    """Return what a function is applied to, the activations of a layer if it is one: its first argument but for few."""
-    position, name = matmul.INPUTS.get(function, (0, "input"))
+    """Return what a function is applied to: the activations, where it is a layer's."""
+    position, name = INPUTS.get(function, (0, "input"))
     return args[position] if len(args) > position else kwargs.get(name)
