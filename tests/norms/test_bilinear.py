@@ -104,10 +104,42 @@ def test_the_oracle_agrees():
     torch.testing.assert_close(sums, expected, rtol=1e-12, atol=0)
 
 
-def test_autocast_of_accelerators_takes_the_widest(accelerated):
-    """A processor's autocast leaves bilinear layers alone, and asks for inputs and weight of one type."""
-    a, b, weight = torch.randn(2).bfloat16(), torch.randn(2), None
-    assert where.cast_to_widest(a, b, weight) == (a, b, weight)
+@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize("positions", [(), (6,)])
+def test_on_an_accelerator(positions, group, accelerated):
+    """By the operators for accelerators, in the plain twins of their kernels."""
+    options = {"estimator": "group", "group": group} if group > 1 else {}
+    assert_sums(Pair(4, 3, 5).double(), torch.randn(7, *positions, 2, dtype=torch.double), timed=False, **options)
+
+
+def test_autocast_of_accelerators_takes_the_widest(monkeypatch):
+    """A processor's leaves bilinear layers alone, and wants inputs and weight of one type."""
+    given = torch.randn(2, dtype=torch.bfloat16), torch.randn(2, dtype=torch.float16), None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert where.cast_to_widest(*given) == given
+        monkeypatch.setattr(where, "on_processor", lambda tensor: False)
+        one, other, none = where.cast_to_widest(*given)
+    assert one.dtype == other.dtype == torch.float32
+    assert none is None
+
+
+@pytest.mark.parametrize("positions", [(), (3,)])
+def test_autocast(positions):
+    """Of the layers before it, whose outputs and gradients are rounded to 8 bits, and theirs to as many again."""
+
+    class Cast(Pair):
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                a, b = self.a(x), self.b(x)
+                assert a.dtype == torch.bfloat16
+                return self.meet(torch.tanh(a).float(), b.float())
+
+    model, x = Cast(4, 3, 5), torch.randn(7, *positions, 2)
+    sums, _ = backward_sums(model, loss_of, x, 7)
+    double = Pair(4, 3, 5).double()
+    double.load_state_dict(model.state_dict())
+    expected = sums_one_by_one(double, x.double())
+    torch.testing.assert_close({name: value.double() for name, value in sums.items()}, expected, rtol=6 * 2**-8, atol=0)
 
 
 def test_compiled():

@@ -170,6 +170,15 @@ def test_compiled(mode):
     torch._dynamo.reset()
 
 
+def test_it_is_printed_while_it_is_watched():
+    """It called itself for ever."""
+    model = nn.Sequential(nn.EmbeddingBag(4, 3, mode="sum", padding_idx=1))
+    before = repr(model)
+    norms = clars.ExampleNorms(model)
+    assert repr(model) == before
+    norms.remove()
+
+
 @pytest.mark.parametrize("option", ["sparse", "scale_grad_by_freq"])
 def test_options_without_a_rule(option):
     _tracker = clars.ExampleNorms(model := nn.Sequential(nn.EmbeddingBag(3, 2, **{option: True})))

@@ -115,6 +115,17 @@ def test_single_precision_again_and_again(name):
         torch.testing.assert_close(sums, expected, rtol=2e-6, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_on_an_accelerator(name, dtype, accelerated):
+    """By the operators for accelerators, in the plain twins of their kernels."""
+    model, x = Times(PRODUCTS[name]).double(), inputs(name)
+    expected = sums_one_by_one(model, x)
+    sums, _ = backward_sums(model.to(dtype), squared_loss, x.to(dtype), timed=False)
+    sums = {layer: value.double() for layer, value in sums.items()}
+    torch.testing.assert_close(sums, expected, rtol=3e-6 if dtype == torch.float32 else 1e-9, atol=0)
+
+
 @pytest.mark.parametrize("name", ["@", "addmm", "addmm, folded", "linear of T"])
 def test_autocast(name):
     """Half precision throughout; a norm of so many numbers, each rounded to 8 bits three times, is off by less."""

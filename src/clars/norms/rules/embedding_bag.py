@@ -1,10 +1,13 @@
 """Bags of lookups: the sum, the mean or the greatest of the entries of a table that each example looks up."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from types import MethodType, SimpleNamespace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clars.errors import UnsupportedLayerError
@@ -162,5 +165,21 @@ def embedding_bag(
     padding = -1 if padding_idx is None else padding_idx % len(weight)
     return LayerCall(EmbeddingBag(lookups, mode, padding), y, weight, None, (find(weight), None))
 
+
+def _told_without_methods(plain: Callable[[nn.Module], str]) -> Callable[[nn.Module], str]:
+    """Let torch.nn.EmbeddingBag be printed while it is watched.
+
+    It forms the text of all its attributes. That of a method bound to it, as its watched forward is, has its own again.
+    """
+
+    @wraps(plain)
+    def extra_repr(self) -> str:
+        own = {name: value for name, value in vars(self).items() if not isinstance(value, MethodType)}
+        return plain(self if len(own) == len(vars(self)) else SimpleNamespace(**own))
+
+    return extra_repr
+
+
+nn.EmbeddingBag.extra_repr = _told_without_methods(nn.EmbeddingBag.extra_repr)
 
 CALLS = {F.embedding_bag: embedding_bag}
