@@ -149,7 +149,7 @@ def elementwise(owned: Iterable[tuple[Tensor, Pattern | Unknown]], x: Tensor) ->
     if len(found) != 1:
         return Unknown.MIXED if found else None
     (label,) = found
-    return label if 0 <= label.dim and x.shape[label.dim] % label.rows == 0 else Unknown.MIXED
+    return label if label.dim >= 0 and x.shape[label.dim] % label.rows == 0 else Unknown.MIXED
 
 
 def tensors(values: Iterable) -> Iterator[Tensor]:

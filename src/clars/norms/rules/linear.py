@@ -9,8 +9,8 @@ from clars import native
 from clars.errors import UnsupportedLayerError
 from clars.native import where
 from clars.norms.methods.chooser import Chooser, Cut
-from clars.norms.methods.measure import bias_contribution, weight_contribution
 from clars.norms.methods.groups import summed
+from clars.norms.methods.measure import bias_contribution, weight_contribution
 from clars.norms.methods.operands import LinearOperands
 from clars.norms.methods.products import each_product
 from clars.norms.methods.sizes import Sizes

@@ -77,6 +77,9 @@ class Parameter(Protocol):
     def layer(self) -> str:
         """The name of its layer."""
 
+    def sees(self, rows: int) -> bool:
+        """Tell whether an input of so many rows may have the batch as its first dimension."""
+
 
 class Find(Protocol):
     """What a rule is told of the tracked parameters among a call's tensors."""

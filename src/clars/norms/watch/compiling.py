@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from clars.errors import UnsupportedLayerError
-from clars.norms.rules import CALLS
+from clars.norms.rules import CALLS, input_of
 from clars.norms.watch import traced
 from clars.norms.watch.inputs import tensors_in
 from clars.norms.watch.tensor_functions import ELEMENTWISE, EXPANSIONS, LOOKS_AT_SECOND, VIEWS, keeps_every_element
@@ -51,7 +51,7 @@ class Compiled:
         return None
 
     def _use(self, used: Tensor, func, args, kwargs):
-        first = args[0] if args else kwargs.get("input")
+        first = input_of(func, args, kwargs)
         if func in CALLS and self.parameter(first) is None:
             return self._traced(func, args, kwargs)
         if func in LOOKS_AT_SECOND and first is not used:
@@ -86,7 +86,7 @@ class Compiled:
                     accumulators.append(accumulator.text)
                     leaves.append(accumulator.leaf(value))
                 tracked.append((position, accumulator.text, accumulators.index(accumulator.text)))
-                self._check_rows(parameter, args[0] if args else kwargs["input"])
+                self._check_rows(parameter, input_of(func, args, kwargs))
         return traced.call(traced.INDICES[func], tuple(tracked), leaves, args, kwargs)
 
     def _check_rows(self, parameter: TrackedParameter, x: Tensor) -> None:

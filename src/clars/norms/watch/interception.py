@@ -1,9 +1,9 @@
 """Watches a model's forward and replaces each use of a tracked parameter by one that adds up its norms."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from clars.errors import UnsupportedLayerError

@@ -27,6 +27,8 @@ VIEWS = (
     Tensor.type_as,
     Tensor.clone,
     Tensor.__getitem__,
+    Tensor.T.__get__,
+    Tensor.mT.__get__,
 )
 
 # A parameter that enters one of these is broadcast over the examples: it is expanded first, and each example's own

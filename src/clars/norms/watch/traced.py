@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from clars.norms.owners import PLAIN
 from clars.norms.rules import CALLS
 from clars.norms.rules.rule import LayerCall
 from clars.norms.watch.accumulator import REGISTRY, Accumulator
-from clars.norms.owners import PLAIN
 from clars.norms.watch.expansion import Target, expanded
 from clars.norms.watch.measured_call import measured
 
