@@ -1,5 +1,6 @@
 """Installs the tracking of per-example gradient norms in a model, and reads it out."""
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from threading import get_ident
@@ -24,7 +25,7 @@ from clars.norms.watch.interception import Interception
 from clars.norms.watch.slowness import Slowness
 from clars.norms.watch.traced import keep_whole
 from clars.norms.watch.tracked_parameter import TrackedParameter
-from clars.norms.watch.untrackable import COMPUTED, refuse_scripted
+from clars.norms.watch.untrackable import COMPUTED, TIED, refuse_scripted
 from clars.sharding.fsdp import cut_gradients
 from clars.sharding.gradients import Gradients, Holder
 
@@ -83,6 +84,7 @@ class ExampleNorms:
         seed: int = 0,
         memory: int | None = None,
         timed: bool | None = None,
+        batch: str | None = None,
         views: int = 1,
         rows: Mapping[str, str] | None = None,
         uncovered: str = "slow",
@@ -96,7 +98,7 @@ class ExampleNorms:
         self.active, self.replaced = True, False
         self._pass = BackwardPass(self.estimator)
         self._pass.remedy = self._remedy
-        self.views, self._rows = views, dict(rows or {})
+        self.batch, self.views, self._rows = batch, views, dict(rows or {})
         self.decisions, self.unfollowed = Decisions(), False
         self.slowness = self._pass.slowness = Slowness() if uncovered == "slow" else None
         self._accumulators = {layer.name: Accumulator(layer, self._pass) for layer in self.layers}
@@ -217,34 +219,37 @@ class ExampleNorms:
         return next((words for pattern, words in self._rows.items() if matches(layer, pattern)), None)
 
     def follow(self, module: nn.Module, inputs: Iterable) -> Labels | None:
-        """Return the labels of a forward that is to be followed; None where all of its calls are known."""
-        found = [tensor for tensor in tensors_in(inputs) if tensor.dim()]
-        if not torch.is_grad_enabled() or not found or torch._C._current_graph_task_id() != -1:
+        """Return the labels of a forward that is to be followed; None where all of its calls are known.
+
+        To be called after `begin_watching`.
+        """
+        found, examples = [tensor for tensor in tensors_in(inputs) if tensor.dim()], self.examples
+        if not torch.is_grad_enabled() or not examples or torch._C._current_graph_task_id() != -1:
             return None
         self.unfollowed = any(map(is_fake, (*found, *module.parameters())))
-        examples, rest = divmod(len(found[0]), self.views)
-        if self.unfollowed or not examples:
-            return None
-        if rest:
-            raise UserError(f"views={self.views} does not divide a batch of {len(found[0])} rows.")
         signature = (id(module), module.training, examples == 1, *((x.shape[1:], x.dtype) for x in found))
-        if self.decisions.is_known(signature):
+        if self.unfollowed or self.decisions.is_known(signature):
             return None
         self.decisions.note(signature)
         labels = Labels(examples)
         for x in found:
-            labels.put(x, PLAIN._replace(outer=self.views) if len(x) == len(found[0]) else Unknown.STRAY)
+            labels.put(x, PLAIN._replace(outer=self.views) if len(x) == examples * self.views else Unknown.STRAY)
         return labels
 
-    def begin_watching(self, inputs: Iterable, interception: Interception | None) -> None:
-        """Mark a forward as watched; every layer must see as many examples as its first input has, if it has any.
+    def begin_watching(self, module: nn.Module, args: tuple, kwargs: dict, interception: Interception | None) -> None:
+        """Mark a forward as watched; every layer must see as many examples as its input has, if it has any.
 
         (A context manager would be more than older torch.compile can follow.)
         """
         self._watching[_here()] = interception
         if where.is_compiling() or torch._C._current_graph_task_id() == -1:
+            inputs = (*args, *kwargs.values())
+            if self.batch is not None and module is self.model:
+                inputs = (_argument(module, self.batch, args, kwargs),)
             sizes = [tensor.shape[0] for tensor in tensors_in(inputs) if tensor.dim()]
             self._pass.batch = sizes[0] // self.views if sizes else None
+            if sizes and sizes[0] % self.views:
+                raise UserError(f"views={self.views} does not divide a batch of {sizes[0]} rows.")
 
     def end_watching(self) -> None:
         """Undo `begin_watching`."""
@@ -382,6 +387,14 @@ def _called(model: nn.Module, owners: set[nn.Module]) -> list[nn.Module]:
     """Return the modules around `owners` that can be called by themselves: the batch is what such a call is given."""
     around = [module for module in model.modules() if not owners.isdisjoint(module.modules())]
     return [module for module in around if getattr(type(module), "forward", None) is not nn.Module.forward]
+
+
+def _argument(module: nn.Module, name: str, args: tuple, kwargs: dict):
+    """Return the argument of a module's forward that has a name."""
+    try:
+        return inspect.signature(module.forward).bind(*args, **kwargs).arguments[name]
+    except (KeyError, TypeError):
+        raise UserError(f"batch={name!r} is no argument that the model was called with.") from None
 
 
 def _check(views: int, uncovered: str) -> None:

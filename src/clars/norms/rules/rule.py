@@ -110,12 +110,16 @@ class LayerCall(NamedTuple):
     cast: Callable[..., tuple[Tensor | None, ...]] = as_they_are
 
 
+class NoBatchError(UnsupportedLayerError):
+    """A layer's input has no dimension for the batch, so that no rule of any kind can measure it."""
+
+
 def need_batch(find: Find, weight: Tensor | None, bias: Tensor | None, x: Tensor, at_least: int) -> None:
     """Refuse an input of fewer dimensions than the batch and an example's take.
 
     Raises:
-        UnsupportedLayerError: it has fewer than `at_least`.
+        NoBatchError: it has fewer than `at_least`.
     """
     if x.dim() < at_least:
         problem = f"got an input of shape {tuple(x.shape)} without a batch dimension. Give it one with x.unsqueeze(0)."
-        raise UnsupportedLayerError({(find(weight) or find(bias)).layer: problem})
+        raise NoBatchError({(find(weight) or find(bias)).layer: problem})

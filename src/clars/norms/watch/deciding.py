@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 from clars.errors import UnsupportedLayerError
 from clars.norms.owners import Labels, Pattern, Unknown, read
 from clars.norms.rules import CALLS
-from clars.norms.rules.rule import LayerCall
+from clars.norms.rules.rule import LayerCall, NoBatchError
 from clars.norms.watch.decisions import Decision, Way, without
 from clars.norms.watch.tensor_functions import ELEMENTWISE, MEETINGS, PRODUCTS
 
@@ -83,6 +83,8 @@ class Deciding:
         try:
             with torch.no_grad():
                 call = CALLS[func](find(pattern), *args, **kwargs)
+        except NoBatchError:
+            raise
         except UnsupportedLayerError:
             if not self.slow and func not in MEETINGS:
                 raise

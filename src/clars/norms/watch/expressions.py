@@ -37,7 +37,7 @@ class Expression:
         return next(iter(self.roots))
 
     def pulled_back(self, gradients: Tensor) -> Iterator[tuple[TrackedParameter, Tensor]]:
-        """Yield each parameter with its gradients [n, *shape] for n gradients [n, *shape of the tensor] of the value."""
+        """Yield each parameter with its gradients [n, *shape], for gradients [n, ...] of the tensor."""
         roots = list(self.roots.values())
         found = _pulled_back(self.tensor, roots, gradients.to(self.tensor.dtype))
         for parameter, root, each in zip(self.roots, roots, found):

@@ -104,14 +104,15 @@ def _forward(watch: Watch, module: nn.Module, args: tuple, kwargs: dict):
         tracker.refresh(module)
     if tracker.is_watching():
         return plain(*args, **kwargs)
-    inputs = (*args, *kwargs.values())
     if where.is_compiling():
         labels, interception = None, Interception(tracker)
-        tracker.begin_watching(inputs, None)
+        tracker.begin_watching(module, args, kwargs, None)
     else:
-        labels = tracker.follow(module, inputs)
-        interception = Interception(tracker, labels)
-        tracker.begin_watching(inputs, interception)
+        interception = Interception(tracker)
+        tracker.begin_watching(module, args, kwargs, interception)
+        labels = tracker.follow(module, (*args, *kwargs.values()))
+        if labels is not None:
+            interception.follow(labels)
     try:
         with interception, nullcontext() if labels is None else Following(labels):
             y = plain(*args, **kwargs)

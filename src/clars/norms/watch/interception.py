@@ -43,11 +43,9 @@ class Interception(TorchFunctionMode):
 
     Args:
         tracker: whose parameters are looked for.
-        labels: of the tensors of this forward, where it is followed; else calls are made as they were found to be
-            made.
     """
 
-    def __init__(self, tracker: Tracker, labels: Labels | None = None) -> None:
+    def __init__(self, tracker: Tracker) -> None:
         super().__init__()
         self.tracker, self.parameters = tracker, tracker.parameters
         self.compiling = where.is_compiling()
@@ -55,10 +53,14 @@ class Interception(TorchFunctionMode):
         self.refused: dict[str, str] = {}
         if self.compiling:
             return
-        self.decide = None if labels is None else Deciding(labels, tracker.word, tracker.slowness is not None)
+        self.decide: Deciding | None = None  # else calls are made as they were found to be made
         self.expressions: dict[int, Expression] = {}  # which keep their tensors, so that no other takes an id
         self.roots: dict[TrackedParameter, Tensor] = {}
         self.counted = Counted()
+
+    def follow(self, labels: Labels) -> None:
+        """Find out how the calls of this forward are made, by the labels of its tensors."""
+        self.decide = Deciding(labels, self.tracker.word, self.tracker.slowness is not None)
 
     def operand(self, value) -> Operand | None:
         """Return which tracked parameter `value` is that requires a gradient now, or how it is computed from some."""
@@ -120,8 +122,7 @@ class Interception(TorchFunctionMode):
             with self:
                 return body(*args, **kwargs)
         try:
-            decision, layer = self._decision(func, args, kwargs), ""
-            return self._made(decision, func, args, kwargs)
+            return self._made(self._decision(func, args, kwargs), func, args, kwargs)
         except UnsupportedLayerError as error:
             if torch.is_grad_enabled():
                 self.refused = error.problems | self.refused  # the first thing that a layer does tells the most

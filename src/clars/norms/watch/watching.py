@@ -56,7 +56,7 @@ class Tracker(Protocol):
     def interception(self) -> "Interception | None":
         """Return what watches a forward of this model in this thread."""
 
-    def begin_watching(self, inputs: Iterable, interception: "Interception | None") -> None:
+    def begin_watching(self, module: nn.Module, args: tuple, kwargs: dict, interception: "Interception | None") -> None:
         """Mark a forward as watched, by what."""
 
     def end_watching(self) -> None:
