@@ -74,6 +74,8 @@ class Following(TorchDispatchMode):
             return [Unknown.MIXED] * len(made)
         if torch.Tag.pointwise in func.tags or kind in COPIES:
             return [elementwise(owned, x) for x in made]
+        if "scaled_dot_product" in kind.__name__:
+            return [self._attended(owned, x) for x in made]
         if kind in NORMALISATIONS or torch.Tag.nondeterministic_seeded in func.tags:
             first = args[0]
             alike = [x.shape == first.shape or x.shape[:-1] == first.shape[:-1] for x in made]
@@ -83,6 +85,17 @@ class Following(TorchDispatchMode):
         if kind is aten.index and self.labels.of(args[0]) is None:
             return [_looked_up(args[1], self.labels)]
         return self._probed(func, args, kwargs, made)
+
+    @staticmethod
+    def _attended(owned, x: Tensor) -> Pattern | Unknown:
+        """Return where the examples are in an attention's result: all but the last two dimensions are those of queries,
+        keys and values.
+        """
+        found = {label for _, label in owned}
+        label = found.pop()
+        if found or isinstance(label, Unknown) or label.dim >= owned[0][0].dim() - 2 or x.dim() <= label.dim:
+            return Unknown.MIXED
+        return label if x.shape[label.dim] % label.rows == 0 else Unknown.MIXED
 
     def _probed(self, func, args, kwargs, made: list[Tensor]) -> list[Pattern | Unknown | None]:
         """Run an operator again with the chosen examples spoilt, and see where that arrives."""

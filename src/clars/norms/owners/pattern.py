@@ -46,11 +46,12 @@ class Pattern(NamedTuple):
         return apart.movedim((self.dim + 1, self.dim, self.dim + 2), (0, 1, 2)).flatten(0, 2)
 
     def scattered(self, x: Tensor) -> Tensor:
-        """Undo `gathered`."""
+        """Undo `gathered`; in memory the result lies as it does where nothing was gathered."""
         if self.consecutive:
             return x
         apart = x.unflatten(0, (-1, self.outer, self.inner))
-        return apart.movedim((0, 1, 2), (self.dim + 1, self.dim, self.dim + 2)).flatten(self.dim, self.dim + 2)
+        placed = apart.movedim((0, 1, 2), (self.dim + 1, self.dim, self.dim + 2))
+        return placed.flatten(self.dim, self.dim + 2).contiguous()
 
     def each(self, x: Tensor) -> Tensor:
         """Return x as [B, ..., rows, ...]: each example's part of dimension `dim`, with the examples in front."""

@@ -93,7 +93,9 @@ class Deciding:
 
     def _outputs(self, func, args, kwargs, layer: str) -> tuple[tuple[Pattern | None, ...], int]:
         """Return where each output of a call has its examples, and the dimensions of the first."""
-        if is_in_place(func):
+        if func is Tensor.__setitem__:
+            made = [args[0][args[1]]]
+        elif is_in_place(func):
             if func not in ELEMENTWISE and func not in MEETINGS:
                 raise UnsupportedLayerError({layer: CHANGED.format(name=name_of(func))})
             made = [args[0]]

@@ -94,6 +94,7 @@ MEETINGS = (
     *STACKS,
     torch.where,
     Tensor.where,
+    Tensor.__setitem__,
     torch.addcmul,
     Tensor.addcmul,
     torch.addcdiv,
