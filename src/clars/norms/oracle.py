@@ -138,9 +138,7 @@ def _mask_norms(
     return sums
 
 
-def _sum_of_norms(
-    layer: Layer, calls: list[tuple[_Use, Tensor]], size: int | None, group: int, loss: Tensor
-) -> Tensor:
+def _sum_of_norms(layer: Layer, calls: list[tuple[_Use, Tensor]], size: int | None, group: int, loss: Tensor) -> Tensor:
     total = loss.new_zeros(())
     size = size or max((len(gradient) for _, gradient in calls), default=0)
     for first in range(0, size, group):
