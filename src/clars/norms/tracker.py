@@ -228,9 +228,8 @@ class ExampleNorms:
             return None
         self.unfollowed = any(map(is_fake, (*found, *module.parameters())))
         signature = (id(module), module.training, examples == 1, *((x.shape[1:], x.dtype) for x in found))
-        if self.unfollowed or self.decisions.is_known(signature):
+        if self.unfollowed or self.decisions.begin(signature):
             return None
-        self.decisions.note(signature)
         labels = Labels(examples)
         for x in found:
             labels.put(x, PLAIN._replace(outer=self.views) if len(x) == examples * self.views else Unknown.STRAY)

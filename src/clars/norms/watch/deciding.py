@@ -11,7 +11,7 @@ from clars.norms.owners import Labels, Pattern, Unknown, read
 from clars.norms.rules import CALLS
 from clars.norms.rules.rule import LayerCall, NoBatchError
 from clars.norms.watch.decisions import Decision, Way, without
-from clars.norms.watch.tensor_functions import ELEMENTWISE, MEETINGS, PRODUCTS
+from clars.norms.watch.tensor_functions import ELEMENTWISE, JOINS, MEETINGS, PRODUCTS
 
 MIXED = (
     "sees rows of which it cannot be told which example each belongs to: they depend on several, or lie in no pattern. "
@@ -70,7 +70,7 @@ class Deciding:
         outputs, dimensions = self._outputs(func, args, kwargs, layer)
         if not any(outputs):
             return Decision(Way.EXPRESSION)
-        if _can_meet(func, outputs, dimensions):
+        if _can_meet(func, args, kwargs, outputs, dimensions):
             return Decision(Way.MEETING, at, pattern, rest, outputs[:1], dimensions)
         if not self.slow:
             raise UnsupportedLayerError(
@@ -108,12 +108,18 @@ class Deciding:
         return tuple(label if isinstance(label, Pattern) else None for label in labels), made[0].dim()
 
 
-def _can_meet(func, outputs: Sequence[Pattern | None], dimensions: int) -> bool:
+def _can_meet(func, args, kwargs, outputs: Sequence[Pattern | None], dimensions: int) -> bool:
     """Tell whether what the examples have in common can be expanded along a dimension of the result."""
     if func not in MEETINGS and func not in ELEMENTWISE:
         return False
-    last = dimensions - 2 if func in PRODUCTS else dimensions
-    return outputs[0] is None or outputs[0].dim < last
+    if func in PRODUCTS:
+        return outputs[0] is None or outputs[0].dim < dimensions - 2
+    return func not in JOINS or dim_of(args, kwargs) % dimensions != outputs[0].dim
+
+
+def dim_of(args, kwargs) -> int:
+    """Return the dimension along which tensors are joined or stacked."""
+    return kwargs.get("dim", args[1] if len(args) > 1 else 0)
 
 
 def is_in_place(func: Callable) -> bool:

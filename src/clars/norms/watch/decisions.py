@@ -1,7 +1,7 @@
 """What was found out about calls with parameters in a forward that was followed, for the forwards after it."""
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -55,40 +55,42 @@ def without(shape: Sequence[int], dim: int) -> tuple[int, ...]:
 
 
 class Decisions:
-    """The decisions of a model, by the call: its function, whose parameters, and the how-manieth such call.
+    """The decisions of a model, by the inputs' sizes but for the batch's, and by the call.
 
-    Inputs of another size may lead to other decisions, so that a forward is followed for each (see `is_known`); a batch
-    of another number of examples does not.
+    A call is known by its function, whose parameters are in it, and the how-manieth such call it is.
     """
 
     def __init__(self) -> None:
-        self._of: dict[Hashable, list[Decision]] = {}
-        self._known: set[Hashable] = set()
+        self._of: dict[Hashable, dict[Hashable, list[Decision]]] = {}
+        self._present: dict[Hashable, list[Decision]] = {}
 
-    def is_known(self, signature: Hashable) -> bool:
-        """Tell whether a forward with such inputs has been followed."""
-        return signature in self._known
-
-    def note(self, signature: Hashable) -> None:
-        """Note that a forward with such inputs has been followed."""
-        self._known.add(signature)
+    def begin(self, signature: Hashable) -> bool:
+        """Begin a forward with inputs of such sizes; tell whether one has been followed before."""
+        known = signature in self._of
+        self._present = self._of.setdefault(signature, {})
+        return known
 
     def forget(self) -> None:
         """Have all forwards followed anew."""
-        self._known.clear()
+        self._of.clear()
 
     def add(self, call: Hashable, count: int, decision: Decision) -> None:
         """Note how the how-manieth of calls that are alike is made."""
         for key in ((call, count), call):
-            found = self._of.setdefault(key, [])
-            if decision in found:
-                found.remove(decision)
-            found.insert(0, decision)
+            found = self._present.setdefault(key, [])
+            if decision not in found:
+                found.append(decision)
 
-    def of(self, call: Hashable, count: int) -> Iterator[Decision]:
-        """Yield what was decided of a call, the likeliest first: where a part is recomputed, counts are others."""
-        yield from self._of.get((call, count), ())
-        yield from self._of.get(call, ())
+    def of(self, call: Hashable, count: int, others: Sequence[Tensor], examples: int) -> Decision | None:
+        """Return how a call was found to be made; None where that is not known.
+
+        In a part that is recomputed counts are others, and all calls that are alike must be made alike.
+        """
+        for key in ((call, count), call):
+            found = [decision for decision in self._present.get(key, ()) if decision.fits(others, examples)]
+            if len(found) == 1:
+                return found[0]
+        return None
 
 
 class Counted:

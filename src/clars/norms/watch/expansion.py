@@ -17,14 +17,20 @@ from clars.norms.watch.measured_call import differentiable_once
 class Target(NamedTuple):
     """A tensor that meets a batch: which operand it is, and to what shape it is expanded for it.
 
-    `pattern` tells where that shape has the examples. Along its dimension the tensor has one element, the same for all
-    examples, or as many as the shape: then each example has elements of its own.
+    `pattern` tells where that shape has the examples; None says that all of it is the only example's. Along its
+    dimension the tensor has one element, the same for all examples, or as many as the shape: then each example has
+    elements of its own.
     """
 
     tensor: Tensor
     operand: Operand | None
     shape: Size
-    pattern: Pattern
+    pattern: Pattern | None
+
+    @property
+    def examples(self) -> int:
+        """How many examples it meets."""
+        return 1 if self.pattern is None else self.pattern.examples(self.shape)
 
     @property
     def aligned(self) -> Size:
@@ -34,6 +40,8 @@ class Target(NamedTuple):
 
 def met(tensor: Tensor, operand: Operand | None, dimensions: int, pattern: Pattern, examples: int) -> Target:
     """Return how a tensor meets a batch in a result of so many dimensions: it is expanded over the examples alone."""
+    if examples == 1:
+        return Target(tensor, operand, tensor.shape, None)
     aligned = list((1,) * (dimensions - tensor.dim()) + tuple(tensor.shape))
     aligned[pattern.dim] = examples * pattern.rows
     return Target(tensor, operand, Size(aligned), pattern)
@@ -46,7 +54,7 @@ def expanded(targets: Sequence[Target]) -> tuple[Tensor, ...]:
         UnsupportedLayerError: there are not as many examples as the model's input has.
     """
     operands = [target.operand for target in targets]
-    contributing.require_batch(operands, targets[0].pattern.examples(targets[0].shape))
+    contributing.require_batch(operands, targets[0].examples)
     return _Expansion.apply(tuple(targets), *(target.tensor for target in targets), *contributing.leaves_of(operands))
 
 
@@ -55,14 +63,14 @@ class _Expansion(torch.autograd.Function):
     def forward(ctx, targets, *tensors_and_leaves):
         tensors, leaves = tensors_and_leaves[: len(targets)], tensors_and_leaves[len(targets) :]
         contributing.start(ctx, [target.operand for target in targets], leaves)
+        ctx.examples = targets[0].examples
         ctx.targets = [(target.shape, target.aligned, target.pattern, target.tensor.shape) for target in targets]
         return tuple(tensor.expand(target.shape) for tensor, target in zip(tensors, targets))
 
     @staticmethod
     @differentiable_once
     def backward(ctx, *gradients):
-        shape, _, pattern, _ = ctx.targets[0]
-        examples = pattern.examples(shape)
+        examples = ctx.examples
         nodes = [] if ctx.compiled else [node for node, _ in ctx.next_functions]
         asked = contributing.enter(ctx, examples, nodes)
         leaves: list = []
@@ -81,8 +89,10 @@ class _Expansion(torch.autograd.Function):
         return None, *own, *leaves
 
 
-def _each(gradient: Tensor, shape: Size, aligned: Size, pattern: Pattern, own: Size, rows: slice) -> Tensor:
+def _each(gradient: Tensor, shape: Size, aligned: Size, pattern: Pattern | None, own: Size, rows: slice) -> Tensor:
     """Return the gradients [b, *own] of some of the examples, which flow through their parts of the expanded tensor."""
+    if pattern is None:
+        return gradient.unsqueeze(0)
     each = pattern.each(gradient)[rows]
     if aligned[pattern.dim] == 1:
         return each.sum_to_size(len(each), *aligned).reshape(len(each), *own)

@@ -12,8 +12,9 @@ from clars.norms.owners import PLAIN, Labels, Pattern
 from clars.norms.rules import CALLS
 from clars.norms.rules.rule import LayerCall
 from clars.norms.watch import bodies, compiling
-from clars.norms.watch.contributing import Operand, parameters_of
-from clars.norms.watch.deciding import Deciding, name_of
+from clars.norms.watch.accumulator import Accumulator
+from clars.norms.watch.contributing import Operand, accumulators_of, parameters_of
+from clars.norms.watch.deciding import Deciding, dim_of, name_of
 from clars.norms.watch.decisions import Counted, Decision, Way
 from clars.norms.watch.expansion import Target, expanded, met
 from clars.norms.watch.expressions import Expression, root_of
@@ -57,6 +58,7 @@ class Interception(TorchFunctionMode):
         self.expressions: dict[int, Expression] = {}  # which keep their tensors, so that no other takes an id
         self.roots: dict[TrackedParameter, Tensor] = {}
         self.counted = Counted()
+        self.passed: set[Accumulator] = set()
 
     def follow(self, labels: Labels) -> None:
         """Find out how the calls of this forward are made, by the labels of its tensors."""
@@ -144,9 +146,9 @@ class Interception(TorchFunctionMode):
             return decision
         if examples is None or self.tracker.unfollowed:
             return self._assumed(func, others)
-        for decision in decisions.of(call, count):
-            if decision.fits(others, examples):
-                return decision
+        decision = decisions.of(call, count, others, examples)
+        if decision is not None:
+            return decision
         decisions.forget()
         shapes = " and ".join(str(tuple(value.shape)) for value in others)
         problem = ANOTHER_WAY.format(name=name_of(func), shapes=shapes)
@@ -163,12 +165,20 @@ class Interception(TorchFunctionMode):
         if decision.way is Way.EXPRESSION:
             return self._expression(func, args, kwargs)
         if not torch.is_grad_enabled():
+            self._pass_over(args, kwargs)
             return func(*args, **kwargs)
         if decision.way is Way.LAYER:
             return self._layer(decision.pattern, func, args, kwargs)
         if decision.way is Way.MEETING:
             return self._meeting(decision, func, args, kwargs)
         return self._slow(decision, func, args, kwargs)
+
+    def _pass_over(self, args, kwargs) -> None:
+        """Note uses in what a reentrant checkpoint runs without gradients, and recomputes part by part."""
+        operands = [self.operand(value) for value in tensors_of((args, kwargs))]
+        for accumulator in accumulators_of(operands):
+            accumulator.several = accumulator.several or accumulator in self.passed
+            self.passed.add(accumulator)
 
     def _expression(self, func, args, kwargs):
         """Compute something from parameters alone, and follow what comes out like them."""
@@ -213,12 +223,12 @@ class Interception(TorchFunctionMode):
 
     def _meeting(self, decision: Decision, func, args, kwargs):
         """Make a call in which parameters are broadcast over the examples."""
-        (pattern,), examples = decision.outputs, self.tracker.examples
+        (pattern,), examples = decision.outputs, self.tracker.examples or _length(args, kwargs)
         if pattern is None:
             return func(*args, **kwargs)
         dimensions = decision.dimensions
         if func in STACKS:  # what is stacked has a dimension less
-            at = (kwargs.get("dim", args[1] if len(args) > 1 else 0)) % dimensions
+            at = dim_of(args, kwargs) % dimensions
             pattern, dimensions = pattern._replace(dim=pattern.dim - (at < pattern.dim)), dimensions - 1
         find, targets = _Find(self, pattern), []
         for value in dict.fromkeys(tensors_of((args, kwargs))):
@@ -227,7 +237,7 @@ class Interception(TorchFunctionMode):
                 before = getattr(operand, "before", None)
                 own = before if before is not None and _once(before, dimensions, pattern) else operand
                 tensor = own.tensor if isinstance(own, Expression) else value
-                targets.append((value, met(tensor, own, dimensions, pattern, examples or self._rows(value, pattern))))
+                targets.append((value, met(tensor, own, dimensions, pattern, examples)))
         wide = expanded([target for _, target in targets])
         places = {id(value): new.expand(_shape(value, target)) for (value, target), new in zip(targets, wide)}
         return func(*replaced(args, places), **replaced(kwargs, places))
@@ -277,6 +287,11 @@ class _Find:
         return expanded([Target(each, operand, shape, self.pattern) for each, operand in zip(tensors, operands)])
 
 
+def _length(args, kwargs) -> int:
+    """Return how many examples a call has, where its batch is dimension 0 and no forward has told how many there are."""
+    return max(tensors_of((args, kwargs)), key=lambda value: value.dim()).shape[0]
+
+
 def _once(operand: Operand, dimensions: int, pattern: Pattern) -> bool:
     """Tell whether an operand, in a result of so many dimensions, is the same for all examples."""
     dim = pattern.dim - (dimensions - operand.tensor.dim())
@@ -285,6 +300,8 @@ def _once(operand: Operand, dimensions: int, pattern: Pattern) -> bool:
 
 def _shape(value: Tensor, target: Target) -> torch.Size:
     """Return the shape that stands for a value: its own, but for the dimension that has the examples."""
+    if target.pattern is None:
+        return value.shape
     aligned = [1] * (len(target.shape) - value.dim()) + list(value.shape)
     aligned[target.pattern.dim] = target.shape[target.pattern.dim]
     return torch.Size(aligned)

@@ -85,12 +85,12 @@ PRODUCTS = (
     F.scaled_dot_product_attention,
 )
 
+JOINS = (torch.cat, torch.concat, torch.concatenate)
+
 # Where a batch is met beside `ELEMENTWISE`: what the examples have in common is expanded along one dimension of the
 # result, which has them.
 MEETINGS = (
-    torch.cat,
-    torch.concat,
-    torch.concatenate,
+    *JOINS,
     *STACKS,
     torch.where,
     Tensor.where,
