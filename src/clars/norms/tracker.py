@@ -227,7 +227,8 @@ class ExampleNorms:
         if not torch.is_grad_enabled() or not examples or torch._C._current_graph_task_id() != -1:
             return None
         self.unfollowed = any(map(is_fake, (*found, *module.parameters())))
-        signature = (id(module), module.training, examples == 1, *((x.shape[1:], x.dtype) for x in found))
+        trained = tuple([each.tensor is not None and each.tensor.requires_grad for each in self.parameters.values()])
+        signature = (id(module), module.training, examples == 1, trained, *((x.shape[1:], x.dtype) for x in found))
         if self.unfollowed or self.decisions.begin(signature):
             return None
         labels = Labels(examples)

@@ -44,6 +44,8 @@ class Following(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if torch._C._current_graph_task_id() != -1:  # a backward pass in the midst of the forward
+            return func(*args, **kwargs)
         before = {id(x) for x in tensors((*args, *kwargs.values())) if self.labels.of(x) is not None}
         result = func(*args, **kwargs)
         if before:

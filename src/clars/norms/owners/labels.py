@@ -95,7 +95,8 @@ def _address(x: Tensor) -> int:
 
 def has_memory(x: Tensor) -> bool:
     """Tell whether a tensor has a memory of its own, and is not made up of others."""
-    return type(x).__torch_dispatch__ is Tensor.__torch_dispatch__ and x.layout is torch.strided
+    plain = type(x).__torch_dispatch__ is Tensor.__torch_dispatch__
+    return plain and x.layout is torch.strided and not x.is_meta
 
 
 def is_fake(x: Tensor) -> bool:

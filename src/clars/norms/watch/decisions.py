@@ -63,6 +63,7 @@ class Decisions:
     def __init__(self) -> None:
         self._of: dict[Hashable, dict[Hashable, list[Decision]]] = {}
         self._present: dict[Hashable, list[Decision]] = {}
+        self._assumed: dict[Hashable, Decision] = {}
 
     def begin(self, signature: Hashable) -> bool:
         """Begin a forward with inputs of such sizes; tell whether one has been followed before."""
@@ -73,6 +74,16 @@ class Decisions:
     def forget(self) -> None:
         """Have all forwards followed anew."""
         self._of.clear()
+
+    def assume(self, call: Hashable, decision: Decision) -> None:
+        """Note how a call is taken to be made that was not there when its forward was followed; follow the next."""
+        self._assumed[call] = decision
+        self.forget()
+
+    def contradicts(self, call: Hashable, decision: Decision) -> bool:
+        """Tell whether a call is made otherwise than was assumed in a forward before."""
+        assumed = self._assumed.pop(call, decision)
+        return (assumed.way, assumed.pattern) != (decision.way, decision.pattern)
 
     def add(self, call: Hashable, count: int, decision: Decision) -> None:
         """Note how the how-manieth of calls that are alike is made."""

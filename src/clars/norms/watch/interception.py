@@ -37,6 +37,12 @@ ANOTHER_WAY = (
 )
 
 
+CONTRADICTED = (
+    "was not called in the forward in which examples were found, and in one since was taken to have them in dimension 0. "
+    "They are not there: what the steps since have measured of it is wrong."
+)
+
+
 class Interception(TorchFunctionMode):
     """While it is entered, every use of a tracked parameter has a rule, is harmless, or is refused by name.
 
@@ -118,6 +124,8 @@ class Interception(TorchFunctionMode):
 
     def _use(self, func, args, kwargs):
         first = args[0] if args else next(iter(kwargs.values()))
+        if self.tracker.examples == 0:
+            return func(*args, **kwargs)
         if func in LOOKS_AT_SECOND:
             return func(*args, **kwargs) if self.operand(first) is None else self._expression(func, args, kwargs)
         if (body := bodies.of(func)) is not None:
@@ -142,6 +150,8 @@ class Interception(TorchFunctionMode):
         decisions, examples = self.tracker.decisions, self.tracker.examples
         if self.decide is not None:
             decision = self.decide(func, args, kwargs, others, operands[0].layer, lambda found: _Find(self, found))
+            if decisions.contradicts(call, decision):
+                raise UnsupportedLayerError(dict.fromkeys((each.layer for each in operands), CONTRADICTED))
             decisions.add(call, count, decision)
             return decision
         if examples is None or self.tracker.unfollowed:
@@ -149,15 +159,18 @@ class Interception(TorchFunctionMode):
         decision = decisions.of(call, count, others, examples)
         if decision is not None:
             return decision
-        decisions.forget()
+        assumed = self._assumed(func, others)
+        decisions.assume(call, assumed)
+        if others[0].dim() and len(others[0]) == examples:
+            return assumed
         shapes = " and ".join(str(tuple(value.shape)) for value in others)
         problem = ANOTHER_WAY.format(name=name_of(func), shapes=shapes)
         raise UnsupportedLayerError(dict.fromkeys((each.layer for each in operands), problem))
 
     def _assumed(self, func, others: Sequence[Tensor]) -> Decision:
-        """Return how a call is made where nothing can be followed: dimension 0 is the batch."""
+        """Return how a call is made where nothing was followed: dimension 0 is the batch."""
         if func in CALLS:
-            return Decision(Way.LAYER)
+            return Decision(Way.LAYER, rest=tuple(others[0].shape[1:]))
         most = max(value.dim() for value in others)
         return Decision(Way.MEETING, outputs=(PLAIN,), dimensions=most)
 
