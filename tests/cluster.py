@@ -41,6 +41,7 @@ class Case:
     steps: tuple[int, int] = (0, STEPS)
     state: str = ""  # a file of weights and momentum to begin with
     norm: str = ""  # "batch" or "running", for a network with batch normalisation
+    windows: bool = False  # whether the network has windows, expressions of parameters, and what is used twice
     born_cut: bool = False  # whether the model is made under deepspeed.zero.Init
     merge: bool = False  # the optimizer's groups
     precision: str = "float32"  # bfloat16, float16 (of ZeRO) or autocast
@@ -113,8 +114,34 @@ class Normalised(nn.Sequential):
         return super().forward(x)
 
 
+class Windows(nn.Module):
+    """Pixels as tokens: windows in dimension 0, a bias from a table, attention, tied weights, a function without a rule."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.position = nn.Linear(2, 4), nn.Parameter(torch.randn(1, 25, 4))
+        self.twice, self.norm = nn.Linear(4, 4), nn.LayerNorm(4)
+        self.qkv, self.table = nn.Linear(4, 12), nn.Parameter(torch.randn(3))
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.mixing, self.last = nn.Parameter(torch.randn(4, 3)), nn.Linear(4, 4, bias=False)
+        self.last.weight = self.twice.weight
+
+    def forward(self, x, seldom=True):
+        x = self.embed(x.flatten(2).mT) + self.position
+        rows = self.norm(x).reshape(-1, 5, 4)
+        q, k, v = self.qkv(rows).chunk(3, -1)
+        bias = self.table[torch.arange(25).view(5, 5) % 3].sigmoid()
+        x = x + ((q @ k.mT + bias).softmax(-1) @ v).view(x.shape)
+        if seldom:
+            x = x + self.attention(x, x, x, need_weights=False)[0]
+        x = self.last(self.twice(x).tanh() + self.twice(x.mean(1, keepdim=True)))
+        return torch.einsum("btd,dk->bk", x, self.mixing)
+
+
 def network(case):
     torch.manual_seed(0)
+    if case.windows:
+        return Windows()
     return Normalised(case.norm) if case.norm else Network()
 
 

@@ -3,6 +3,7 @@
 Starting processes takes longest, so each test starts them once for many trainings.
 """
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -72,6 +73,20 @@ def check(world, folder, cases):
 def test_replicas_and_fully_sharded(tmp_path):
     others = [Case(strategy, "CLARS", 4, options=options) for strategy in PLAIN for options in (OTHERS, GROUPED)]
     check(2, tmp_path, [*cases(PLAIN, SOME), *cases(("hsdp",), [*SOME[1:3], SOME[-1]]), *others])
+
+
+WINDOWS = [
+    Case("", "CLARS", accumulation, options=options, windows=True) for accumulation, options in ((1, {}), (4, GROUPED))
+]
+
+
+def test_windows_expressions_and_several_uses(tmp_path):
+    check(2, tmp_path, [replace(case, strategy=strategy) for strategy in PLAIN for case in WINDOWS])
+
+
+@needs_deepspeed
+def test_windows_expressions_and_several_uses_under_zero(tmp_path):
+    check(2, tmp_path, [replace(case, strategy=strategy) for strategy in ZERO for case in WINDOWS])
 
 
 @needs_deepspeed
