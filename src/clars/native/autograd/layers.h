@@ -91,13 +91,15 @@ class Conv : public Layer {
                                     groups, mask);
   }
 
-  // A product of matrices where the kernel has one position, for which torch takes longer.
+  // On one thread, few examples of a convolution of one position are no matter of oneDNN's to torch, and take longer.
   Tensor input(const Tensor& gy, const Tensor& x, const Tensor& weight) const {
     const auto all = [](const std::vector<int64_t>& values, int64_t value) {
       return std::all_of(values.begin(), values.end(), [=](int64_t each) { return each == value; });
     };
-    const bool bare = groups == 1 && weight.numel() == weight.size(0) * weight.size(1) && all(stride, 1) && all(padding, 0);
-    if (bare && gy.is_contiguous() && x.is_contiguous()) return pointwise_input(gy, weight);
+    const bool point = weight.numel() == weight.size(0) * weight.size(1);
+    const bool bare = groups == 1 && point && all(stride, 1) && all(padding, 0);
+    if (bare && at::get_num_threads() == 1 && x.size(0) < 16 && x.is_contiguous() && gy.is_contiguous())
+      return pointwise_input(gy, weight);
     return std::get<0>(plain(gy, x, weight, {true, false, false}));
   }
 

@@ -118,7 +118,7 @@ Products pointwise_products(const Tensor& gy, const Tensor& x, const Tensor& wei
 // The gradient of the input of such a convolution of stride 1, for contiguous gy [B, P, *size] and its weight
 // [P, D, *kernel]. Of few positions those of all examples make one product, for which they are laid together.
 Tensor pointwise_input(const Tensor& gy, const Tensor& weight) {
-  constexpr int64_t FEW = 64;
+  constexpr int64_t FEW = 36;
   const int64_t examples = gy.size(0), inputs = weight.size(1);
   const Tensor transposed = weight.flatten(1).t(), by_example = gy.flatten(2);
   std::vector<int64_t> sizes = gy.sizes().vec();

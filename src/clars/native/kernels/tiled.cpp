@@ -11,7 +11,7 @@ namespace {
 
 // Numbers of the input that stay in the nearest cache while the tiles of a product go over them one by one, and how many
 // positions are summed before the sums are added to those of others, which costs fewer digits than one long sum.
-constexpr int64_t NEAR = 4096, TERMS = 256;
+constexpr int64_t NEAR = 6144, TERMS = 256;
 
 struct Geometry {
   int64_t channels, outputs;     // of a group
@@ -113,6 +113,11 @@ class Product {
     for (int64_t h = 0; h < g.height; h++) {
       float* to = x_.data() + ((h + g.padding[0]) * g.padded_width() + g.padding[1]) * g.channels;
       const float* from = x + h * xs[1];
+      if (xs[0] == 1) {
+        for (int64_t w = 0; w < g.width; w++)
+          for (int64_t c = 0; c < g.channels; c++) to[w * g.channels + c] = from[w * xs[2] + c];
+        continue;
+      }
       int64_t c = 0;
       if (xs[2] == 1 && g.width >= BLOCK)
         for (; c + BLOCK <= g.channels; c += BLOCK)

@@ -7,6 +7,9 @@ from clars.norms.methods.method import Method
 from clars.norms.methods.operands import ConvolutionOperands
 from clars.norms.methods.sizes import Sizes
 
+# A group of more channels, at more than a few positions, is work enough for a call of a library.
+WIDE, FEW = 40, 64
+
 
 class Tiled(Method):
     """Convolutions of two dimensions in groups of several channels, by the C++ kernels on processors."""
@@ -20,7 +23,7 @@ class Tiled(Method):
         return sizes.weights + 2 * sizes.inputs * sizes.outputs + sizes.channels * sizes.input_positions
 
     def operations(self, sizes: Sizes) -> float:
-        return 0.8
+        return 0.8 if sizes.channels <= WIDE or sizes.positions <= FEW else 1.25
 
     def at_once(self, sizes: Sizes, memory: int | None) -> int:
         return min(sizes.products * sizes.groups, sizes.threads, most_workers(self.bytes(sizes), memory))
