@@ -4,7 +4,7 @@
 
 As step_time.py, whose steps these are: SGD, CLARS, and CLARS without the method for such convolutions (`tiled`, see
 src/clars/norms/methods/tiled.py) take turns within one process, each with its own copy of the network; the median over
-the rounds of their ratios counts, and of several fresh processes the median and range. Writes grouped.json and
+the rounds of their ratios counts, and of several fresh processes the median. Writes grouped.json and
 grouped.md beside this file, or to the folder given by --out.
 """
 
@@ -43,22 +43,18 @@ def ratios(name: str, batch: int, rounds: int) -> dict[str, float]:
 def markdown(result: dict) -> str:
     """Return the table of a result as Markdown."""
     rows = [
-        f"| network | batch | pixels | threads | SGD, s | CLARS | range | ablation: without *{OWN}* | range |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| network | batch | pixels | threads | SGD, s | CLARS, over SGD | ablation: without *{OWN}* |",
+        "|---" * 7 + "|",
     ]
     for row in result["rows"]:
-        cells = []
-        for way in (WITH, WITHOUT):
-            each = sorted(taken[way] for taken in row["ratios"])
-            cells += [f"{statistics.median(each):.2f}", f"{each[0]:.2f} to {each[-1]:.2f}"]
-        sgd = statistics.median(taken["sgd"] for taken in row["ratios"])
-        place = f"| {row['model']} | {result['batch']} | {row['pixels']} | {row['threads']} | {sgd:.2f} | "
-        rows.append(place + " | ".join(cells) + " |")
+        sgd, *over = (statistics.median(taken[way] for taken in row["ratios"]) for way in ("sgd", WITH, WITHOUT))
+        values = " | ".join(f"{value:.2f}" for value in (sgd, *over))
+        rows.append(f"| {row['model']} | {result['batch']} | {row['pixels']} | {row['threads']} | {values} |")
     made = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return (
         f"Time of a training step of CLARS over that with torch's SGD, on networks whose convolutions are in groups of "
         f"channels: in each process the median of {result['rounds']} interleaved rounds, of {result['processes']} "
-        f"processes the median and the range. The ablation leaves out the method *{OWN}*. Measured on "
+        f"processes the median. The ablation leaves out the method *{OWN}*. Measured on "
         f"{result['device']}, {result['cores']} cores. GPU: not measured. {made}.\n\n"
         f"Regenerate with `{result['command']}`.\n\n" + "\n".join(rows) + "\n"
     )
