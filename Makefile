@@ -46,6 +46,7 @@ bench: $(BENCHABLE)  ## measure the cost of a step, alone, beside other tools an
 	$(BIN)/python benchmarks/host_time.py
 	$(BIN)/python benchmarks/subset.py
 	$(BIN)/python benchmarks/groups.py --rounds 3 --processes 1
+	$(BIN)/python benchmarks/grouped.py
 	$(BIN)/python benchmarks/noise_scale.py
 	$(BIN)/python benchmarks/sharding_time.py
 	$(BIN)/python benchmarks/compiled_step.py

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import timm
 import torch
+import torchvision
 from matplotlib import pyplot as plt
 from rich.progress import track
 from torch.nn import functional as F
@@ -54,6 +55,13 @@ def optimizer(method: str, model: torch.nn.Module) -> torch.optim.Optimizer:
     return clars.CLARS(model, 1e-3, estimator="subset" if method == "subset" else "exact")
 
 
+def network(name: str, **options: object) -> torch.nn.Module:
+    """Return a network of timm's for a thousand classes, or torchvision's where timm has none of that name."""
+    if timm.is_model(name):
+        return timm.create_model(name, num_classes=1000, **options)
+    return torchvision.models.get_model(name, num_classes=1000)
+
+
 class Step:
     """A network with its optimizer, and one training step of it."""
 
@@ -61,7 +69,7 @@ class Step:
         torch.manual_seed(0)
         self.device = device
         size = {"img_size": pixels} if name.startswith("vit") else {}  # which else takes its own alone
-        self.model = timm.create_model(name, num_classes=1000, **size).to(device)
+        self.model = network(name, **size).to(device)
         self.optimizer = optimizer(method, self.model)
         self.x = torch.randn(batch, 3, pixels, pixels, device=device)
         self.y = torch.randint(1000, (batch,), device=device)

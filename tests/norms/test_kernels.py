@@ -72,6 +72,20 @@ DEPTHWISE = [
     (5, 5, (12, 17), (3, 3), (2, 2), (1, 1), (1, 1)),
 ]
 
+# channels, outputs, groups, size, kernel, stride, padding, dilation: groups whose channels fill vectors of the kernel's
+# tiles, or none, and outputs that do not; blocks of rows, images narrower than what is laid out at a time
+IN_GROUPS = [
+    (32, 48, 2, (10, 10), (3, 3), (1, 1), (1, 1), (1, 1)),
+    (24, 18, 3, (40, 33), (3, 3), (2, 2), (1, 1), (1, 1)),
+    (64, 64, 2, (9, 23), (3, 3), (1, 1), (1, 1), (1, 1)),
+    (20, 35, 5, (5, 5), (3, 3), (1, 1), (1, 1), (1, 1)),
+    (21, 14, 7, (9, 14), (3, 5), (2, 1), (0, 2), (2, 3)),
+    (34, 6, 2, (12, 9), (1, 3), (1, 2), (0, 1), (1, 1)),
+    (33, 9, 3, (8, 8), (1, 1), (1, 1), (0, 0), (1, 1)),
+    (36, 10, 2, (1, 1), (3, 3), (1, 1), (1, 1), (1, 1)),
+    (6, 4, 2, (70, 61), (2, 5), (3, 1), (1, 0), (1, 1)),
+]
+
 # For inner products of windows: many positions and few, and of each stride those that overlap, touch or leave gaps
 WINDOWS = [
     (7, 9, (9, 14), (3, 3), (1, 1), (1, 1), (1, 1)),
@@ -151,6 +165,36 @@ def test_small_and_depthwise_convolutions(shape, depthwise, memory_format, group
     assert (got.gradient.double() - whole).norm() <= 1e-6 * whole.norm()
     bound = 2e-6 * group**0.5  # a longer sum in float32
     torch.testing.assert_close(got.squares.double(), squares(by_group(each, group)), rtol=bound, atol=0)
+
+
+@needs_kernels
+@pytest.mark.parametrize("group", [1, 2, 5])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("shape", IN_GROUPS, ids=str)
+def test_convolutions_in_groups(shape, memory_format, group, threads):
+    torch.manual_seed(0)
+    channels, outputs, groups, size, kernel, *geometry = shape
+    rule = Convolution(Geometry(*geometry, groups))
+    x, weight = torch.randn(5, channels, *size), torch.randn(outputs, channels // groups, *kernel)
+    gy = torch.randn_like(rule.forward(x, weight, None)[0])
+    x, gy = (value.to(memory_format=memory_format) for value in (x, gy))
+    got = form("tiled", rule.operands(gy, x, weight), group)
+    conv = lambda x, w: F.conv2d(x, w, None, *geometry, groups)  # noqa: E731
+    (_, whole), (each,) = per_example_gradients(conv, x, gy, weight)
+    assert (got.gradient.double() - whole).norm() <= 4e-7 * whole.norm()
+    torch.testing.assert_close(got.squares.double(), squares(by_group(each, group)), rtol=5e-7, atol=0)
+
+
+@needs_kernels
+def test_convolutions_in_groups_of_views(threads):
+    """Every other example, channel and column of larger tensors."""
+    torch.manual_seed(0)
+    x, gy = torch.randn(10, 32, 9, 22)[::2, ::2, :, ::2], torch.randn(10, 24, 9, 11)[::2, ::2]
+    weight = torch.randn(12, 4, 3, 3)
+    got = form("tiled", Convolution(PLAIN._replace(groups=4)).operands(gy, x, weight))
+    (_, whole), (each,) = per_example_gradients(lambda x, w: F.conv2d(x, w, None, 1, 1, 1, 4), x, gy, weight)
+    assert (got.gradient.double() - whole).norm() <= 4e-7 * whole.norm()
+    torch.testing.assert_close(got.squares.double(), squares(each), rtol=5e-7, atol=0)
 
 
 @needs_kernels

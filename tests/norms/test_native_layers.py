@@ -18,12 +18,15 @@ pytestmark = pytest.mark.skipif(not native.load().loaded, reason=native.load().t
 LAYERS = {
     "each": (nn.Conv2d(16, 24, 3, padding=1), (5, 16, 40, 33)),
     "each of many examples": (nn.Conv2d(16, 24, 3, padding=1), (23, 16, 40, 33)),
-    "each in groups": (nn.Conv2d(16, 24, 3, padding=1, groups=4), (5, 16, 70, 33)),
+    "each in groups": (nn.Conv1d(16, 24, 5, groups=4), (5, 16, 1400)),
     "each in one dimension": (nn.Conv1d(16, 24, 5, stride=2), (5, 16, 700)),
     "each in three dimensions": (nn.Conv3d(8, 6, 2, bias=False), (5, 8, 9, 20, 31)),
     "direct": (nn.Conv2d(3, 7, (3, 2), stride=(1, 2), padding=1), (5, 3, 9, 14)),
     "depthwise": (nn.Conv2d(18, 18, 3, stride=2, padding=1, groups=18), (5, 18, 9, 14)),
+    "tiled": (nn.Conv2d(16, 24, 3, padding=1, groups=4), (5, 16, 70, 33)),
+    "tiled, few positions": (nn.Conv2d(48, 32, 3, stride=2, padding=1, groups=2), (5, 48, 5, 6)),
     "matrix": (nn.Conv2d(16, 24, 1, stride=2), (5, 16, 9, 14)),
+    "matrix of every position": (nn.Conv2d(16, 24, 1), (5, 16, 9, 14)),
     "gram": (nn.Conv2d(256, 192, 3, padding=1), (5, 256, 3, 4)),
     "gram of one position each": (nn.Conv2d(512, 512, 1), (5, 512, 2, 3)),
     "gram of every other position": (nn.Conv2d(512, 512, 1, stride=2), (5, 512, 3, 3)),
@@ -169,7 +172,8 @@ def test_groups_by_definition(name, group, threads):
 
 @pytest.mark.parametrize("where", ["gradient", "input"])
 @pytest.mark.parametrize(
-    "name", ["each", "direct", "depthwise", "matrix", "gram", "linear", "batch norm", "group norm", "layer norm"]
+    "name",
+    ["each", "direct", "depthwise", "tiled", "matrix", "gram", "linear", "batch norm", "group norm", "layer norm"],
 )
 def test_numbers_that_are_in_memory_negated(name, where):
     """As complex conjugation leaves them."""
@@ -240,7 +244,7 @@ def test_a_frozen_parameter_has_no_part_in_it(name, frozen):
 
 
 @pytest.mark.parametrize(
-    "name", ["each", "direct", "depthwise", "gram", "linear", "batch norm", "group norm", "layer norm"]
+    "name", ["each", "direct", "depthwise", "tiled", "gram", "linear", "batch norm", "group norm", "layer norm"]
 )
 def test_weight_and_bias_of_a_layer_have_one_norm(name):
     layer, x = prepared(name)

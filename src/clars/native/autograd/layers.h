@@ -76,7 +76,7 @@ class Conv : public Layer {
   Gradients backward(const Tensor& gy, const Tensor& x, const Tensor& weight, const Tensors&, Needs needs,
                      Measured measured) const {
     Gradients got;
-    if (needs.x) got.x = std::get<0>(plain(gy, x, weight, {true, false, false}));
+    if (needs.x) got.x = input(gy, x, weight);
     if (needs.weight) std::tie(got.weight, got.weight_squares) = products(gy, x, weight, measured);
     if (needs.bias) std::tie(got.bias, got.bias_squares) = measured.of(position_sums(gy.flatten(2), group));
     return got;
@@ -91,10 +91,24 @@ class Conv : public Layer {
                                     groups, mask);
   }
 
+  // On one thread, few examples of a convolution of one position are no matter of oneDNN's to torch, and take longer.
+  Tensor input(const Tensor& gy, const Tensor& x, const Tensor& weight) const {
+    const auto all = [](const std::vector<int64_t>& values, int64_t value) {
+      return std::all_of(values.begin(), values.end(), [=](int64_t each) { return each == value; });
+    };
+    const bool point = weight.numel() == weight.size(0) * weight.size(1);
+    const bool bare = groups == 1 && point && all(stride, 1) && all(padding, 0);
+    if (bare && at::get_num_threads() == 1 && x.size(0) < 16 && x.is_contiguous() && gy.is_contiguous())
+      return pointwise_input(gy, weight);
+    return std::get<0>(plain(gy, x, weight, {true, false, false}));
+  }
+
   Products products(const Tensor& gy, const Tensor& x, const Tensor& weight, Measured measured) const {
     if (method == "matrix") return pointwise_products(gy, x, weight, stride, most, measured);
     if (method == "each") return conv_products(gy, x, weight, stride, padding, dilation, groups, most, measured);
     const at::IntArrayRef kernel = weight.sizes().slice(2);
+    if (method == "tiled")
+      return measured.of(tiled_products(gy, x, kernel, stride, padding, dilation, groups, most, group));
     if (method == "direct")
       return measured.of(groups > 1 ? depthwise_products(gy, x, kernel, stride, padding, dilation, most, group)
                                     : small_conv_products(gy, x, kernel, stride, padding, dilation, most, group));

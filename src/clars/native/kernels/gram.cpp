@@ -5,53 +5,55 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/im2col.h>
 #include <ATen/ops/linalg_vecdot.h>
+#include <ATen/ops/mm.h>
 
 #include "kernels.h"
+#include "tile.h"
 
 namespace clars {
 namespace {
 
-// The inner products [T, T] between the columns of x [N, T], at most W, for which a library's call takes too long: some
-// rows of the result at a time, which stay in registers.
-template <int64_t W>
+constexpr int64_t FEW = 64;  // columns for whose inner products a library's call takes longer than tiles
+
+// The inner products [T, T] between the columns of x [N, T], few of them.
 void few_columns(const Tensor& x, float* out) {
-  constexpr int64_t ROWS = 128;  // float32 sums of so many are added to double ones
-  constexpr int64_t HELD = std::min<int64_t>(W, 8);
+  constexpr int64_t NEAR = 4096;  // numbers that stay in the nearest cache while the tiles go over them
   const float* x_ = x.const_data_ptr<float>();
   const int64_t rows = x.size(0), columns = x.size(1), down = x.stride(0), across = x.stride(1);
-  float values[ROWS][W] = {};
-  double all[W][W] = {};
-  for (int64_t start = 0; start < rows; start += ROWS) {
-    const int64_t count = std::min(ROWS, rows - start);
+  const int64_t width = (columns + LANES - 1) / LANES * LANES;
+  const int64_t at_once = std::min<int64_t>(128, NEAR / width);  // float32 sums of so many are added to double ones
+  std::vector<float> values(at_once * width), part(columns * width);
+  std::vector<double> all(columns * width);
+  for (int64_t start = 0; start < rows; start += at_once) {
+    const int64_t count = std::min(at_once, rows - start);
     for (int64_t row = 0; row < count; row++)
-      for (int64_t t = 0; t < columns; t++) values[row][t] = x_[(start + row) * down + t * across];
-    for (int64_t from = 0; from < columns; from += HELD) {
-      float held[HELD][W] = {};
-      for (int64_t row = 0; row < count; row++) {
-#pragma GCC unroll 8
-        for (int64_t s = 0; s < HELD; s++)
-#pragma omp simd
-          for (int64_t t = 0; t < W; t++) held[s][t] += values[row][from + s] * values[row][t];
-      }
-      for (int64_t s = 0; s < HELD; s++)
-        for (int64_t t = 0; t < W; t++) all[from + s][t] += held[s][t];
+      for (int64_t t = 0; t < columns; t++) values[row * width + t] = x_[(start + row) * down + t * across];
+    const Layout layout{1, count, 1, 0, width, 0, width, width};
+    for (int64_t s = 0; s < columns; s += TILE_ROWS) {  // those at and behind the diagonal, by whole vectors
+      const int64_t from = s / LANES * LANES;
+      add_tiles(values.data() + s, values.data() + from, part.data() + s * width + from,
+                std::min(TILE_ROWS, columns - s), columns - from, layout, true);
+      for (int64_t i = s * width; i < std::min(s + TILE_ROWS, columns) * width; i++) all[i] += part[i];
     }
   }
-  for (int64_t s = 0; s < columns; s++) std::copy(all[s], all[s] + columns, out + s * columns);
+  for (int64_t s = 0; s < columns; s++)
+    for (int64_t t = 0; t < columns; t++) out[s * columns + t] = all[std::min(s, t) * width + std::max(s, t)];
 }
 
 // The same for any number of columns.
 Tensor gram(const Tensor& x) {
   const int64_t columns = x.size(1);
-  if (columns > 16) return times_transposed(x.t(), x.t()).contiguous();
+  if (columns > FEW) {
+    const bool across = x.stride(1) == 1;  // for which oneDNN would lay them out anew
+    return across ? at::mm(x.t(), x) : times_transposed(x.t(), x.t()).contiguous();
+  }
   Tensor out = at::empty({columns, columns}, x.options());
   if (columns == 1 && x.stride(0) == 1) {
     const float* x_ = x.const_data_ptr<float>();
     *out.mutable_data_ptr<float>() = inner(x_, x_, x.size(0));
     return out;
   }
-  const auto few = columns > 8 ? few_columns<16> : columns > 4 ? few_columns<8> : few_columns<4>;
-  few(x, out.mutable_data_ptr<float>());
+  few_columns(x, out.mutable_data_ptr<float>());
   return out;
 }
 

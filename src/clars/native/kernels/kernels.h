@@ -31,12 +31,15 @@ Products matrix_products(const Tensor& gy, const Tensor& x, int64_t most, Measur
 Tensor points(const Tensor& x, at::IntArrayRef stride);
 Products pointwise_products(const Tensor& gy, const Tensor& x, const Tensor& weight, at::IntArrayRef stride,
                             int64_t most, Measured measured);
+Tensor pointwise_input(const Tensor& gy, const Tensor& weight);
 Products conv_products(const Tensor& gy, const Tensor& x, const Tensor& weight, at::IntArrayRef stride,
                        at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, int64_t most, Measured measured);
 Products small_conv_products(const Tensor& gy, const Tensor& x, at::IntArrayRef kernel, at::IntArrayRef stride,
                              at::IntArrayRef padding, at::IntArrayRef dilation, int64_t most, int64_t group);
 Products depthwise_products(const Tensor& gy, const Tensor& x, at::IntArrayRef kernel, at::IntArrayRef stride,
                             at::IntArrayRef padding, at::IntArrayRef dilation, int64_t most, int64_t group);
+Products tiled_products(const Tensor& gy, const Tensor& x, at::IntArrayRef kernel, at::IntArrayRef stride,
+                        at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, int64_t most, int64_t group);
 Products position_sums(const Tensor& gy, int64_t group);
 Tensor gram_squares(const Tensor& gy, const Tensor& x, int64_t most, int64_t group);
 Tensor window_gram_squares(const Tensor& gy, const Tensor& x, at::IntArrayRef kernel, at::IntArrayRef stride,

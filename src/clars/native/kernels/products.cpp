@@ -4,6 +4,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/as_strided.h>
+#include <ATen/ops/bmm.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
@@ -114,8 +115,23 @@ Products pointwise_products(const Tensor& gy, const Tensor& x, const Tensor& wei
   return {gradient.view(weight.sizes()), squares};
 }
 
-// The same for any convolution, each example's gradient by a call of the convolution's backward pass. The others are
-// taken by powers of two, because the library compiles anew, and keeps, what it does for each number of examples.
+// The gradient of the input of such a convolution of stride 1, for contiguous gy [B, P, *size] and its weight
+// [P, D, *kernel]. Of few positions those of all examples make one product, for which they are laid together.
+Tensor pointwise_input(const Tensor& gy, const Tensor& weight) {
+  constexpr int64_t FEW = 36;
+  const int64_t examples = gy.size(0), inputs = weight.size(1);
+  const Tensor transposed = weight.flatten(1).t(), by_example = gy.flatten(2);
+  std::vector<int64_t> sizes = gy.sizes().vec();
+  sizes[1] = inputs;
+  if (by_example.size(2) > FEW)
+    return at::bmm(transposed.expand({examples, inputs, gy.size(1)}), by_example).view(sizes);
+  const Tensor together = times_transposed(by_example.transpose(1, 2).reshape({-1, gy.size(1)}), transposed);
+  return together.view({examples, -1, inputs}).transpose(1, 2).contiguous().view(sizes);
+}
+
+// The gradient of any convolution's weight and the squared norms, each example's by a call of the convolution's backward
+// pass. The others are taken by powers of two, because the library compiles anew, and keeps, what it does for each number
+// of examples.
 Products conv_products(const Tensor& gy, const Tensor& x, const Tensor& weight, at::IntArrayRef stride,
                        at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, int64_t most,
                        Measured measured) {

@@ -26,6 +26,9 @@ TORCH_LIBRARY_FRAGMENT(clars, m) {
   m.def(
       "depthwise_products(Tensor gy, Tensor x, int[] kernel, int[] stride, int[] padding, int[] dilation, int most, "
       "int group) -> (Tensor, Tensor)");
+  m.def(
+      "tiled_products(Tensor gy, Tensor x, int[] kernel, int[] stride, int[] padding, int[] dilation, int groups, "
+      "int most, int group) -> (Tensor, Tensor)");
   m.def("position_sums(Tensor gy, int group) -> (Tensor, Tensor)");
   m.def("dense(Tensor[] tensors) -> bool", dense);
   m.def("alike(Tensor[] a, Tensor[] b) -> bool[]", alike);
@@ -48,6 +51,7 @@ TORCH_LIBRARY_IMPL(clars, CPU, m) {
   m.impl("window_gram_squares", window_gram_squares);
   m.impl("small_conv_products", small_conv_products);
   m.impl("depthwise_products", depthwise_products);
+  m.impl("tiled_products", tiled_products);
   m.impl("position_sums", position_sums);
   m.impl("norms", norms);
   m.impl("update", update);

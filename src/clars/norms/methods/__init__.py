@@ -12,5 +12,17 @@ from clars.norms.methods.grouped import Grouped
 from clars.norms.methods.matrix import Matrix
 from clars.norms.methods.method import Method
 from clars.norms.methods.ordinary import Ordinary
+from clars.norms.methods.tiled import Tiled
 
-METHODS: list[Method] = [Grouped(), Direct(), Each(), Matrix(), Gram(), Ordinary(), Fused(), Squared(), Depthwise()]
+METHODS: list[Method] = [
+    Grouped(),
+    Tiled(),
+    Direct(),
+    Each(),
+    Matrix(),
+    Gram(),
+    Ordinary(),
+    Fused(),
+    Squared(),
+    Depthwise(),
+]

@@ -36,7 +36,7 @@ class Grouped(Method):
         if sizes.native:
             if sizes.groups == 1:
                 return costs.NEVER
-            return 1.1 if sizes.positions < 1024 and sizes.channels > 1 else 1.3
+            return 1.1 if sizes.positions < 1024 and 1 < sizes.channels <= 40 else 1.3
         return 1 + costs.products(sizes) + (costs.CALL if costs.lays_out(sizes) else 0)
 
     def pieces(self, sizes: Sizes, memory: int | None) -> list[slice]:
