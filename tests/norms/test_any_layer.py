@@ -89,6 +89,21 @@ def frames(layer):
     )
 
 
+def zeroed(self, x):
+    """As a Swin transformer of version 2 has it: keys have no bias."""
+    bias = self.inner.bias.clone()
+    bias[2:4].zero_()
+    return F.linear(x, self.inner.weight, bias)
+
+
+def filled(self, x):
+    """Positions, resized for each example by itself."""
+    positions = torch.empty_like(x)
+    for k in range(len(x)):
+        positions[k] = F.interpolate(self.position.mT, 6, mode="linear").mT[0]
+    return self.inner(x + positions)
+
+
 TOKENS, PIXELS = (B, 6, 4), (B, 4, 7, 7)
 CASES = {
     "windows": (
@@ -180,6 +195,8 @@ CASES = {
         lambda: Uses(lambda s, x: F.linear(x, s.w, s.w.mean(1)), w=parameter(5, 4)),
         TOKENS,
     ),
+    "part of a bias set to zero": (lambda: Uses(zeroed, inner=nn.Linear(4, 6)), TOKENS),
+    "filled example by example": (lambda: Uses(filled, inner=nn.Linear(4, 4), position=parameter(1, 5, 4)), TOKENS),
     "frames": (lambda: frames(nn.Linear(4, 5)), TOKENS),
     "frames normalised": (lambda: frames(nn.GroupNorm(2, 4)), TOKENS),
     "frames convolved": (lambda: frames(nn.Conv2d(4, 6, 3, groups=2)), (B, 2, 4, 5, 5)),

@@ -76,7 +76,8 @@ def test_replicas_and_fully_sharded(tmp_path):
 
 
 WINDOWS = [
-    Case("", "CLARS", accumulation, options=options, windows=True) for accumulation, options in ((1, {}), (4, GROUPED))
+    Case("", "CLARS", accumulation, options=options, windows=True, steps=(0, 4))
+    for accumulation, options in ((1, {}), (4, GROUPED))
 ]
 
 

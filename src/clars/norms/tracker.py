@@ -224,9 +224,9 @@ class ExampleNorms:
         To be called after `begin_watching`.
         """
         found, examples = [tensor for tensor in tensors_in(inputs) if tensor.dim()], self.examples
-        if not torch.is_grad_enabled() or not examples or torch._C._current_graph_task_id() != -1:
+        if not examples or torch._C._current_graph_task_id() != -1:
             return None
-        self.unfollowed = any(map(is_fake, (*found, *module.parameters())))
+        self.unfollowed = not torch.is_grad_enabled() or any(map(is_fake, (*found, *module.parameters())))
         trained = tuple([each.tensor is not None and each.tensor.requires_grad for each in self.parameters.values()])
         signature = (id(module), module.training, examples == 1, trained, *((x.shape[1:], x.dtype) for x in found))
         if self.unfollowed or self.decisions.begin(signature):

@@ -62,9 +62,11 @@ class Following(TorchDispatchMode):
         owned = [(x, label) for x, label in operands if label not in (None, Unknown.STRAY)]
         for x in changed:
             self.labels.write(x, elementwise([each for each in owned if each[0] is not x], x))
-        for x in made:
-            self.labels.put(x, Unknown.STRAY)
-        if not owned or func.overloadpacket in UNFILLED:
+        if func.overloadpacket in UNFILLED:
+            return
+        if not owned:
+            for x in made:
+                self.labels.put(x, Unknown.STRAY)
             return
         found = self._found(func, args, kwargs, made, owned)
         for x, label in zip(made, found):
@@ -105,7 +107,9 @@ class Following(TorchDispatchMode):
             return [Pattern(0, 1, len(x)) if x.dim() else Unknown.MIXED for x in made]
         if func._schema.is_mutable or func.namespace not in ("aten", "torchvision", "clars", "clars_device"):
             return [Unknown.MIXED] * len(made)
-        spoilt = torch.utils._pytree.tree_map_only(Tensor, self._spoilt, (args, kwargs))
+        owned = filter(self._is_owned, tensors((*args, *kwargs.values())))
+        spoils = self._spoilt if any(map(_has_nan, owned)) else self._altered
+        spoilt = torch.utils._pytree.tree_map_only(Tensor, spoils, (args, kwargs))
         try:
             again = list(tensors((func(*spoilt[0], **spoilt[1]),)))
         except (RuntimeError, IndexError):
@@ -115,14 +119,20 @@ class Following(TorchDispatchMode):
         return [self._where(x, y) for x, y in zip(made, again)]
 
     def _spoilt(self, x: Tensor) -> Tensor:
+        """Return x with NaN in the place of what the chosen examples own, if it can hold that."""
+        return torch.where(self._mine(x), torch.nan, x) if self._is_owned(x) and _has_nan(x) else x
+
+    def _altered(self, x: Tensor) -> Tensor:
+        """Return x with other whole numbers, of which each is an index wherever there are two, in that place."""
+        return torch.where(self._mine(x), (x == 0).to(x.dtype), x) if self._is_owned(x) else x
+
+    def _is_owned(self, x: Tensor) -> bool:
+        return isinstance(self.labels.of(x), Pattern)
+
+    def _mine(self, x: Tensor) -> Tensor:
+        """Return which elements of x belong to the chosen examples."""
         label = self.labels.of(x)
-        if not isinstance(label, Pattern):
-            return x
-        chosen = self._mask(x.shape[label.dim], label, x.device)
-        chosen = chosen.view(-1, *[1] * (x.dim() - 1 - label.dim))
-        if x.dtype.is_floating_point or x.dtype.is_complex:
-            return torch.where(chosen, torch.nan, x)
-        return torch.where(chosen, (x == 0).to(x.dtype), x)
+        return self._mask(x.shape[label.dim], label, x.device).view(-1, *[1] * (x.dim() - 1 - label.dim))
 
     def _mask(self, size: int, pattern: Pattern, device: torch.device | str) -> Tensor:
         """Return which of the indices along a dimension belong to the chosen examples."""
@@ -174,6 +184,10 @@ def tensors(values: Iterable) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, (list, tuple)):
             yield from tensors(value)
+
+
+def _has_nan(x: Tensor) -> bool:
+    return x.dtype.is_floating_point or x.dtype.is_complex
 
 
 def _changed(func, args, kwargs) -> Iterator[Tensor]:

@@ -13,7 +13,7 @@ from clars.norms.methods.measure import Measure
 from clars.norms.methods.products import squared_norms
 from clars.norms.watch.accumulator import Accumulator, sums_of
 from clars.norms.watch.expressions import Expression
-from clars.norms.watch.parts import Part, kept, pieces
+from clars.norms.watch.parts import Part, kept, pieces, shape_of
 from clars.norms.watch.tracked_parameter import TrackedParameter, arrives
 from clars.precision import wide
 
@@ -153,7 +153,7 @@ def add_shares(
     for k, operand in enumerate(operands):
         mine = [parameter for parameter in parameters_of(operand) if parameter in asked.parameters]
         if mine and not at_once and isinstance(operand, TrackedParameter) and operand.accumulator.several:
-            operand.accumulator.defer(operand.name, Part(lambda rows, k=k: shares(rows, k), operand.tensor))
+            operand.accumulator.defer(operand.name, Part(lambda rows, k=k: shares(rows, k), shape_of(operand.tensor)))
         elif mine:
             now.append(k)
     if now:

@@ -38,14 +38,14 @@ class Deciding:
         self.labels, self.words, self.slow = labels, words, slow
 
     def __call__(
-        self, func: Callable, args: tuple, kwargs: dict, others: Sequence[Tensor], layer: str, find: Callable
+        self, func: Callable, args: tuple, kwargs: dict, others: Sequence[Tensor], layers: Sequence[str], find: Callable
     ) -> Decision:
         """Return how a call is made.
 
         Args:
             func, args, kwargs: the call.
             others: the tensors among its arguments that are not computed from parameters alone.
-            layer: the name of a layer whose parameters are in it.
+            layers: the names of the layers whose parameters are in it.
             find: makes from a pattern what rules ask for parameters (see `Find`).
 
         Raises:
@@ -53,29 +53,28 @@ class Deciding:
         """
         found = [(at, label) for at, x in enumerate(others) if (label := self.labels.of(x)) is not None]
         patterns = [(at, label) for at, label in found if isinstance(label, Pattern)]
-        word = self.words(layer)
+        word = self.words(layers[0])
         if word is not None and func in CALLS and found:
             at = found[0][0]
             patterns = [(at, read(word, others[at].shape, self.labels.examples))]
         elif any(label is Unknown.MIXED for _, label in found):
-            raise UnsupportedLayerError({layer: MIXED})
+            raise UnsupportedLayerError(dict.fromkeys(layers, MIXED))
         if not patterns:
             if found:
-                raise UnsupportedLayerError({layer: STRAY.format(examples=self.labels.examples)})
+                raise UnsupportedLayerError(dict.fromkeys(layers, STRAY.format(examples=self.labels.examples)))
             return Decision(Way.EXPRESSION)
         at, pattern = patterns[0]
         rest = without(others[at].shape, pattern.dim)
         if func in CALLS and self._has_rule(func, args, kwargs, pattern, find):
             return Decision(Way.LAYER, at, pattern, rest)
-        outputs, dimensions = self._outputs(func, args, kwargs, layer)
+        outputs, dimensions = self._outputs(func, args, kwargs, layers)
         if not any(outputs):
             return Decision(Way.EXPRESSION)
         if _can_meet(func, args, kwargs, outputs, dimensions):
             return Decision(Way.MEETING, at, pattern, rest, outputs[:1], dimensions)
         if not self.slow:
-            raise UnsupportedLayerError(
-                {layer: f"uses its parameters in {name_of(func)}, for which there is no fast rule."}
-            )
+            problem = f"uses its parameters in {name_of(func)}, for which there is no fast rule."
+            raise UnsupportedLayerError(dict.fromkeys(layers, problem))
         return Decision(Way.SLOW, at, pattern, rest, outputs, dimensions)
 
     def _has_rule(self, func, args, kwargs, pattern: Pattern, find: Callable) -> bool:
@@ -91,20 +90,20 @@ class Deciding:
             return False
         return pattern.dim < (call.rule.leading(call.x) if isinstance(call, LayerCall) else 1)
 
-    def _outputs(self, func, args, kwargs, layer: str) -> tuple[tuple[Pattern | None, ...], int]:
+    def _outputs(self, func, args, kwargs, layers: Sequence[str]) -> tuple[tuple[Pattern | None, ...], int]:
         """Return where each output of a call has its examples, and the dimensions of the first."""
         if func is Tensor.__setitem__:
             made = [args[0][args[1]]]
         elif is_in_place(func):
             if func not in ELEMENTWISE and func not in MEETINGS:
-                raise UnsupportedLayerError({layer: CHANGED.format(name=name_of(func))})
+                raise UnsupportedLayerError(dict.fromkeys(layers, CHANGED.format(name=name_of(func))))
             made = [args[0]]
         else:
             made = list(_tensors(_tried(func, args, kwargs)))
         labels = [self.labels.of(x) for x in made]
         for label, x in zip(labels, made):
             if isinstance(label, Unknown) and x.dtype.is_floating_point:
-                raise UnsupportedLayerError({layer: MIXED})
+                raise UnsupportedLayerError(dict.fromkeys(layers, MIXED))
         return tuple(label if isinstance(label, Pattern) else None for label in labels), made[0].dim()
 
 

@@ -6,7 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clars.norms.watch.tracked_parameter import TrackedParameter
+from clars.norms.watch.tracked_parameter import TrackedParameter, arrives
+
+OUTSIDE = (
+    "was computed with in the forward, and what came out met the batch outside of it, where nobody saw what each "
+    "example contributes. Let it meet the batch within the forward."
+)
 
 
 @dataclass(eq=False)
@@ -44,10 +49,21 @@ class Expression:
             yield parameter, root.new_zeros(len(gradients), *root.shape) if each is None else each
 
 
-def root_of(parameter: Tensor) -> Tensor:
+def root_of(parameter: TrackedParameter) -> Tensor:
     """Return what stands for a parameter in an expression: hooks on the parameter do not see what is pulled back."""
     with torch.enable_grad():
-        return parameter.view_as(parameter)
+        root = parameter.tensor.view_as(parameter.tensor)
+
+    def require_measured(_: Tensor) -> None:
+        """Refuse a gradient that has come by none of the ways that are measured."""
+        accumulator = parameter.accumulator
+        if accumulator.last_pass != accumulator.current.number and arrives(node):
+            accumulator.current.refuse(accumulator.layer, OUTSIDE)
+
+    if root.requires_grad:
+        node = root.grad_fn
+        root.register_hook(require_measured)
+    return root
 
 
 def _pulled_back(tensor: Tensor, roots: list[Tensor], gradients: Tensor) -> list[Tensor | None]:

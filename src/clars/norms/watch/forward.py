@@ -116,6 +116,8 @@ def _forward(watch: Watch, module: nn.Module, args: tuple, kwargs: dict):
     try:
         with interception, nullcontext() if labels is None else Following(labels):
             y = plain(*args, **kwargs)
+        if not where.is_compiling() and torch.is_grad_enabled():
+            interception.refuse_returned(y)
     finally:
         tracker.end_watching()
     if not where.is_compiling() and interception.refused:

@@ -14,15 +14,23 @@ from clars.norms.rules.rule import LayerCall
 from clars.norms.watch import bodies, compiling
 from clars.norms.watch.accumulator import Accumulator
 from clars.norms.watch.contributing import Operand, accumulators_of, parameters_of
-from clars.norms.watch.deciding import Deciding, dim_of, name_of
+from clars.norms.watch.deciding import Deciding, dim_of, is_in_place, name_of
 from clars.norms.watch.decisions import Counted, Decision, Way
 from clars.norms.watch.expansion import Target, expanded, met
 from clars.norms.watch.expressions import Expression, root_of
+from clars.norms.watch.inputs import tensors_in
 from clars.norms.watch.measured_call import measured
 from clars.norms.watch.modules import FunctionCall
 from clars.norms.watch.repeated_call import recognisable
 from clars.norms.watch.slow_call import slowly
-from clars.norms.watch.tensor_functions import EXPANSIONS, LOOKS_AT_SECOND, STACKS, VIEWS, keeps_every_element
+from clars.norms.watch.tensor_functions import (
+    EXPANSIONS,
+    LOOKS_AT_SECOND,
+    STACKS,
+    VIEWS,
+    is_of_the_tensor_itself,
+    keeps_every_element,
+)
 from clars.norms.watch.tracked_parameter import TrackedParameter
 from clars.norms.watch.watching import Tracker
 from clars.sharding.fsdp import is_distributed
@@ -37,9 +45,13 @@ ANOTHER_WAY = (
 )
 
 
+RETURNED = (
+    "is returned by the forward, so that what each example contributes to it is decided outside. Let it meet the batch "
+    "within the forward."
+)
 CONTRADICTED = (
-    "was not called in the forward in which examples were found, and in one since was taken to have them in dimension 0. "
-    "They are not there: what the steps since have measured of it is wrong."
+    "was not called in the forward in which examples were found, and in one since was taken to have them in dimension "
+    "0. They are not there: what the steps since have measured of it is wrong."
 )
 
 
@@ -75,7 +87,10 @@ class Interception(TorchFunctionMode):
         found = self.parameters.get(id(value))
         if found is not None:
             return found if found.tensor.requires_grad else None
-        return self.expressions.get(id(value))
+        expression = self.expressions.get(id(value))
+        if expression is not None and torch.is_grad_enabled() and not expression.tensor.requires_grad:
+            return None  # computed where gradients were off
+        return expression
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -144,14 +159,16 @@ class Interception(TorchFunctionMode):
         others = [value for value in tensors if self.operand(value) is None]
         if not others:
             return Decision(Way.EXPRESSION)
-        names = tuple(f"{each.layer} {each.name}" for operand in operands for each in parameters_of(operand))
+        parameters = [parameter for operand in operands for parameter in parameters_of(operand)]
+        names = tuple(f"{each.layer} {each.name}" for each in parameters)
+        layers = tuple(dict.fromkeys(each.layer for each in parameters))
         call = (func, names, tuple(value.dim() for value in others))
         count = self.counted(call)
         decisions, examples = self.tracker.decisions, self.tracker.examples
         if self.decide is not None:
-            decision = self.decide(func, args, kwargs, others, operands[0].layer, lambda found: _Find(self, found))
+            decision = self.decide(func, args, kwargs, others, layers, lambda found: _Find(self, found))
             if decisions.contradicts(call, decision):
-                raise UnsupportedLayerError(dict.fromkeys((each.layer for each in operands), CONTRADICTED))
+                raise UnsupportedLayerError(dict.fromkeys(layers, CONTRADICTED))
             decisions.add(call, count, decision)
             return decision
         if examples is None or self.tracker.unfollowed:
@@ -165,7 +182,7 @@ class Interception(TorchFunctionMode):
             return assumed
         shapes = " and ".join(str(tuple(value.shape)) for value in others)
         problem = ANOTHER_WAY.format(name=name_of(func), shapes=shapes)
-        raise UnsupportedLayerError(dict.fromkeys((each.layer for each in operands), problem))
+        raise UnsupportedLayerError(dict.fromkeys(layers, problem))
 
     def _assumed(self, func, others: Sequence[Tensor]) -> Decision:
         """Return how a call is made where nothing was followed: dimension 0 is the batch."""
@@ -196,23 +213,59 @@ class Interception(TorchFunctionMode):
     def _expression(self, func, args, kwargs):
         """Compute something from parameters alone, and follow what comes out like them."""
         operands = [found for value in tensors_of((args, kwargs)) if (found := self.operand(value)) is not None]
-        roots = {each: self._root(each) for operand in operands for each in parameters_of(operand)}
-        places = {id(each.tensor): self._root(each) for each in operands if isinstance(each, TrackedParameter)}
-        result = func(*replaced(args, places), **replaced(kwargs, places))
+        if is_in_place(func):
+            return self._written(func, args, kwargs, operands)
+        if is_of_the_tensor_itself(func):
+            return func(*args, **kwargs)
+        result = func(*self._from_roots(args), **self._from_roots(kwargs))
         (operand,) = operands if len(operands) == 1 else (None,)
         whole = func in VIEWS and keeps_every_element(func, args)
-        for tensor in tensors_of(result):
-            if tensor.requires_grad or not torch.is_grad_enabled():
-                preserving = whole and operand is not None and tensor.numel() == operand.tensor.numel()
-                preserving = preserving and (isinstance(operand, TrackedParameter) or operand.preserving)
-                before = self._followed(operand) if func in EXPANSIONS and operand is not None else None
-                self.expressions[id(tensor)] = Expression(tensor, roots, preserving, before)
+        for tensor in filter(self._is_computed, tensors_of(result)):
+            preserving = whole and operand is not None and tensor.numel() == operand.tensor.numel()
+            preserving = preserving and (isinstance(operand, TrackedParameter) or operand.preserving)
+            before = self._followed(operand) if func in EXPANSIONS and operand is not None else None
+            self.expressions[id(tensor)] = Expression(tensor, self._roots(operands), preserving, before)
         return result
+
+    def _written(self, func, args, kwargs, operands: Sequence[Operand]):
+        """Write something computed from parameters into a tensor, or change one that is, which is computed then."""
+        target = args[0]
+        if id(target) in self.parameters:
+            return func(*args, **kwargs)
+        result = func(*self._from_roots(args), **self._from_roots(kwargs))
+        memory = target.untyped_storage().data_ptr()
+        changed = [each for each in self.expressions.values() if each.tensor.untyped_storage().data_ptr() == memory]
+        roots = self._roots([*operands, *changed])
+        for tensor in (target, target._base):
+            if tensor is not None and self._is_computed(tensor):
+                self.expressions[id(tensor)] = Expression(tensor, roots)
+        for each in changed:
+            each.roots, each.preserving, each.before = roots, False, None
+        return result
+
+    @staticmethod
+    def _is_computed(tensor: Tensor) -> bool:
+        return tensor.requires_grad or not torch.is_grad_enabled()
+
+    def _roots(self, operands: Sequence[Operand]) -> dict[TrackedParameter, Tensor]:
+        return {each: self._root(each) for operand in operands for each in parameters_of(operand)}
+
+    def _from_roots(self, values):
+        """Return arguments with what stands for parameters in the places of these."""
+        found = (self.parameters.get(id(value)) for value in tensors_of(values))
+        return replaced(values, {id(each.tensor): self._root(each) for each in found if each is not None})
 
     def _root(self, parameter: TrackedParameter) -> Tensor:
         if parameter not in self.roots:
-            self.roots[parameter] = root_of(parameter.tensor)
+            self.roots[parameter] = root_of(parameter)
         return self.roots[parameter]
+
+    def refuse_returned(self, result) -> None:
+        """Refuse what is computed from parameters alone and leaves the forward: it would meet the batch unseen."""
+        for tensor in tensors_in((result,)):
+            operand = self.operand(tensor) if tensor.requires_grad else None
+            if operand is not None:
+                self.refused = {each.layer: RETURNED for each in parameters_of(operand)} | self.refused
 
     def _followed(self, operand: Operand) -> Expression:
         """Return a parameter as what it is computed from itself."""
@@ -301,7 +354,7 @@ class _Find:
 
 
 def _length(args, kwargs) -> int:
-    """Return how many examples a call has, where its batch is dimension 0 and no forward has told how many there are."""
+    """Return how many examples a call has, where dimension 0 is the batch and no forward has told their number."""
     return max(tensors_of((args, kwargs)), key=lambda value: value.dim()).shape[0]
 
 

@@ -14,6 +14,7 @@ from clars.norms.owners import PLAIN, Pattern
 from clars.norms.rules.rule import LayerCall
 from clars.norms.watch import booking as booking  # its operators are what layers in C++ call
 from clars.norms.watch import contributing
+from clars.norms.watch.parts import shape_of
 from clars.norms.watch.tracked_parameter import TrackedParameter
 
 TWICE = (
@@ -137,7 +138,8 @@ class _MeasuredCall(torch.autograd.Function):
 
 
 def _shares(rule, gy: Tensor, x: Tensor, weight: Tensor, saved: tuple, group: int, rows: int) -> contributing.Shares:
-    """Return what tells the contributions to a layer's weight and bias."""
+    """Return what tells the contributions to a layer's weight and bias, perhaps when the weight is gone."""
+    weight = shape_of(weight)
 
     def shares(piece: slice, which: int) -> Tensor:
         some = slice(piece.start * rows, piece.stop * rows)

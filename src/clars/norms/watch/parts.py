@@ -19,11 +19,16 @@ class Part(NamedTuple):
     Attributes:
         of: returns the contributions [groups, *shape of the parameter] of a slice of the batch's examples, which holds
             whole groups or a smaller last one.
-        parameter: the parameter.
+        parameter: what has the parameter's shape.
     """
 
     of: Callable[[slice], Tensor]
     parameter: Tensor
+
+
+def shape_of(tensor: Tensor) -> Tensor:
+    """Return what has the shape of a tensor and none of its memory, which strategies may take away meanwhile."""
+    return tensor.new_empty(()).expand(tensor.shape)
 
 
 def kept(contributions: Sequence[Tensor], measure: Measure, parameter: Tensor) -> Part:
@@ -35,7 +40,7 @@ def kept(contributions: Sequence[Tensor], measure: Measure, parameter: Tensor) -
         first = (rows.start - begin) // measure.group
         return all_of_them[first : first + -(-(rows.stop - rows.start) // measure.group)]
 
-    return Part(of, parameter)
+    return Part(of, shape_of(parameter))
 
 
 def pieces(measure: Measure, examples: int, bytes_per_group: int, device: torch.device) -> list[slice]:

@@ -107,4 +107,4 @@ def _products(outputs: list[Tensor], inputs: list[Tensor], gradients: list[Tenso
         each = [torch.autograd.grad(outputs, inputs, some, True, allow_unused=True) for some in zip(*gradients)]
         found = [None if some[0] is None else torch.stack(some) for some in zip(*each)]
     count = len(gradients[0])
-    return [x.new_zeros(count, *x.shape) if value is None else value for x, value in zip(inputs, found)]
+    return [x.new_zeros(count, *x.shape) if value is None else value.to_dense() for x, value in zip(inputs, found)]

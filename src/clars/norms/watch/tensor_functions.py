@@ -31,6 +31,10 @@ VIEWS = (
     Tensor.mT.__get__,
 )
 
+COMPUTED_ATTRIBUTES = tuple(
+    attribute.__get__ for attribute in (Tensor.T, Tensor.mT, Tensor.H, Tensor.mH, Tensor.real, Tensor.imag)
+)
+
 # A parameter that enters one of these is broadcast over the examples: it is expanded first, and each example's own
 # gradient is seen on the way back.
 ELEMENTWISE = (
@@ -120,3 +124,10 @@ def keeps_every_element(func, args) -> bool:
         return True
     index = args[1] if isinstance(args[1], tuple) else (args[1],)
     return all(value is None or value is Ellipsis or isinstance(value, (int, slice)) for value in index)
+
+
+def is_of_the_tensor_itself(func) -> bool:
+    """Tell whether a function reads or changes what belongs to a tensor and not to its values, such as its gradient."""
+    name = getattr(func, "__name__", "")
+    attribute = name in ("__get__", "__set__", "__delete__") and func not in COMPUTED_ATTRIBUTES
+    return attribute or name.startswith("register_") or name in ("retain_grad", "backward")
