@@ -29,8 +29,8 @@ class Layer:
 def layers(model: "nn.Module", by: LayerUnit = "module") -> list[Layer]:
     """List the layers of `model` that can be trained, in the order in which the model registers them.
 
-    With `by="module"` the trainable weight and bias of one linear, convolution, normalisation or embedding module
-    (subclasses included) are one layer, named as the module. Every other parameter (a class token, a position
+    With `by="module"` the trainable weight and bias of one linear, bilinear, convolution, normalisation or embedding
+    module (subclasses included) are one layer, named as the module. Every other parameter (a class token, a position
     embedding, a layer scale) is a layer by itself, named as the parameter. With `by="parameter"` every parameter is.
     A model that is one such module itself is the layer "(model)". Frozen parameters belong to no layer; a parameter
     reached by two names belongs to the first.
@@ -106,5 +106,13 @@ def _joint() -> tuple[type, ...]:
     """Return the modules whose parameters enter one function together: their joint norm has a meaning per example."""
     from torch import nn
 
-    plain = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.LayerNorm, nn.GroupNorm, nn.Embedding)
-    return (*plain, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+    products = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
+    return (
+        *products,
+        nn.LayerNorm,
+        nn.GroupNorm,
+        nn.Embedding,
+        nn.EmbeddingBag,
+        nn.modules.batchnorm._BatchNorm,
+        nn.modules.instancenorm._InstanceNorm,
+    )

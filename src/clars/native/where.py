@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -77,6 +78,15 @@ def cast_to_float32(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, .
     if on_processor(x) or not torch.is_autocast_enabled(x.device.type):
         return tensors
     return tuple(value if value is None or value.dtype == torch.float64 else value.float() for value in tensors)
+
+
+def cast_to_widest(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Cast as accelerators' autocast does for functions whose arguments must be alike; the processors' leaves them."""
+    tensors = (x, *others)
+    if on_processor(x) or not torch.is_autocast_enabled(x.device.type):
+        return tensors
+    dtype = reduce(torch.promote_types, [value.dtype for value in tensors if value is not None])
+    return tuple(value if value is None else value.to(dtype) for value in tensors)
 
 
 def name(device: str) -> str:

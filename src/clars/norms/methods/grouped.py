@@ -1,11 +1,11 @@
 """Several products by one convolution call with as many times the groups of channels."""
 
+import torch
 from torch import Tensor
 
 from clars.native import where
 from clars.norms.methods import costs
 from clars.norms.methods.contribution import Contribution
-from clars.norms.methods.groups import number
 from clars.norms.methods.method import Method, slices
 from clars.norms.methods.operands import ConvolutionOperands, convolution_backward
 from clars.norms.methods.products import sum_of_products
@@ -43,18 +43,30 @@ class Grouped(Method):
         return slices(sizes.examples, 1, 1, sizes.group) if _one_by_one(sizes) else super().pieces(sizes, memory)
 
     def form(self, operands: ConvolutionOperands, sizes: Sizes, memory: int | None) -> Contribution:
-        weight, geometry = operands.weight, operands.geometry
-
         def products(piece: ConvolutionOperands) -> Tensor:
-            count = number(len(piece.x), sizes.group)
-            if count == 1:
-                return piece.gradient().unsqueeze(0)
-            shape_only = weight.new_empty(()).expand(count * len(weight), *weight.shape[1:])
-            gy, x = (_side_by_side(value, count) for value in (piece.gy, piece.x))
-            stacked = geometry._replace(groups=count * geometry.groups)
-            return convolution_backward(gy, x, shape_only, stacked, wrt_input=False).view(count, *weight.shape)
+            return stacked_products(piece, sizes.group)
 
         return sum_of_products(products, operands, self.pieces(sizes, memory))
+
+
+def stacked_products(operands: ConvolutionOperands, group: int) -> Tensor:
+    """Return the contribution [groups, *weight's shape] of each group of examples to a convolution's weight gradient.
+
+    The last group may be smaller.
+    """
+    group = min(group, len(operands.x))
+    count, rest = divmod(len(operands.x), group)
+    if rest:
+        whole = count * group
+        both = operands.of(slice(0, whole)), operands.of(slice(whole, None))
+        return torch.cat([stacked_products(some, group) for some in both])
+    if count == 1:
+        return operands.gradient().unsqueeze(0)
+    weight, geometry = operands.weight, operands.geometry
+    shape_only = weight.new_empty(()).expand(count * len(weight), *weight.shape[1:])
+    gy, x = (_side_by_side(value, count) for value in (operands.gy, operands.x))
+    stacked = geometry._replace(groups=count * geometry.groups)
+    return convolution_backward(gy, x, shape_only, stacked, wrt_input=False).view(count, *weight.shape)
 
 
 def _side_by_side(x: Tensor, count: int) -> Tensor:

@@ -45,6 +45,20 @@ def matrices(operands: Operands, group: int) -> tuple[Tensor, Tensor]:
     return merged(outputs.mT, group).mT, merged(windows.mT, group).mT
 
 
+def each_product(operands: Operands, group: int) -> Tensor:
+    """Return the contribution [groups, P, D] of each group of examples to a linear layer's weight gradient.
+
+    The last group may be smaller.
+    """
+    group = min(group, len(operands.x))
+    whole = len(operands.x) // group * group
+    found = matrix_products(*matrices(operands.of(slice(0, whole)), group))
+    if whole == len(operands.x):
+        return found
+    rest = operands.of(slice(whole, None))
+    return torch.cat([found, matrix_products(*matrices(rest, len(rest.x)))])
+
+
 def matrix_products(gy: Tensor, x: Tensor) -> Tensor:
     """Return gy_i x_i^T [b, P, D] for each example i of gy [b, P, T] and x [b, D, T].
 

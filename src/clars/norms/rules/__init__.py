@@ -6,9 +6,38 @@ with its parameters is not mistaken for its parent. An entry of CALLS has the si
 for, after what tells which tensors are tracked parameters.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
-from clars.norms.rules import convolution, embedding, linear, normalisation, synchronised
+from torch import Tensor
 
-KINDS = (linear, convolution, normalisation, embedding, synchronised)
+from clars.norms.rules import (
+    bilinear,
+    convolution,
+    embedding,
+    embedding_bag,
+    linear,
+    matmul,
+    normalisation,
+    synchronised,
+    transposed,
+)
+
+KINDS = (
+    linear,
+    matmul,
+    bilinear,
+    convolution,
+    transposed,
+    normalisation,
+    embedding,
+    embedding_bag,
+    synchronised,
+)
 CALLS: dict[Callable, Callable] = {function: call for kind in KINDS for function, call in kind.CALLS.items()}
+INPUTS = {**matmul.INPUTS, **bilinear.INPUTS}  # the place and name of the activations, where not the first argument's
+
+
+def input_of(function: Callable, args: Sequence, kwargs: Mapping) -> Tensor | None:
+    """Return what a function is applied to: the activations, where it is a layer's."""
+    position, name = INPUTS.get(function, (0, "input"))
+    return args[position] if len(args) > position else kwargs.get(name)

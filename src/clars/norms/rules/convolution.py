@@ -12,10 +12,13 @@ from torch.nn.modules.utils import _ntuple
 from clars import native
 from clars.native import where
 from clars.norms.methods.chooser import Chooser, Cut
+from clars.norms.methods.grouped import stacked_products
+from clars.norms.methods.groups import summed
 from clars.norms.methods.measure import bias_contribution, weight_contribution
 from clars.norms.methods.operands import ConvolutionOperands, Geometry, convolution_backward
 from clars.norms.methods.sizes import Sizes
 from clars.norms.rules.rule import Contribution, Find, Gradients, LayerCall, Measure, Rule, need_batch
+from clars.precision import wide
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class Convolution(Rule):
             weight_contribution(self.operands(gy, x, weight), measure) if for_weight else Contribution(),
             bias_contribution(gy.flatten(2), measure) if for_bias else Contribution(),
         )
+
+    def contributions(self, gy, x, weight, saved, rows: slice, group: int, which: int) -> Tensor:
+        if which:
+            return summed(gy[rows].flatten(2).sum(2, dtype=wide(gy.dtype)), group)
+        return stacked_products(self.operands(gy[rows], x[rows], weight), group)
 
     def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, cut: Cut) -> native.NativeLayer | None:
         if where.accelerated(x):

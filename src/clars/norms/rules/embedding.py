@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from clars.errors import UnsupportedLayerError
 from clars.native import where
-from clars.norms.methods.groups import merged
+from clars.norms.methods.groups import merged, number
 from clars.norms.methods.method import slices
 from clars.norms.methods.products import squared_norms
 from clars.norms.rules.rule import Contribution, Find, Gradients, LayerCall, Measure, Rule, need_batch
@@ -29,11 +29,21 @@ class Embedding(Rule):
 
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         gradient = torch.ops.aten.embedding_dense_backward(gy, x, len(weight), self.padding_idx, False)
-        return Gradients(
-            None,
-            Contribution(gradient, self._squares(gy[measure.rows], x[measure.rows], measure)),
-            Contribution(),
-        )
+        squares = None if measure is None else self._squares(gy[measure.rows], x[measure.rows], measure)
+        return Gradients(None, Contribution(gradient, squares), Contribution())
+
+    def contributions(self, gy, x, weight, saved, rows: slice, group: int, which: int) -> Tensor:
+        gy, indices = gy[rows], x[rows]
+        group = min(group, len(indices))
+        of_group = torch.arange(len(indices), device=x.device).div(group, rounding_mode="floor")
+        place = of_group.view(-1, *[1] * (indices.dim() - 1)) * len(weight) + indices
+        values = gy.masked_fill((indices == self.padding_idx).unsqueeze(-1), 0).to(wide(gy.dtype))
+        found = values.new_zeros(number(len(indices), group) * len(weight), weight.shape[1])
+        found.index_add_(0, place.flatten(), values.reshape(-1, weight.shape[1]))
+        return found.view(-1, *weight.shape)
+
+    def leading(self, x: Tensor) -> int:
+        return x.dim()
 
     def _squares(self, gy: Tensor, indices: Tensor, measure: Measure) -> Tensor:
         """Rows of one example, or of one group, that look up the same entry add before the norm is taken."""

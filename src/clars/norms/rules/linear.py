@@ -9,10 +9,13 @@ from clars import native
 from clars.errors import UnsupportedLayerError
 from clars.native import where
 from clars.norms.methods.chooser import Chooser, Cut
+from clars.norms.methods.groups import summed
 from clars.norms.methods.measure import bias_contribution, weight_contribution
 from clars.norms.methods.operands import LinearOperands
+from clars.norms.methods.products import each_product
 from clars.norms.methods.sizes import Sizes
 from clars.norms.rules.rule import Contribution, Find, Gradients, LayerCall, Measure, Rule, need_batch
+from clars.precision import wide
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,13 @@ class Linear(Rule):
             weight_contribution(call, measure) if for_weight else Contribution(),
             bias_contribution(call.gy, measure) if for_bias else Contribution(),
         )
+
+    def contributions(self, gy, x, weight, saved, rows: slice, group: int, which: int) -> Tensor:
+        call = operands(gy[rows], x[rows], weight)
+        return summed(call.gy.sum(2, dtype=wide(gy.dtype)), group) if which else each_product(call, group)
+
+    def leading(self, x: Tensor) -> int:
+        return x.dim() - 1
 
     def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, cut: Cut) -> native.NativeLayer | None:
         if where.accelerated(x):

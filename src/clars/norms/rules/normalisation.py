@@ -12,6 +12,7 @@ from clars import native
 from clars.errors import UnsupportedLayerError
 from clars.native import device, operators, where
 from clars.norms.methods.chooser import Chooser, Cut
+from clars.norms.methods.groups import summed
 from clars.norms.methods.method import slices
 from clars.norms.methods.planned import KernelPlan, planned
 from clars.norms.rules.rule import Contribution, Find, Gradients, LayerCall, Measure, Rule, need_batch
@@ -71,6 +72,11 @@ def channel_sums(gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, memory: int 
     return scale.view(examples, channels), shift.view(examples, channels)
 
 
+def _by_channel(x: Tensor) -> Tensor:
+    """Return x [b, C, ...] as [b, C, T]."""
+    return x.reshape(*x.shape[:2], -1)
+
+
 def _batch_normalised(x: Tensor, weight: Tensor, bias: Tensor | None, *how) -> tuple[Tensor, Tensor, Tensor]:
     """Return y, and the statistics of x if it was normalised by these, as torch forms them."""
     if where.has_batch_norm_libraries(x):
@@ -118,8 +124,13 @@ class BatchNorm(Rule):
             return _from_kernels(found, weight, needs)
         batch, running = ((mean, rstd), (None, None)) if self.training else ((None, None), (mean, variance))
         gx, gw, gb = aten.native_batch_norm_backward(gy, x, weight, *running, *batch, self.training, self.eps, needs)
-        sums = self._sums(gy[measure.rows], x[measure.rows], mean, rstd, measure.memory)
+        sums = None
+        if measure is not None:
+            sums = self._sums(gy[measure.rows], x[measure.rows], mean, rstd, measure.memory)
         return _gradients(gx, gw, gb, sums, needs, measure)
+
+    def contributions(self, gy, x, weight, saved, rows: slice, group: int, which: int) -> Tensor:
+        return summed(self._sums(gy[rows], x[rows], *saved[:2], None)[which], group)
 
     @staticmethod
     def _sums(gy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, memory: int | None) -> tuple[Tensor, Tensor]:
@@ -155,8 +166,19 @@ class LayerNorm(Rule):
         x, gy = x.contiguous(), gy.contiguous()
         gx, gw, gb = aten.native_layer_norm_backward(gy, x, self.shape, mean, rstd, weight, weight, needs)
         pieces = (gy.reshape(by_position), x.reshape(by_position), *(v.reshape(len(x), -1, 1) for v in saved))
-        sums = position_sums(*(value[measure.rows] for value in pieces), 1, measure.memory)
+        sums = None
+        if measure is not None:
+            sums = position_sums(*(value[measure.rows] for value in pieces), 1, measure.memory)
         return _gradients(gx, gw, gb, sums, needs, measure)
+
+    def contributions(self, gy, x, weight, saved, rows: slice, group: int, which: int) -> Tensor:
+        by_position = (rows.stop - rows.start, -1, prod(self.shape))
+        statistics = (value[rows].reshape(*by_position[:2], 1) for value in saved)
+        sums = position_sums(gy[rows].reshape(by_position), x[rows].reshape(by_position), *statistics, 1, None)
+        return summed(sums[which], group).view(-1, *weight.shape)
+
+    def leading(self, x: Tensor) -> int:
+        return x.dim() - len(self.shape)
 
     def _by_kernels(self, gy, x, mean, rstd, weight, needs_input, first, last, group) -> tuple[Tensor, ...]:
         by_position, rows = (len(x), -1, prod(self.shape)), (len(x), -1)
@@ -200,10 +222,16 @@ class GroupNorm(Rule):
         gx, gw, gb = aten.native_group_norm_backward(
             gy, x, mean, rstd, weight, examples, channels, size, self.groups, needs
         )
-        per_channel = [value.repeat_interleave(channels // self.groups, 1).unsqueeze(2) for value in saved]
-        pieces = (gy.reshape(examples, channels, -1), x.reshape(examples, channels, -1), *per_channel)
-        sums = channel_sums(*(value[measure.rows] for value in pieces), measure.memory)
+        sums = None if measure is None else self._sums(gy, x, saved, measure.rows, measure.memory)
         return _gradients(gx, gw, gb, sums, needs, measure)
+
+    def contributions(self, gy, x, weight, saved, rows: slice, group: int, which: int) -> Tensor:
+        return summed(self._sums(gy, x, saved, rows, None)[which], group)
+
+    def _sums(self, gy: Tensor, x: Tensor, saved, rows: slice, memory: int | None) -> tuple[Tensor, Tensor]:
+        channels = x.shape[1]
+        per_channel = [value[rows].repeat_interleave(channels // self.groups, 1).unsqueeze(2) for value in saved]
+        return channel_sums(_by_channel(gy[rows]), _by_channel(x[rows]), *per_channel, memory)
 
 
 @dataclass(frozen=True)
@@ -223,9 +251,15 @@ class InstanceNorm(Rule):
         wanted = _wanted(x, needs, measure)
         return _from_kernels(device.group_norm_backward(gy, x, *saved, weight, x.shape[1], *wanted), weight, needs)
 
+    def contributions(self, gy, x, weight, saved, rows: slice, group: int, which: int) -> Tensor:
+        statistics = (value[rows].unsqueeze(2) for value in saved)
+        return summed(channel_sums(_by_channel(gy[rows]), _by_channel(x[rows]), *statistics, None)[which], group)
 
-def _wanted(x: Tensor, needs: tuple[bool, bool, bool], measure: Measure) -> tuple[bool, int, int, int]:
+
+def _wanted(x: Tensor, needs: tuple[bool, bool, bool], measure: Measure | None) -> tuple[bool, int, int, int]:
     """Return what the kernels are told: whether the input's gradient is wanted, the measured examples, their groups."""
+    if measure is None:
+        return needs[0], 0, len(x), 1
     first, last, _ = measure.rows.indices(len(x))
     return needs[0], first, last, measure.group
 
@@ -240,11 +274,12 @@ def _from_kernels(found: Sequence[Tensor], weight: Tensor, needs: tuple[bool, bo
     )
 
 
-def _gradients(gx, gw, gb, sums: tuple[Tensor, Tensor], needs, measure: Measure) -> Gradients:
+def _gradients(gx, gw, gb, sums: tuple[Tensor, Tensor] | None, needs, measure: Measure | None) -> Gradients:
+    scale, shift = (None, None) if sums is None else map(measure.squared, sums)
     return Gradients(
         gx if needs[0] else None,
-        Contribution(gw, measure.squared(sums[0])) if needs[1] else Contribution(),
-        Contribution(gb, measure.squared(sums[1])) if needs[2] else Contribution(),
+        Contribution(gw, scale) if needs[1] else Contribution(),
+        Contribution(gb, shift) if needs[2] else Contribution(),
     )
 
 

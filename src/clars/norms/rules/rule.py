@@ -43,8 +43,24 @@ class Rule(Protocol):
             x, weight: as in `forward`.
             saved: what `forward` returned beside the output.
             needs: which of (x, weight, bias) require a gradient.
-            measure: which examples to measure, and in groups of how many.
+            measure: which examples to measure, and in groups of how many; None for gradients alone.
         """
+
+    def contributions(
+        self, gy: Tensor, x: Tensor, weight: Tensor, saved: tuple, rows: slice, group: int, which: int
+    ) -> Tensor:
+        """Return what each group contributes to the gradient of the weight, or the bias, [groups, *shape].
+
+        Args:
+            gy, x, weight, saved: as in `backward`.
+            rows: the examples wanted: whole groups, or a smaller last one.
+            group: so many consecutive examples are summed.
+            which: 0 for the weight, 1 for the bias.
+        """
+
+    def leading(self, x: Tensor) -> int:
+        """Return how many of the first dimensions of x are alike, so that any of them may hold the examples."""
+        return 1
 
     def native_layer(self, x: Tensor, weight: Tensor, chooser: "Chooser", cut: "Cut") -> "NativeLayer | None":
         """Return the layer in C++ that does forward and backward of calls like this one (see `native.NativeLayer`).
@@ -60,6 +76,9 @@ class Parameter(Protocol):
     @property
     def layer(self) -> str:
         """The name of its layer."""
+
+    def sees(self, rows: int) -> bool:
+        """Tell whether an input of so many rows may have the batch as its first dimension."""
 
 
 class Find(Protocol):
@@ -91,12 +110,16 @@ class LayerCall(NamedTuple):
     cast: Callable[..., tuple[Tensor | None, ...]] = as_they_are
 
 
+class NoBatchError(UnsupportedLayerError):
+    """A layer's input has no dimension for the batch, so that no rule of any kind can measure it."""
+
+
 def need_batch(find: Find, weight: Tensor | None, bias: Tensor | None, x: Tensor, at_least: int) -> None:
     """Refuse an input of fewer dimensions than the batch and an example's take.
 
     Raises:
-        UnsupportedLayerError: it has fewer than `at_least`.
+        NoBatchError: it has fewer than `at_least`.
     """
     if x.dim() < at_least:
         problem = f"got an input of shape {tuple(x.shape)} without a batch dimension. Give it one with x.unsqueeze(0)."
-        raise UnsupportedLayerError({(find(weight) or find(bias)).layer: problem})
+        raise NoBatchError({(find(weight) or find(bias)).layer: problem})

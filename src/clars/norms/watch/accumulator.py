@@ -4,13 +4,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import torch
 from torch import Tensor
+from torch.autograd import Variable
 from torch.utils.hooks import RemovableHandle
 
 from clars.layers import Layer
+from clars.native import where
+from clars.norms.methods.measure import Measure
+from clars.norms.watch.parts import Part, joint_squares
 from clars.precision import wide
 from clars.sharding.gradients import Gradients, Own, any_left
 
@@ -18,9 +22,13 @@ if TYPE_CHECKING:
     from clars.norms.watch.backward_pass import BackwardPass
     from clars.norms.watch.tracked_parameter import TrackedParameter
 
-SECOND_USE = (
-    "is used more than once in one forward pass: each example's contributions must be summed before the norm is "
-    "taken, for which there is no rule."
+COMPILED_TWICE = (
+    "is used more than once in a compiled forward, where each example's contributions cannot be summed before the norm "
+    "is taken. Leave torch.compile away, or compile the parts around it."
+)
+UNFORESEEN = (
+    "is used more than once before one backward pass, for the first time. From now on the uses are summed: begin this "
+    "step anew, with optimizer.zero_grad()."
 )
 SECOND_PASS = (
     "is reached by a second backward pass through the same forward pass (retain_graph=True). Add the losses up and "
@@ -48,6 +56,12 @@ class PassSquares:
     def keep_if(self, left: Tensor) -> None:
         """Keep it only where `left` is True."""
         self.left = left if self.left is None else self.left & left
+
+
+class Use:
+    """A use of a layer in a forward, as long as its graph is there."""
+
+    __slots__ = ("__weakref__",)
 
 
 class Registry:
@@ -90,6 +104,12 @@ class Accumulator:
         self.current = current
         self.parameters: list[TrackedParameter] = []
         self.last_pass: int | None = None
+        self.uses: WeakSet[Use] = WeakSet()  # that no backward pass has reached yet
+        self.several = False  # whether uses are summed before the norm is taken
+        self._parts: dict[str, list[Part]] = {}
+        self._parts_of: tuple[Measure, int, int] | None = None  # what is measured of how many examples, in blocks
+        self.rows = 1  # of an example, in the last call by a layer in C++
+        self.called = False  # whether such a call may still wait for its backward pass
         self.measured: set[str] = set()  # local names of the parameters that ever entered a rule
         self.compiled_twice = False  # an error in the midst of a compilation would only send parts of it to Python
         self.entries: list[PassSquares] = []
@@ -139,8 +159,10 @@ class Accumulator:
             examples: how many rows the layer saw.
             spent: whether an earlier pass has measured this same call of the layer.
         """
-        if number == self.last_pass:
-            self.current.refuse(self.layer, SECOND_USE)
+        self.called = False
+        if number == self.last_pass and not self.several:
+            self.several = True
+            self.current.refuse(self.layer, UNFORESEEN)
             return False
         allowed = self.current.enter(number, examples, self.layer)
         if spent and (self.entries or self.compiled_total is not None):
@@ -158,8 +180,43 @@ class Accumulator:
         measured = len(squares) if current.blocks > 1 else current.examples
         self.entries.append(PassSquares(squares, current.blocks, measured, current.estimator.group))
 
+    def waits(self) -> bool:
+        """Tell whether a use of the layer may wait for its backward pass, other than what is recomputed in one."""
+        return len(self.uses) > 0 or (self.called and torch._C._current_graph_task_id() == -1)
+
+    def begin_use(self, recomputed: bool) -> "Use":
+        """Note a use of the layer in a forward; what is recomputed in a backward pass is noted already."""
+        use = Use()
+        if not recomputed:
+            self.several = self.several or self.waits()
+            self.uses.add(use)
+            self.called = False
+        return use
+
+    def defer(self, name: str, part: Part) -> None:
+        """Take what a use of the layer's parameter `name` contributes in the pass under way, to be added up later."""
+        self.last_pass = self.current.number
+        if not self._parts:
+            self._parts_of = (self.current.measure, self.current.examples, self.current.blocks)
+            if torch._C._current_graph_task_id() == self.current.number:
+                Variable._execution_engine.queue_callback(self.settle)
+        self._parts.setdefault(name, []).append(part)
+
+    def settle(self) -> None:
+        """Take the norms of what the uses of a pass have contributed together."""
+        if not self._parts:
+            return
+        parts, (measure, examples, blocks) = self._parts, self._parts_of
+        self._parts = {}
+        self.several = len(parts) > 1 or max(map(len, parts.values())) > 1
+        with torch.no_grad(), where.without_autocast(next(iter(parts.values()))[0].parameter):
+            squares = sum(joint_squares(each, measure, examples) for each in parts.values())
+        measured = len(squares) if blocks > 1 else examples
+        self.entries.append(PassSquares(squares, blocks, measured, measure.group))
+
     def look(self) -> bool:
         """Drop what was added where there are no gradients; tell whether there are, and must be looked into."""
+        self.settle()
         if not self.entries and self.compiled_total is None:
             return False
         if self.gradients.elsewhere():
@@ -180,6 +237,7 @@ class Accumulator:
 
     def scale(self, factor: float) -> None:
         """Multiply the norms that were added, as their gradients were."""
+        self.settle()
         for entry in self.entries:
             entry.squares = entry.squares * factor**2
         if self.compiled_total is not None:
@@ -187,16 +245,19 @@ class Accumulator:
 
     def squares(self) -> list[Tensor]:
         """Return the squared norms that were added, a tensor per backward pass."""
+        self.settle()
         return [entry.squares for entry in self.entries if entry.left is None or entry.left]
 
     def reset(self) -> None:
         """Forget what was measured."""
         self.generation += bool(self.entries) or self.compiled_total is not None
         self.entries.clear()
+        self._parts = {}
         self._leaf.grad = None
 
     def kept(self) -> tuple[list[PassSquares], Tensor | None]:
         """Return what was added; see `put`."""
+        self.settle()
         return [replace(entry) for entry in self.entries], self._leaf.grad
 
     def put(self, kept: tuple[list[PassSquares], Tensor | None]) -> None:
@@ -235,6 +296,7 @@ def totals(accumulators: Iterable[Accumulator]) -> dict[str, Tensor]:
     alike: dict[tuple, list[tuple[str, PassSquares]]] = {}
     found: dict[str, Tensor] = {}
     for accumulator in accumulators:
+        accumulator.settle()
         if accumulator.compiled_total is not None:
             found[accumulator.layer] = accumulator.compiled_total
         for entry in accumulator.entries:

@@ -8,6 +8,7 @@ from torch.autograd import Variable
 from clars.errors import UnsupportedLayerError
 from clars.norms.estimator import Estimator
 from clars.norms.watch.accumulator import REGISTRY, Accumulator
+from clars.norms.watch.slowness import Slowness
 from clars.sharding.gradients import any_left
 
 
@@ -28,7 +29,8 @@ class BackwardPass:
     """The backward pass under way: which one it is, how many examples its layers see, and which are measured.
 
     A pass is named by autograd's number for it; a part that is recomputed inside a pass (activation checkpointing)
-    belongs to that pass. `batch_sizes` are those of the inputs of the model's forward while that runs.
+    belongs to that pass. `batch` is the number of examples of the forward that runs, or ran last; None where its inputs
+    do not tell.
     """
 
     def __init__(self, estimator: Estimator) -> None:
@@ -37,25 +39,25 @@ class BackwardPass:
         self.number: int | None = None
         self.examples = 0
         self.first = ""
-        self.batch_sizes: tuple[int, ...] = ()
+        self.batch: int | None = None
+        self.slowness: Slowness | None = None
         self.measure, self.blocks = estimator.everything, 1
         self.members: list[int] = []  # the numbers of the accumulators that share it
         self.refused: dict[str, str] = {}  # layers, and what they do in this pass that has no exact norm
         self.gathered: dict[str, str] | None = None  # of all passes, where they are not to raise an error
         self.remedy: Callable[[Sequence[str]], str] = lambda layers: ""  # what to do about layers that are refused
 
-    def problem_of(self, rows: int) -> str | None:
-        """Return what is wrong with a layer whose input has so many rows; None where the model's input has as many."""
-        if not self.batch_sizes or rows in self.batch_sizes:
+    def problem_of(self, examples: int) -> str | None:
+        """Return what is wrong with a layer that sees so many examples; None where the model's input has as many."""
+        if self.batch is None or examples == self.batch:
             return None
-        return (
-            f"sees {rows} rows where the model's input has {' or '.join(map(str, self.batch_sizes))}. Dimension 0 of "
-            "every layer's input must be the batch."
-        )
+        return f"sees {examples} examples where the model's input has {self.batch}."
 
     def enter(self, number: int, examples: int, layer: str) -> bool:
         """Begin a pass, or go on with it; refuse a layer that sees another number of examples than the first one."""
         if number != self.number:
+            if self.slowness is not None:
+                self.slowness.end_pass()
             self.look()  # now: in the midst of the pass its gradients arrive
             self.number, self.examples, self.first = number, examples, layer
             self.measure, self.blocks = self.estimator.draw(examples)
@@ -63,8 +65,8 @@ class BackwardPass:
             return True
         self.refuse(
             layer,
-            f"sees {examples} rows where layer {self.first!r} sees {self.examples} in the same backward pass. "
-            "Dimension 0 of every layer's input must be the batch.",
+            f"sees {examples} examples where layer {self.first!r} sees {self.examples} in the same backward pass. "
+            "Where an example has several rows, say so: views= of ExampleNorms for a batch of several views of each.",
         )
         return False
 

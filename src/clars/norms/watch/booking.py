@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from clars.norms.methods.planned import Formed, plan_of
-from clars.norms.watch.accumulator import REGISTRY, Accumulator
+from clars.norms.watch.accumulator import REGISTRY, UNFORESEEN, Accumulator
 
 _NOTHING = torch.empty(0)
 
@@ -46,7 +46,7 @@ def accelerated_backward(
     if of_bias != of_weight:
         biases = _entered(of_bias, backward_pass, spent, partial, examples) if of_bias else None
     asked = weights or biases
-    first, last = asked.current.measured() if asked is not None else (0, examples)
+    first, last = _measured(asked) if asked is not None else (0, examples)
     got = Formed()
     way = plan_of(plan)
     if needs_weight or not way.for_weight_alone:
@@ -70,7 +70,16 @@ def _entered(number: int, backward_pass: int, spent: bool, partial: bool, exampl
         return None
     if partial and not any(parameter.gradient_arrives() for parameter in accumulator.parameters):
         return None
-    return accumulator if accumulator.enter(backward_pass, examples, spent) else None
+    if accumulator.several:  # which nobody knew when the call was made
+        accumulator.current.refuse(accumulator.layer, UNFORESEEN)
+        return None
+    return accumulator if accumulator.enter(backward_pass, examples // accumulator.rows, spent) else None
+
+
+def _measured(accumulator: Accumulator) -> tuple[int, int]:
+    """Return the first of the rows to be measured, and the one after the last."""
+    first, last = accumulator.current.measured()
+    return first * accumulator.rows, last * accumulator.rows
 
 
 def add_squares(
@@ -91,8 +100,9 @@ def add_squares(
     accumulator = _entered(number, backward_pass, spent, partial, examples)
     if accumulator is None:
         return 0, examples, False
-    first, last = accumulator.current.measured()
-    accumulator.add(squares if last - first == examples else squares[first:last])
+    first, last = _measured(accumulator)
+    rows = accumulator.rows
+    accumulator.add(squares if last - first == examples else squares[first // rows : last // rows])
     return first, last, True
 
 

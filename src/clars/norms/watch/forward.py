@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial, wraps
 from types import FunctionType, MethodType
 from weakref import WeakKeyDictionary, ref
@@ -12,6 +12,7 @@ from torch import nn
 from torch.fx import _symbolic_trace
 
 from clars.native import where
+from clars.norms.owners import Following
 from clars.norms.watch.interception import Interception
 from clars.norms.watch.modules import KNOWN, Known
 from clars.norms.watch.watching import Tracker
@@ -103,13 +104,20 @@ def _forward(watch: Watch, module: nn.Module, args: tuple, kwargs: dict):
         tracker.refresh(module)
     if tracker.is_watching():
         return plain(*args, **kwargs)
-    interception = Interception(tracker)
-    before = tracker.begin_watching((*args, *kwargs.values()), None if where.is_compiling() else interception)
+    if where.is_compiling():
+        labels, interception = None, Interception(tracker)
+        tracker.begin_watching(module, args, kwargs, None)
+    else:
+        interception = Interception(tracker)
+        tracker.begin_watching(module, args, kwargs, interception)
+        labels = tracker.follow(module, (*args, *kwargs.values()))
+        if labels is not None:
+            interception.follow(labels)
     try:
-        with interception:
+        with interception, nullcontext() if labels is None else Following(labels):
             y = plain(*args, **kwargs)
     finally:
-        tracker.end_watching(before)
+        tracker.end_watching()
     if not where.is_compiling() and interception.refused:
         tracker.refuse(interception.refused)
     return y

@@ -1,21 +1,28 @@
 """Watches a model's forward and replaces each use of a tracked parameter by one that adds up its norms."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from clars.errors import UnsupportedLayerError
 from clars.native import where
+from clars.norms.owners import PLAIN, Labels, Pattern
 from clars.norms.rules import CALLS
 from clars.norms.rules.rule import LayerCall
-from clars.norms.watch import traced
-from clars.norms.watch.inputs import tensors_in
-from clars.norms.watch.measured_call import expanded, measured
+from clars.norms.watch import bodies, compiling
+from clars.norms.watch.accumulator import Accumulator
+from clars.norms.watch.contributing import Operand, accumulators_of, parameters_of
+from clars.norms.watch.deciding import Deciding, dim_of, name_of
+from clars.norms.watch.decisions import Counted, Decision, Way
+from clars.norms.watch.expansion import Target, expanded, met
+from clars.norms.watch.expressions import Expression, root_of
+from clars.norms.watch.measured_call import measured
 from clars.norms.watch.modules import FunctionCall
 from clars.norms.watch.repeated_call import recognisable
-from clars.norms.watch.tensor_functions import ELEMENTWISE, EXPANSIONS, LOOKS_AT_SECOND, VIEWS
+from clars.norms.watch.slow_call import slowly
+from clars.norms.watch.tensor_functions import EXPANSIONS, LOOKS_AT_SECOND, STACKS, VIEWS, keeps_every_element
 from clars.norms.watch.tracked_parameter import TrackedParameter
 from clars.norms.watch.watching import Tracker
 from clars.sharding.fsdp import is_distributed
@@ -23,6 +30,10 @@ from clars.sharding.fsdp import is_distributed
 DISTRIBUTED = (
     "computes with parameters that are distributed tensors (tensor parallelism), so that a process sees a "
     "part of each example's gradient. Use fully_shard alone."
+)
+ANOTHER_WAY = (
+    "is called in another way, by {name} with inputs of shapes {shapes}, than in the forward in which its examples "
+    "were found; the next forward finds them anew. Take this step again."
 )
 
 
@@ -39,45 +50,40 @@ class Interception(TorchFunctionMode):
         super().__init__()
         self.tracker, self.parameters = tracker, tracker.parameters
         self.compiling = where.is_compiling()
-        self.views: dict[int, TrackedParameter] = {}
-        self.compiled: set[str] = set()  # what a compilation has met so far
-        self.followed: list[tuple[Tensor, TrackedParameter]] = []  # keeps views alive, so that no other takes their id
+        self.compiled = compiling.Compiled(tracker) if self.compiling else None
         self.refused: dict[str, str] = {}
-
-    def parameter(self, value) -> TrackedParameter | None:
-        """Return which tracked parameter `value` is, if it is one that requires a gradient now."""
         if self.compiling:
-            found = self._compiled_parameter(value)
-        else:
-            found = self.parameters.get(id(value)) or self.views.get(id(value))
-        return found if found is not None and found.tensor.requires_grad else None
+            return
+        self.decide: Deciding | None = None  # else calls are made as they were found to be made
+        self.expressions: dict[int, Expression] = {}  # which keep their tensors, so that no other takes an id
+        self.roots: dict[TrackedParameter, Tensor] = {}
+        self.counted = Counted()
+        self.passed: set[Accumulator] = set()
 
-    def _compiled_parameter(self, value) -> TrackedParameter | None:
-        """Do the same while a forward is compiled: to ask a tensor that changes for its id would bind it for good."""
-        if isinstance(value, nn.Parameter):
-            return self.parameters.get(id(value))
-        for view, parameter in self.followed:
-            if view is value:
-                return parameter
-        return None
+    def follow(self, labels: Labels) -> None:
+        """Find out how the calls of this forward are made, by the labels of its tensors."""
+        self.decide = Deciding(labels, self.tracker.word, self.tracker.slowness is not None)
 
-    def _note_use(self, parameter: TrackedParameter) -> None:
-        """Note here a second use, which the compiled backward pass, running no Python, cannot refuse."""
-        use = f"{parameter.accumulator.layer} {parameter.name}"
-        if use in self.compiled:
-            parameter.accumulator.compiled_twice = True
-        self.compiled.add(use)
+    def operand(self, value) -> Operand | None:
+        """Return which tracked parameter `value` is that requires a gradient now, or how it is computed from some."""
+        found = self.parameters.get(id(value))
+        if found is not None:
+            return found if found.tensor.requires_grad else None
+        return self.expressions.get(id(value))
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if not torch.is_grad_enabled() or where.is_compiling() != self.compiling:
+        if where.is_compiling() != self.compiling:
+            return func(*args, **kwargs)
+        if self.compiling:
+            return self.compiled(func, args, kwargs) if torch.is_grad_enabled() else func(*args, **kwargs)
+        if not torch.is_grad_enabled() and self.decide is None:
             return func(*args, **kwargs)
         values = (*args, *kwargs.values()) if kwargs else args
-        again = None if self.compiling else self._again(func, values, tuple(kwargs))
+        again = self._again(func, values, tuple(kwargs))
         if again is not None:
             return again
-        used = self._first_parameter(values)
-        return func(*args, **kwargs) if used is None else self._use(used, func, args, kwargs)
+        return self._use(func, args, kwargs) if self._is_used(values) else func(*args, **kwargs)
 
     def again(self, call: FunctionCall) -> Tensor | None:
         """Return the output of a call that is recognised, made without being intercepted; None for others."""
@@ -88,136 +94,238 @@ class Interception(TorchFunctionMode):
 
     def _again(self, func, values, keywords) -> Tensor | None:
         """Return the output of a call that is recognised; None for others."""
+        if self.decide is not None:
+            return None
         parameters = self.parameters
         for value in values[1:]:
             parameter = parameters.get(id(value))
             if parameter is not None and parameter.last_call is not None:
                 first = id(values[0])
-                if first in parameters or first in self.views:
+                if first in parameters or first in self.expressions:
                     return None
                 return parameter.last_call.again(func, values, keywords)
         return None
 
-    def _first_parameter(self, values) -> Tensor | None:
-        """Return the first tracked parameter among `values`, those in lists and tuples included."""
+    def _is_used(self, values: Iterable) -> bool:
+        """Tell whether a tracked parameter, or what is computed from some, is among `values`, or in lists there."""
         for value in values:
             if isinstance(value, (list, tuple)) and value and not isinstance(value[0], int):
-                value = self._first_parameter(value)
-            if value is not None and self.parameter(value) is not None:
-                return value
-        return None
+                if self._is_used(value):
+                    return True
+            elif isinstance(value, Tensor) and self.operand(value) is not None:
+                return True
+        return False
 
-    def _use(self, used: Tensor, func, args, kwargs):
-        if self.compiling:
-            return self._measure(used, func, args, kwargs)
+    def _use(self, func, args, kwargs):
+        first = args[0] if args else next(iter(kwargs.values()))
+        if func in LOOKS_AT_SECOND:
+            return func(*args, **kwargs) if self.operand(first) is None else self._expression(func, args, kwargs)
+        if (body := bodies.of(func)) is not None:
+            with self:
+                return body(*args, **kwargs)
         try:
-            return self._measure(used, func, args, kwargs)
+            return self._made(self._decision(func, args, kwargs), func, args, kwargs)
         except UnsupportedLayerError as error:
-            self.refused = error.problems | self.refused  # the first thing that a layer does tells the most
+            if torch.is_grad_enabled():
+                self.refused = error.problems | self.refused  # the first thing that a layer does tells the most
             return func(*args, **kwargs)
 
-    def _measure(self, used: Tensor, func, args, kwargs):
-        first = args[0] if args else kwargs.get("input")
-        if func in CALLS and self.parameter(first) is None:
-            if self.compiling:
-                return self._traced(func, args, kwargs)
-            if first.dim() and first.shape[0] == 0:  # a batch without an example
-                return func(*args, **kwargs)
-            result = CALLS[func](_Find(self), *args, **kwargs)
-            return self._measured(used, func, args, kwargs, result) if isinstance(result, LayerCall) else result
-        if func in LOOKS_AT_SECOND and first is not used:
+    def _decision(self, func, args, kwargs) -> Decision:
+        tensors = list(tensors_of((args, kwargs)))
+        operands = [found for value in tensors if (found := self.operand(value)) is not None]
+        others = [value for value in tensors if self.operand(value) is None]
+        if not others:
+            return Decision(Way.EXPRESSION)
+        names = tuple(f"{each.layer} {each.name}" for operand in operands for each in parameters_of(operand))
+        call = (func, names, tuple(value.dim() for value in others))
+        count = self.counted(call)
+        decisions, examples = self.tracker.decisions, self.tracker.examples
+        if self.decide is not None:
+            decision = self.decide(func, args, kwargs, others, operands[0].layer, lambda found: _Find(self, found))
+            decisions.add(call, count, decision)
+            return decision
+        if examples is None or self.tracker.unfollowed:
+            return self._assumed(func, others)
+        decision = decisions.of(call, count, others, examples)
+        if decision is not None:
+            return decision
+        decisions.forget()
+        shapes = " and ".join(str(tuple(value.shape)) for value in others)
+        problem = ANOTHER_WAY.format(name=name_of(func), shapes=shapes)
+        raise UnsupportedLayerError(dict.fromkeys((each.layer for each in operands), problem))
+
+    def _assumed(self, func, others: Sequence[Tensor]) -> Decision:
+        """Return how a call is made where nothing can be followed: dimension 0 is the batch."""
+        if func in CALLS:
+            return Decision(Way.LAYER)
+        most = max(value.dim() for value in others)
+        return Decision(Way.MEETING, outputs=(PLAIN,), dimensions=most)
+
+    def _made(self, decision: Decision, func, args, kwargs):
+        if decision.way is Way.EXPRESSION:
+            return self._expression(func, args, kwargs)
+        if not torch.is_grad_enabled():
+            self._pass_over(args, kwargs)
             return func(*args, **kwargs)
-        if func in EXPANSIONS:
-            return self._expanded(used, func(*args, **kwargs).shape)
-        if func in ELEMENTWISE and sum(self.parameter(value) is not None for value in args) == 1:
-            return self._broadcast(used, func, args, kwargs)
-        result = func(*args, **kwargs)
-        if func in VIEWS and result.numel() == used.numel() and _keeps_every_element(func, args):
-            self._follow(result, self.parameter(used))
-        elif any(tensor.requires_grad for tensor in tensors_in((result,))):
-            self._refuse((*args, *kwargs.values()), f"in {_name(func)}, for which no exact per-example norm is known.")
+        if decision.way is Way.LAYER:
+            return self._layer(decision.pattern, func, args, kwargs)
+        if decision.way is Way.MEETING:
+            return self._meeting(decision, func, args, kwargs)
+        return self._slow(decision, func, args, kwargs)
+
+    def _pass_over(self, args, kwargs) -> None:
+        """Note uses in what a reentrant checkpoint runs without gradients, and recomputes part by part."""
+        operands = [self.operand(value) for value in tensors_of((args, kwargs))]
+        for accumulator in accumulators_of(operands):
+            accumulator.several = accumulator.several or accumulator in self.passed
+            self.passed.add(accumulator)
+
+    def _expression(self, func, args, kwargs):
+        """Compute something from parameters alone, and follow what comes out like them."""
+        operands = [found for value in tensors_of((args, kwargs)) if (found := self.operand(value)) is not None]
+        roots = {each: self._root(each) for operand in operands for each in parameters_of(operand)}
+        places = {id(each.tensor): self._root(each) for each in operands if isinstance(each, TrackedParameter)}
+        result = func(*replaced(args, places), **replaced(kwargs, places))
+        (operand,) = operands if len(operands) == 1 else (None,)
+        whole = func in VIEWS and keeps_every_element(func, args)
+        for tensor in tensors_of(result):
+            if tensor.requires_grad or not torch.is_grad_enabled():
+                preserving = whole and operand is not None and tensor.numel() == operand.tensor.numel()
+                preserving = preserving and (isinstance(operand, TrackedParameter) or operand.preserving)
+                before = self._followed(operand) if func in EXPANSIONS and operand is not None else None
+                self.expressions[id(tensor)] = Expression(tensor, roots, preserving, before)
         return result
 
-    def _follow(self, view: Tensor, parameter: TrackedParameter) -> None:
-        self.followed.append((view, parameter))
-        if not self.compiling:
-            self.views[id(view)] = parameter
+    def _root(self, parameter: TrackedParameter) -> Tensor:
+        if parameter not in self.roots:
+            self.roots[parameter] = root_of(parameter.tensor)
+        return self.roots[parameter]
 
-    def _measured(self, used: Tensor, func, args, kwargs, call: LayerCall) -> Tensor:
-        y, native_call = measured(call)
-        if native_call is not None and id(used) in self.parameters:  # a view is another one at each call
+    def _followed(self, operand: Operand) -> Expression:
+        """Return a parameter as what it is computed from itself."""
+        if isinstance(operand, Expression):
+            return operand
+        root = self._root(operand)
+        return Expression(root, {operand: root}, preserving=True)
+
+    def _layer(self, pattern: Pattern, func, args, kwargs):
+        call = CALLS[func](_Find(self, pattern), *args, **kwargs)
+        if not isinstance(call, LayerCall):
+            return call
+        if call.x.dim() and call.x.shape[pattern.dim] == 0:  # a batch without an example
+            return func(*args, **kwargs)
+        y, native_call = measured(call, pattern, plain=self.decide is not None)
+        owner = next((each for each in call.parameters if each is not None), None)
+        if native_call is not None and isinstance(owner, TrackedParameter):
             values = (*args, *kwargs.values())
-            self.parameter(used).last_call = recognisable(func, values, tuple(kwargs), call, native_call)
+            owner.last_call = recognisable(func, values, tuple(kwargs), call, native_call)
         return y
 
-    def _traced(self, func, args, kwargs):
-        """Make the call as one function in the graph of a compilation."""
-        tracked, leaves, accumulators = [], [], []
-        for position, value in enumerate((*args, *kwargs.values())):
-            parameter = self.parameter(value)
-            if parameter is not None:
-                accumulator = parameter.accumulator
-                self._note_use(parameter)
-                if accumulator.text not in accumulators:
-                    accumulators.append(accumulator.text)
-                    leaves.append(accumulator.leaf(value))
-                tracked.append((position, accumulator.text, accumulators.index(accumulator.text)))
-                self._check_rows(parameter, args[0] if args else kwargs["input"])
-        return traced.call(traced.INDICES[func], tuple(tracked), leaves, args, kwargs)
+    def _meeting(self, decision: Decision, func, args, kwargs):
+        """Make a call in which parameters are broadcast over the examples."""
+        (pattern,), examples = decision.outputs, self.tracker.examples or _length(args, kwargs)
+        if pattern is None:
+            return func(*args, **kwargs)
+        dimensions = decision.dimensions
+        if func in STACKS:  # what is stacked has a dimension less
+            at = dim_of(args, kwargs) % dimensions
+            pattern, dimensions = pattern._replace(dim=pattern.dim - (at < pattern.dim)), dimensions - 1
+        find, targets = _Find(self, pattern), []
+        for value in dict.fromkeys(tensors_of((args, kwargs))):
+            operand = find(value)
+            if operand is not None:
+                before = getattr(operand, "before", None)
+                own = before if before is not None and _once(before, dimensions, pattern) else operand
+                tensor = own.tensor if isinstance(own, Expression) else value
+                targets.append((value, met(tensor, own, dimensions, pattern, examples)))
+        wide = expanded([target for _, target in targets])
+        places = {id(value): new.expand(_shape(value, target)) for (value, target), new in zip(targets, wide)}
+        return func(*replaced(args, places), **replaced(kwargs, places))
 
-    def _check_rows(self, parameter: TrackedParameter, x: Tensor) -> None:
-        problem = parameter.accumulator.current.problem_of(x.shape[0]) if x.dim() else None
-        if problem:
-            raise UnsupportedLayerError({parameter.accumulator.layer: problem})
+    def _slow(self, decision: Decision, func, args, kwargs):
+        """Make a call of any function."""
+        flat, spec = torch.utils._pytree.tree_flatten((args, kwargs))
+        at = [k for k, value in enumerate(flat) if isinstance(value, Tensor)]
+        find, result_spec = _Find(self, decision.pattern), []
+        operands = [find(flat[k]) for k in at]
+        for operand in operands:
+            for parameter in parameters_of(operand):
+                self.tracker.slowness.add(parameter.layer, name_of(func))
 
-    def _broadcast(self, tensor: Tensor, func, args, kwargs):
-        shape = torch.broadcast_shapes(*(each.shape for each in tensors_in(args)))
-        wide = self._expanded(tensor, shape)
-        return func(*(wide if value is tensor else value for value in args), **kwargs)
+        def call(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            values = list(flat)
+            for k, tensor in zip(at, tensors):
+                values[k] = tensor
+            positional, named = torch.utils._pytree.tree_unflatten(values, spec)
+            made, of_result = torch.utils._pytree.tree_flatten(func(*positional, **named))
+            result_spec[:] = [of_result]
+            return tuple(made)
 
-    def _expanded(self, tensor: Tensor, shape: torch.Size) -> Tensor:
-        if len(tensor.shape) == len(shape) and shape and tensor.shape[0] != 1:
-            self._refuse([tensor], f"where dimension 0 of {tuple(shape)} should be the batch.")
-        if self.compiling:
-            parameter = self.parameter(tensor)
-            self._note_use(parameter)
-            accumulator = parameter.accumulator
-            return traced.expand(tensor, tuple(shape), accumulator.text, accumulator.leaf(tensor))
-        return _Find(self).expand(shape, [tensor])[0]
-
-    def _refuse(self, values: Iterable, place: str) -> None:
-        found = [parameter for value in tensors_in(values) if (parameter := self.parameter(value)) is not None]
-        raise UnsupportedLayerError({parameter.layer: f"uses its parameters {place}" for parameter in found})
+        made = slowly(call, [flat[k] for k in at], operands, decision.outputs, self.tracker.slowness)
+        return torch.utils._pytree.tree_unflatten(made, result_spec[0])
 
 
 class _Find:
-    """Tells rules which of a call's tensors are tracked parameters that are about to be measured.
+    """Tells rules which of a call's tensors are about to be measured.
 
     Made for a call, not kept: a cycle would keep copies of weights until Python looks for garbage.
     """
 
-    def __init__(self, interception: Interception) -> None:
-        self.interception = interception
+    def __init__(self, interception: Interception, pattern: Pattern) -> None:
+        self.interception, self.pattern = interception, pattern
 
-    def __call__(self, tensor: Tensor | None) -> TrackedParameter | None:
-        parameter = self.interception.parameter(tensor)
-        if parameter is not None:
-            if is_distributed(tensor):  # where its layer computes, fully_shard has put its parts together
-                raise UnsupportedLayerError({parameter.layer: DISTRIBUTED})
+    def __call__(self, tensor: Tensor | None) -> Operand | None:
+        operand = self.interception.operand(tensor)
+        if operand is not None and is_distributed(operand.tensor):
+            raise UnsupportedLayerError({operand.layer: DISTRIBUTED})  # fully_shard has put parts together by now
+        for parameter in parameters_of(operand):
             parameter.accumulator.measured.add(parameter.name)
-        return parameter
+        return operand
 
     def expand(self, shape: torch.Size, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return expanded(shape, tensors, [self(tensor) for tensor in tensors])
+        operands = [self(tensor) for tensor in tensors]
+        return expanded([Target(each, operand, shape, self.pattern) for each, operand in zip(tensors, operands)])
 
 
-def _keeps_every_element(func, args) -> bool:
-    """Indexing by tensors or lists may repeat and drop elements, whatever their number."""
-    if func is not Tensor.__getitem__:
-        return True
-    index = args[1] if isinstance(args[1], tuple) else (args[1],)
-    return all(value is None or value is Ellipsis or isinstance(value, (int, slice)) for value in index)
+def _length(args, kwargs) -> int:
+    """Return how many examples a call has, where its batch is dimension 0 and no forward has told how many there are."""
+    return max(tensors_of((args, kwargs)), key=lambda value: value.dim()).shape[0]
 
 
-def _name(func) -> str:
-    return resolve_name(func) or func.__name__
+def _once(operand: Operand, dimensions: int, pattern: Pattern) -> bool:
+    """Tell whether an operand, in a result of so many dimensions, is the same for all examples."""
+    dim = pattern.dim - (dimensions - operand.tensor.dim())
+    return dim < 0 or operand.tensor.shape[dim] == 1
+
+
+def _shape(value: Tensor, target: Target) -> torch.Size:
+    """Return the shape that stands for a value: its own, but for the dimension that has the examples."""
+    if target.pattern is None:
+        return value.shape
+    aligned = [1] * (len(target.shape) - value.dim()) + list(value.shape)
+    aligned[target.pattern.dim] = target.shape[target.pattern.dim]
+    return torch.Size(aligned)
+
+
+def tensors_of(values) -> Iterator[Tensor]:
+    """Yield the tensors among a call's arguments or results, those in lists, tuples and mappings included."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from tensors_of(value)
+    elif isinstance(values, Mapping):
+        for value in values.values():
+            yield from tensors_of(value)
+
+
+def replaced(values, places: Mapping[int, Tensor]):
+    """Return a call's arguments with other tensors in some places, given by the ids of those there."""
+    if isinstance(values, Tensor):
+        return places.get(id(values), values)
+    if isinstance(values, (list, tuple)) and not isinstance(values, torch.Size):
+        made = [replaced(value, places) for value in values]
+        return type(values)(*made) if hasattr(values, "_fields") else type(values)(made)
+    if isinstance(values, Mapping):
+        return {key: replaced(value, places) for key, value in values.items()}
+    return values

@@ -1,23 +1,20 @@
-"""The autograd functions that stand in for a layer's own: same values, and the norms on the way back."""
+"""The autograd function that stands in for a layer's own: same values, and the norms on the way back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import wraps
-from itertools import compress
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
 
 from clars import native
-from clars.errors import UnsupportedLayerError
 from clars.native import where
-from clars.norms.methods.measure import Measure
+from clars.norms.owners import PLAIN, Pattern
 from clars.norms.rules.rule import LayerCall
 from clars.norms.watch import booking as booking  # its operators are what layers in C++ call
-from clars.norms.watch.accumulator import Accumulator, sums_of
-from clars.norms.watch.tracked_parameter import TrackedParameter, arrives
+from clars.norms.watch import contributing
+from clars.norms.watch.tracked_parameter import TrackedParameter
 
 TWICE = (
     "A layer that clars measures cannot be differentiated twice (a gradient penalty in the loss?). Take the tracking "
@@ -36,124 +33,52 @@ class NativeCall(NamedTuple):
     arguments: tuple  # weight, bias, the layer's number and those of two accumulators
 
 
-def measured(call: LayerCall) -> tuple[Tensor, NativeCall | None]:
-    """Make the call so that its backward pass adds the norms of weight and bias to their two accumulators.
+def measured(call: LayerCall, pattern: Pattern = PLAIN, plain: bool = False) -> tuple[Tensor, NativeCall | None]:
+    """Make the call so that its backward pass adds the norms of weight and bias to their accumulators.
+
+    Args:
+        call: the call.
+        pattern: where the input has its examples.
+        plain: whether to leave the layers in C++ alone, which cannot be followed.
 
     Returns the output, and how it came about if a layer in C++ made it.
 
     Raises:
-        UnsupportedLayerError: the input has not as many rows as the model's.
+        UnsupportedLayerError: the input has not as many examples as the model's.
     """
     rule, x, weight, bias, parameters, cast = call
-    accumulators, leaves = _accumulators(parameters, x.shape[0]), _leaves(parameters)
-    layer = None if leaves else _native_layer(call, accumulators[0].current.estimator)
-    if layer is not None:
-        numbers = (0 if parameter is None else parameter.accumulator.number for parameter in parameters)
-        arguments = (weight, bias, layer.number, *numbers)
-        y = layer.operator(x, *arguments)
+    contributing.require_batch(parameters, pattern.examples(x.shape))
+    x, leaves = pattern.gathered(x), contributing.leaves_of(parameters)
+    if not leaves and not plain:
+        y, native_call = _natively(call._replace(x=x), pattern)
         if y is not None:
-            return y, NativeCall(layer, arguments)
-    return _MeasuredCall.apply(rule, parameters, *cast(x, weight, bias), *leaves), None
+            return pattern.scattered(y), native_call if pattern.consecutive else None
+    y = _MeasuredCall.apply(rule, parameters, pattern.rows, *cast(x, weight, bias), *leaves)
+    return pattern.scattered(y), None
 
 
-def _native_layer(call: LayerCall, estimator) -> native.NativeLayer | None:
-    return call.rule.native_layer(call.x, call.weight, estimator.chooser, estimator.cut(len(call.x)))
-
-
-def expanded(
-    shape: torch.Size, tensors: Sequence[Tensor], parameters: Sequence[TrackedParameter | None]
-) -> tuple[Tensor, ...]:
-    """Expand each tensor to `shape` [B, ...], so that each example's own gradient arrives and can be measured.
-
-    Args:
-        shape: its first dimension is the batch.
-        tensors: to be expanded.
-        parameters: which tracked parameters they are.
-    """
-    _accumulators(parameters, shape[0] if shape else 1)
-    return _Expansion.apply(shape, tuple(parameters), len(tensors), *tensors, *_leaves(parameters))
-
-
-def _accumulators(parameters: Sequence[TrackedParameter | None], rows: int) -> list[Accumulator]:
-    """Return the accumulators concerned, each once, after a check that `rows` can be the batch."""
-    accumulators: list[Accumulator] = []
-    for parameter in parameters:
-        if parameter is not None and parameter.accumulator not in accumulators:
-            if problem := parameter.accumulator.current.problem_of(rows):
-                raise UnsupportedLayerError({parameter.layer: problem})
-            accumulators.append(parameter.accumulator)
-    return accumulators
-
-
-def _leaves(parameters: Sequence[TrackedParameter | None]) -> list[Tensor]:
-    """Return the tensors by whose gradients the sums of a compiled backward pass leave it; otherwise none."""
-    leaves = {each.accumulator: each.leaf for each in parameters if each is not None and each.leaf is not None}
-    for accumulator in leaves:
-        accumulator.current.estimator.without_draw()
-    return list(leaves.values())
-
-
-def _start(ctx, parameters: Sequence[TrackedParameter | None], leaves: Sequence) -> None:
-    ctx.parameters = parameters
-    ctx.spent = False
-    ctx.compiled = len(leaves) > 0
-    if not ctx.compiled:
-        ctx.outer_pass = torch._C._current_graph_task_id()  # not -1: recomputed inside a backward pass
-
-
-def _nodes(ctx) -> list[Node | None]:
-    """Return where the gradients of the function's tensors go, in their order; of a compiled one nobody asks."""
-    return [] if ctx.compiled else [node for node, _ in ctx.next_functions]
-
-
-def _enter(ctx, examples: int, nodes: Sequence[Node | None]) -> tuple[Measure, list[Accumulator]]:
-    """Return what to measure in this backward pass, and the accumulators to add it to.
-
-    A compiled one is traced once, so it can check nothing.
-
-    Args:
-        ctx: of the autograd function.
-        examples: how many rows it saw.
-        nodes: where the gradients of the parameters go.
-    """
-    accumulators: list[Accumulator] = []
-    if ctx.compiled:
-        ctx.arriving = [True] * len(ctx.parameters)
-        for parameter in ctx.parameters:
-            if parameter is not None and parameter.accumulator not in accumulators:
-                accumulators.append(parameter.accumulator)
-        return accumulators[0].current.estimator.without_draw(), accumulators
-    # autograd's number of the pass under way, or of the one that recomputed the forward
-    number = ctx.outer_pass if ctx.outer_pass != -1 else torch._C._current_graph_task_id()
-    ctx.arriving = [parameter is not None and arrives(node) for parameter, node in zip(ctx.parameters, nodes)]
-    asked: list[Accumulator] = []
-    for parameter in compress(ctx.parameters, ctx.arriving):
-        if parameter.accumulator not in asked:
-            asked.append(parameter.accumulator)
-            if parameter.accumulator.enter(number, examples, ctx.spent):
-                accumulators.append(parameter.accumulator)
-    ctx.spent = ctx.spent or bool(asked)
-    if not accumulators:
-        some = next(parameter for parameter in ctx.parameters if parameter is not None)
-        return some.accumulator.current.estimator.everything, accumulators
-    return accumulators[0].current.measure._replace(layer=accumulators[0].layer), accumulators
-
-
-def _add(
-    ctx, squares: Sequence[Tensor | None], accumulators: Sequence[Accumulator], examples: int, measure: Measure
-) -> list[Tensor | None]:
-    """Add to each accumulator the joint squares of its parameters; return the gradients of the leaves, if there are."""
-    gradients = []
-    for accumulator in accumulators:
-        joint = None
-        for square, parameter, arriving in zip(squares, ctx.parameters, ctx.arriving):
-            if parameter is not None and parameter.accumulator is accumulator and square is not None and arriving:
-                joint = square if joint is None else joint + square
-        if ctx.compiled:
-            gradients.append(None if joint is None else sums_of(joint, examples, measure.group))
-        elif joint is not None:
-            accumulator.add(joint)
-    return gradients
+def _natively(call: LayerCall, pattern: Pattern) -> tuple[Tensor | None, NativeCall | None]:
+    """Make the call by a layer in C++; None where there is none for it, or what it measures is not the whole use."""
+    rule, x, weight, bias, parameters, _ = call
+    every = [parameter for parameter in parameters if parameter is not None]
+    if not all(isinstance(each, TrackedParameter) or each.preserving for each in every):
+        return None, None
+    accumulators = contributing.accumulators_of(every)
+    if any(each.several or each.waits() for each in accumulators):
+        return None, None
+    cut = accumulators[0].current.estimator.cut(len(x) // pattern.rows)
+    if pattern.rows > 1 and cut.blocks > 1:
+        return None, None
+    cut = cut._replace(group=cut.group * pattern.rows)
+    layer = rule.native_layer(x, weight, accumulators[0].current.estimator.chooser, cut)
+    if layer is None:
+        return None, None
+    for each in accumulators:
+        each.rows, each.called = pattern.rows, True
+    numbers = (contributing.accumulators_of([each])[0].number if each is not None else 0 for each in parameters)
+    arguments = (weight, bias, layer.number, *numbers)
+    y = layer.operator(x, *arguments)
+    return y, None if y is None else NativeCall(layer, arguments)
 
 
 def differentiable_once(backward: Callable) -> Callable:
@@ -176,11 +101,11 @@ def differentiable_once(backward: Callable) -> Callable:
 
 class _MeasuredCall(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rule, parameters, x, weight, bias, *leaves):
+    def forward(ctx, rule, operands, rows, x, weight, bias, *leaves):
         with native.suspended() if leaves else nullcontext():
             y, saved = rule.forward(x, weight, bias)
-        _start(ctx, parameters, leaves)
-        ctx.rule = rule
+        contributing.start(ctx, operands, leaves)
+        ctx.rule, ctx.rows = rule, rows
         ctx.plain = [None if isinstance(value, Tensor) else value for value in saved]
         ctx.tensors = [isinstance(value, Tensor) for value in saved]
         # One tensor more than the layer's own function saves: activation checkpointing, which puts what a recomputed
@@ -195,31 +120,27 @@ class _MeasuredCall(torch.autograd.Function):
         x, weight, *tensors = ctx.saved_tensors
         tensors = iter(tensors)
         saved = tuple(next(tensors) if is_tensor else value for value, is_tensor in zip(ctx.plain, ctx.tensors))
-        measure, accumulators = _enter(ctx, len(x), _nodes(ctx)[1:])
+        examples, needs = len(x) // ctx.rows, ctx.needs_input_grad[3:6]
+        nodes = [] if ctx.compiled else [node for node, _ in ctx.next_functions[1:3]]
+        asked = contributing.enter(ctx, examples, nodes)
+        measure = asked.measure.of_rows(ctx.rows)
+        simple = ctx.compiled or not asked.accumulators or all(map(contributing.is_simple, ctx.operands))
+        leaves: list = []
         with where.without_autocast(gy), native.suspended() if ctx.compiled else nullcontext():
-            got = ctx.rule.backward(gy, x, weight, saved, ctx.needs_input_grad[2:5], measure)
-            leaves = _add(ctx, (got.weight.squares, got.bias.squares), accumulators, len(x), measure)
-        return None, None, got.input, got.weight.gradient, got.bias.gradient, *leaves
+            got = ctx.rule.backward(gy, x, weight, saved, needs, measure if simple else None)
+            if simple:
+                leaves = contributing.add_squares(ctx, (got.weight.squares, got.bias.squares), asked, examples)
+            else:
+                shares = _shares(ctx.rule, gy, x, weight, saved, measure.group, ctx.rows)
+                contributing.add_shares(ctx.operands, shares, asked, examples)
+        return None, None, None, got.input, got.weight.gradient, got.bias.gradient, *leaves
 
 
-class _Expansion(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, shape, parameters, count, *tensors_and_leaves):
-        tensors, leaves = tensors_and_leaves[:count], tensors_and_leaves[count:]
-        _start(ctx, parameters, leaves)
-        ctx.shapes = [tensor.shape for tensor in tensors]
-        return tuple(tensor.expand(shape) for tensor in tensors)
+def _shares(rule, gy: Tensor, x: Tensor, weight: Tensor, saved: tuple, group: int, rows: int) -> contributing.Shares:
+    """Return what tells the contributions to a layer's weight and bias."""
 
-    @staticmethod
-    @differentiable_once
-    def backward(ctx, *gradients):
-        measure, accumulators = _enter(ctx, len(gradients[0]), _nodes(ctx))
-        with where.without_autocast(gradients[0]):
-            per_example = []
-            for gradient, shape in zip(gradients, ctx.shapes):
-                aligned = (1,) * (gradient.dim() - len(shape)) + shape
-                per_example.append(gradient.sum_to_size(len(gradient), *aligned[1:]))
-            summed = [value.sum(0).reshape(shape) for value, shape in zip(per_example, ctx.shapes)]
-            squares = [measure.squared(value[measure.rows]) for value in per_example]
-            leaves = _add(ctx, squares, accumulators, len(gradients[0]), measure)
-            return None, None, None, *summed, *leaves
+    def shares(piece: slice, which: int) -> Tensor:
+        some = slice(piece.start * rows, piece.stop * rows)
+        return rule.contributions(gy, x, weight, saved, some, min(group, some.stop - some.start), which)
+
+    return shares

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from clars.norms.methods.measure import Measure
 from clars.norms.rules.rule import LayerCall
+from clars.norms.watch.accumulator import Accumulator
 from clars.norms.watch.backward_pass import BackwardPass
 from clars.norms.watch.measured_call import NativeCall
 
@@ -15,17 +16,25 @@ LASTING = (Tensor, tuple, int, float, str, type(None))
 
 
 class RepeatedCall(NamedTuple):
-    """A function's call that a layer in C++ made. `others` are its arguments but for the first, by `ids` the same."""
+    """A function's call that a layer in C++ made. `others` are its arguments but for the first, by `ids` the same.
+
+    `users` are the accumulators of weight and bias.
+    """
 
     function: Callable
     others: Sequence
     ids: tuple[int, ...]
     keywords: tuple[str, ...]
     differentiated: tuple[bool, bool]
+    users: tuple[Accumulator, ...]
     native: NativeCall
     current: BackwardPass
     measure: Measure
-    rows: int
+    batch: int | None
+
+    def several(self) -> bool:
+        """Tell whether an earlier use waits for its backward pass, so that this one is another of the same pass."""
+        return any(each.several or each.waits() for each in self.users)
 
     def again(self, function: Callable, values: Sequence, keywords: tuple[str, ...]) -> Tensor | None:
         """Return the output where this is the same call again, with any input; None where all must be looked at anew.
@@ -40,14 +49,21 @@ class RepeatedCall(NamedTuple):
             and keywords == self.keywords
             and (weight.requires_grad, bias is not None and bias.requires_grad) == self.differentiated
             and current.estimator.everything is self.measure
-            and (not current.batch_sizes or self.rows in current.batch_sizes)
+            and current.batch == self.batch
+            and not self.several()
         ):
+            for each in self.users:
+                each.called = True
             return layer.operator(values[0], *arguments)
         return None
 
 
 def recognisable(
-    function: Callable, values: Sequence, keywords: tuple[str, ...], call: LayerCall, native: NativeCall
+    function: Callable,
+    values: Sequence,
+    keywords: tuple[str, ...],
+    call: LayerCall,
+    native: NativeCall,
 ) -> RepeatedCall | None:
     """Return how to recognise a call; None where it cannot be told by its arguments.
 
@@ -60,10 +76,13 @@ def recognisable(
     others = values[1:]
     if call.x is not values[0] or not all(isinstance(value, LASTING) for value in others):
         return None
+    if not any(call.weight is value for value in others):  # a view, which is another one at each call
+        return None
     owned = zip((call.weight, call.bias), call.parameters)
     if any(value is not None and value.requires_grad and parameter is None for value, parameter in owned):
         return None  # somebody may own it at a later call
-    current = next(parameter for parameter in call.parameters if parameter is not None).accumulator.current
+    users = tuple({parameter.accumulator for parameter in call.parameters if parameter is not None})
+    current = users[0].current
     if not current.shortcuts.repeated_calls:
         return None
     return RepeatedCall(
@@ -72,8 +91,9 @@ def recognisable(
         tuple(map(id, others)),
         keywords,
         (call.weight.requires_grad, call.bias is not None and call.bias.requires_grad),
+        users,
         native,
         current,
         current.estimator.everything,
-        len(call.x),
+        current.batch,
     )

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # A parameter keeps its norm under these: what comes out is followed like the parameter itself, as long as no element
 # is lost or repeated. (Tuples, as older torch.compile cannot look into a set.)
@@ -26,6 +27,8 @@ VIEWS = (
     Tensor.type_as,
     Tensor.clone,
     Tensor.__getitem__,
+    Tensor.T.__get__,
+    Tensor.mT.__get__,
 )
 
 # A parameter that enters one of these is broadcast over the examples: it is expanded first, and each example's own
@@ -53,9 +56,67 @@ ELEMENTWISE = (
     Tensor.__rmul__,
     Tensor.__imul__,
     Tensor.__truediv__,
+    Tensor.__itruediv__,
+    Tensor.subtract,
+    Tensor.multiply,
+    Tensor.divide,
+    torch.subtract,
+    torch.multiply,
+    torch.divide,
+    torch.true_divide,
 )
 
 EXPANSIONS = (Tensor.expand, Tensor.expand_as, torch.broadcast_to)
 
 # These take only type, device or shape from a second operand.
 LOOKS_AT_SECOND = (Tensor.expand_as, Tensor.type_as, Tensor.to, Tensor.view_as, Tensor.reshape_as)
+
+# What is stacked has a dimension less than the result.
+STACKS = (torch.stack,)
+
+# Their last two dimensions are summed over, or of the sum's terms.
+PRODUCTS = (
+    torch.matmul,
+    Tensor.matmul,
+    Tensor.__matmul__,
+    Tensor.__rmatmul__,
+    torch.bmm,
+    Tensor.bmm,
+    F.scaled_dot_product_attention,
+)
+
+JOINS = (torch.cat, torch.concat, torch.concatenate)
+
+# Where a batch is met beside `ELEMENTWISE`: what the examples have in common is expanded along one dimension of the
+# result, which has them.
+MEETINGS = (
+    *JOINS,
+    *STACKS,
+    torch.where,
+    Tensor.where,
+    Tensor.__setitem__,
+    torch.addcmul,
+    Tensor.addcmul,
+    torch.addcdiv,
+    Tensor.addcdiv,
+    torch.lerp,
+    Tensor.lerp,
+    torch.maximum,
+    torch.minimum,
+    torch.pow,
+    Tensor.pow,
+    Tensor.__pow__,
+    Tensor.__rtruediv__,
+    Tensor.__rdiv__,
+    Tensor.masked_fill,
+    torch.masked_fill,
+    *PRODUCTS,
+)
+
+
+def keeps_every_element(func, args) -> bool:
+    """Tell whether a view has every element once: indexing by tensors or lists may repeat and drop some."""
+    if func is not Tensor.__getitem__:
+        return True
+    index = args[1] if isinstance(args[1], tuple) else (args[1],)
+    return all(value is None or value is Ellipsis or isinstance(value, (int, slice)) for value in index)

@@ -11,10 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from clars.norms.owners import PLAIN
 from clars.norms.rules import CALLS
 from clars.norms.rules.rule import LayerCall
 from clars.norms.watch.accumulator import REGISTRY, Accumulator
-from clars.norms.watch.measured_call import expanded, measured
+from clars.norms.watch.expansion import Target, expanded
+from clars.norms.watch.measured_call import measured
 
 FUNCTIONS = list(CALLS)
 INDICES = {function: index for index, function in enumerate(FUNCTIONS)}
@@ -42,7 +44,7 @@ class _Find:
         return self.parameters.get(id(tensor))
 
     def expand(self, shape: torch.Size, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return expanded(shape, tensors, [self(tensor) for tensor in tensors])
+        return expanded([Target(tensor, self(tensor), shape, PLAIN) for tensor in tensors])
 
 
 def call(index: int, tracked: Sequence[tuple[int, str, int]], leaves: Sequence[Tensor], args: tuple, kwargs: dict):
@@ -65,7 +67,7 @@ def call(index: int, tracked: Sequence[tuple[int, str, int]], leaves: Sequence[T
 
 def expand(tensor: Tensor, shape: Sequence[int], number: str, leaf: Tensor) -> Tensor:
     """Expand a tracked parameter, by the number of its accumulator, to a shape [B, ...]."""
-    return expanded(torch.Size(shape), [tensor], [TracedParameter(REGISTRY.get(int(number)), leaf)])[0]
+    return expanded([Target(tensor, TracedParameter(REGISTRY.get(int(number)), leaf), torch.Size(shape), PLAIN)])[0]
 
 
 def keep_whole() -> None:

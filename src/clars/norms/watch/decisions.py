@@ -1,0 +1,105 @@
+"""What was found out about calls with parameters in a forward that was followed, for the forwards after it."""
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from torch import Tensor
+
+from clars.norms.owners import PLAIN, Pattern
+
+
+class Way(Enum):
+    """How a call with parameters, or with what is computed from them, is made."""
+
+    EXPRESSION = "nothing of the batch enters it"
+    LAYER = "it is a layer's, and has a rule"
+    MEETING = "a batch is met: operands are expanded over the examples"
+    SLOW = "any other"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How a call is made, and where the examples are in it.
+
+    Attributes:
+        way: how.
+        at: which of the call's other tensors the examples were found in.
+        pattern: where they are there.
+        rest: that tensor's shape without the dimension that has the examples.
+        outputs: where they are in each output; None of one that depends on none.
+        dimensions: of the first output.
+    """
+
+    way: Way
+    at: int = 0
+    pattern: Pattern = PLAIN
+    rest: tuple[int, ...] = ()
+    outputs: tuple[Pattern | None, ...] = ()
+    dimensions: int = 0
+
+    def fits(self, others: Sequence[Tensor], examples: int | None) -> bool:
+        """Tell whether a call with such other tensors than parameters can be made so."""
+        if self.way is Way.EXPRESSION:
+            return True
+        if self.at >= len(others) or examples is None:
+            return False
+        shape = others[self.at].shape
+        return self.pattern.fits(shape, examples) and without(shape, self.pattern.dim) == self.rest
+
+
+def without(shape: Sequence[int], dim: int) -> tuple[int, ...]:
+    """Return a shape without one of its dimensions."""
+    return (*shape[:dim], *shape[dim + 1 :])
+
+
+class Decisions:
+    """The decisions of a model, by the inputs' sizes but for the batch's, and by the call.
+
+    A call is known by its function, whose parameters are in it, and the how-manieth such call it is.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[Hashable, dict[Hashable, list[Decision]]] = {}
+        self._present: dict[Hashable, list[Decision]] = {}
+
+    def begin(self, signature: Hashable) -> bool:
+        """Begin a forward with inputs of such sizes; tell whether one has been followed before."""
+        known = signature in self._of
+        self._present = self._of.setdefault(signature, {})
+        return known
+
+    def forget(self) -> None:
+        """Have all forwards followed anew."""
+        self._of.clear()
+
+    def add(self, call: Hashable, count: int, decision: Decision) -> None:
+        """Note how the how-manieth of calls that are alike is made."""
+        for key in ((call, count), call):
+            found = self._present.setdefault(key, [])
+            if decision not in found:
+                found.append(decision)
+
+    def of(self, call: Hashable, count: int, others: Sequence[Tensor], examples: int) -> Decision | None:
+        """Return how a call was found to be made; None where that is not known.
+
+        In a part that is recomputed counts are others, and all calls that are alike must be made alike.
+        """
+        for key in ((call, count), call):
+            found = [decision for decision in self._present.get(key, ()) if decision.fits(others, examples)]
+            if len(found) == 1:
+                return found[0]
+        return None
+
+
+class Counted:
+    """Counts the calls of one forward that are alike."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[Hashable] = Counter()
+
+    def __call__(self, call: Hashable) -> int:
+        """Return the how-manieth such call this is."""
+        self._counts[call] += 1
+        return self._counts[call]
