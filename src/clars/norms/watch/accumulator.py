@@ -106,6 +106,7 @@ class Accumulator:
         self.last_pass: int | None = None
         self.uses: WeakSet[Use] = WeakSet()  # that no backward pass has reached yet
         self.several = False  # whether uses are summed before the norm is taken
+        self._uses_in_pass = 0
         self._parts: dict[str, list[Part]] = {}
         self._parts_of: tuple[Measure, int, int] | None = None  # what is measured of how many examples, in blocks
         self.rows = 1  # of an example, in the last call by a layer in C++
@@ -160,6 +161,7 @@ class Accumulator:
             spent: whether an earlier pass has measured this same call of the layer.
         """
         self.called = False
+        self._uses_in_pass = self._uses_in_pass + 1 if number == self.last_pass else 1
         if number == self.last_pass and not self.several:
             self.several = True
             self.current.refuse(self.layer, UNFORESEEN)
@@ -208,7 +210,7 @@ class Accumulator:
             return
         parts, (measure, examples, blocks) = self._parts, self._parts_of
         self._parts = {}
-        self.several = len(parts) > 1 or max(map(len, parts.values())) > 1
+        self.several = self._uses_in_pass > 1
         with torch.no_grad(), where.without_autocast(next(iter(parts.values()))[0].parameter):
             squares = sum(joint_squares(each, measure, examples) for each in parts.values())
         measured = len(squares) if blocks > 1 else examples

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 from clars.errors import UnsupportedLayerError
 from clars.norms.owners import Labels, Pattern, Unknown, read
-from clars.norms.rules import CALLS
+from clars.norms.rules import CALLS, input_of
 from clars.norms.rules.rule import LayerCall, NoBatchError
 from clars.norms.watch.decisions import Decision, Way, without
 from clars.norms.watch.tensor_functions import ELEMENTWISE, JOINS, MEETINGS, PRODUCTS
@@ -79,6 +79,8 @@ class Deciding:
 
     def _has_rule(self, func, args, kwargs, pattern: Pattern, find: Callable) -> bool:
         """Tell whether the rule of a function takes such a call."""
+        if find(pattern)(input_of(func, args, kwargs)) is not None:
+            return False
         try:
             with torch.no_grad():
                 call = CALLS[func](find(pattern), *args, **kwargs)
@@ -112,6 +114,8 @@ def _can_meet(func, args, kwargs, outputs: Sequence[Pattern | None], dimensions:
     if func not in MEETINGS and func not in ELEMENTWISE:
         return False
     if func in PRODUCTS:
+        if any(value.dim() < 2 for value in _tensors((args, kwargs))):
+            return False
         return outputs[0] is None or outputs[0].dim < dimensions - 2
     return func not in JOINS or dim_of(args, kwargs) % dimensions != outputs[0].dim
 
