@@ -71,13 +71,19 @@ def recognised(seen):
 EVERY = {F.conv2d, F.batch_norm, F.group_norm, F.layer_norm, F.linear}
 
 
-def test_the_second_step_is_recognised_and_gives_the_same(again):
-    model = Network()
+def begun(model, x):
+    """Take the steps after which a call is recognised: one is followed, the next one makes the layers in C++."""
     norms = clars.ExampleNorms(model)
-    step(model, images())
+    for _ in range(2):
+        step(model, x)
+    return norms
+
+
+def test_the_third_step_is_recognised_and_gives_the_same(again):
+    model = Network()
+    norms = begun(model, images())
     first, gradients = norms.squares(), [p.grad for p in model.parameters()]
     assert not recognised(again)
-    norms.reset()
     step(model, images())
     assert recognised(again) == EVERY
     assert all(torch.equal(value, first[name]) for name, value in norms.squares().items())
@@ -87,19 +93,18 @@ def test_the_second_step_is_recognised_and_gives_the_same(again):
 def test_a_module_of_torch_that_is_called_again_need_not_run(monkeypatch):
     """What its forward leads to is known; what else it does is done, and hooks run."""
     model, twin, hooked, ran = Network(), Network(), [], set()
-    norms = clars.ExampleNorms(model)
+    norms = begun(model, images())
     model.linear.register_forward_hook(lambda module, args, y: hooked.append(y))
     forwards = {type(module).forward.__code__: name for name, module in model.named_children()}
-    step(model, images())
     sys.setprofile(lambda frame, event, value: ran.add(forwards.get(frame.f_code)) if event == "call" else None)
     try:
         step(model, images())
     finally:
         sys.setprofile(None)
-    assert ran == {None} and len(hooked) == 2 and norms.active
-    for _ in range(2):
+    assert ran == {None} and len(hooked) == 1 and norms.active
+    for _ in range(3):
         step(twin, images())
-    assert model.norm.num_batches_tracked == 2
+    assert model.norm.num_batches_tracked == 3
     for one, other in zip(model.buffers(), twin.buffers()):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
@@ -162,9 +167,9 @@ def test_nothing_that_stands_between_a_module_and_its_function_is_passed_over(st
         expected = model(x)
     norms = clars.ExampleNorms(model)
     if stranger in CONTEXTS:  # it comes in the midst
-        for _ in range(2):
+        for _ in range(3):
             model(x)
-    for _ in range(2):
+    for _ in range(3):
         with context(monkeypatch):
             torch.testing.assert_close(model(x), expected)
     assert norms.active
@@ -198,25 +203,33 @@ CHANGES = {
 }
 
 
+REFUSED_ONCE = {"stride", "padding", "no bias", "frozen weight", "frozen bias"}  # till the examples are found anew
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_is_noticed(change, again):
     model = Network()
     apply, concerned = CHANGES[change]
-    norms = clars.ExampleNorms(model)
-    step(model, images())
+    norms = begun(model, images())
     apply(model)
-    twin = copy.deepcopy(model)
     x = images().to(model.conv.weight.dtype)
     again.clear()
-    norms.reset()
+    if change in REFUSED_ONCE:
+        with pytest.raises(clars.UnsupportedLayerError, match="is called in another way"):
+            step(model, x)
     step(model, x)
     assert not recognised(again) & concerned
+    twin = copy.deepcopy(model)
+    step(model, x)
+    state = copy.deepcopy(twin.state_dict())
     fresh = clars.ExampleNorms(twin)
+    step(twin, x)
+    twin.load_state_dict(state)
     step(twin, x)
     found, expected = norms.squares(), fresh.squares()
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=0)
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=0)
     for one, other in zip(model.buffers(), twin.buffers()):
         assert torch.equal(one, other)
 
@@ -224,25 +237,20 @@ def test_a_change_is_noticed(change, again):
 @pytest.mark.parametrize("x", [images(7), images(6, 6), images().mT], ids=["batch", "size", "strides"])
 def test_another_kind_of_input_is_noticed(x):
     model = Network()
-    norms = clars.ExampleNorms(model)
-    step(model, images())
-    norms.reset()
+    norms = begun(model, images())
     twin = copy.deepcopy(model)
     step(model, x)
-    fresh = clars.ExampleNorms(twin)
-    step(twin, x)
+    fresh = begun(twin, x)
     for name, value in fresh.squares().items():
-        torch.testing.assert_close(norms.squares()[name], value, rtol=1e-6, atol=0)
+        torch.testing.assert_close(norms.squares()[name], value, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("model", [nn.BatchNorm2d(8), nn.GroupNorm(2, 8)], ids=["batch", "group"])
 def test_channels_that_lie_together_are_noticed(model):
     """The compiled normalisation reads memory as it is where they do not."""
     x = torch.randn(6, 8, 5, 5)
-    norms = clars.ExampleNorms(model)
-    step(model, x)
+    norms = begun(model, x)
     expected, gradient = norms.squares(), model.weight.grad
-    norms.reset()
     step(model, x.contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(model.weight.grad, gradient, rtol=1e-4, atol=1e-4)
     for name, value in norms.squares().items():
@@ -253,15 +261,20 @@ def test_another_number_of_threads_is_noticed(way):
     """With fewer examples than threads other means are taken on processors."""
     if way == "accelerator":
         pytest.skip("has threads of its own")
-    model = Network()
-    norms = clars.ExampleNorms(model)
+    model = nn.Linear(8, 8)
+
+    def is_made_in_cpp():
+        y = model(torch.randn(1, 4, 8))
+        y.sum().backward()
+        return "CppNode" in y.grad_fn.name()
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    norms = begun(model, torch.randn(1, 4, 8))
     try:
-        y = model(images(1))
-        assert "CppNode" in model.linear(torch.randn(1, 4, 8)).grad_fn.name() and y.requires_grad
+        assert is_made_in_cpp()
         torch.set_num_threads(2)
-        assert "CppNode" not in model.linear(torch.randn(1, 4, 8)).grad_fn.name()
+        assert not is_made_in_cpp()
     finally:
         torch.set_num_threads(before)
     assert norms.active
@@ -269,14 +282,13 @@ def test_another_number_of_threads_is_noticed(way):
 
 def test_autocast_is_noticed():
     model = Network()
-    norms = clars.ExampleNorms(model)
-    step(model, images())
+    norms = begun(model, images())
     with torch.autocast("cpu", torch.bfloat16):
         assert model(images()).dtype == torch.bfloat16
     assert norms.active
 
 
-def test_rows_that_are_not_the_batch_are_refused_at_a_later_step():
+def test_rows_that_are_not_the_batch_at_a_later_step():
     class Folding(nn.Module):
         def __init__(self):
             super().__init__()
@@ -286,11 +298,15 @@ def test_rows_that_are_not_the_batch_are_refused_at_a_later_step():
             return self.inner(x.reshape(-1, 4))
 
     model = Folding()
-    norms = clars.ExampleNorms(model)
-    model(torch.randn(4, 4))
-    with pytest.raises(clars.UnsupportedLayerError, match="sees 4 rows"):
-        model(torch.randn(2, 2, 4))
-    assert norms.active
+    norms, x = begun(model, torch.randn(4, 4)), torch.randn(2, 3, 4)
+    for _ in range(3):
+        step(model, x)
+        (squares,) = norms.squares().values()
+        expected = []
+        for row in x:
+            gradient = 2 * F.linear(row, model.inner.weight, model.inner.bias).detach()
+            expected.append((gradient.T @ row).square().sum() + gradient.sum(0).square().sum())
+        torch.testing.assert_close(squares, torch.stack(expected), rtol=1e-5, atol=0)
 
 
 def test_a_parameter_as_input_is_refused_at_a_later_step():
@@ -345,10 +361,10 @@ def test_a_stranger_that_becomes_a_parameter_is_noticed():
     stranger = nn.Parameter(torch.randn(4))
     owners = {"a": Owner(weight=nn.Parameter(torch.randn(4, 4))), "b": Owner(bias=nn.Parameter(torch.randn(4)))}
     model = Functional(lambda m, x: F.linear(x, m.a.weight, stranger), **owners)
-    norms = clars.ExampleNorms(model)
-    step(model, torch.randn(4, 4))
+    norms = begun(model, torch.randn(4, 4))
     model.b.bias = stranger
-    norms.reset()
+    with pytest.raises(clars.UnsupportedLayerError, match=r"'a\.weight', 'b\.bias': is called in another way"):
+        step(model, torch.randn(4, 4))
     step(model, torch.randn(4, 4))
     assert norms.sums()["b.bias"] > 0
 
@@ -363,7 +379,7 @@ def test_the_names_of_arguments_are_noticed():
             return F.conv2d(x, self.weight, None, **{self.name: 2})
 
     model = Named()
-    norms = clars.ExampleNorms(model)
+    norms = begun(model, images())
     assert model(images()).shape[2:] == (2, 2)
     model.name = "padding"
     assert model(images()).shape[2:] == (7, 7)
@@ -372,8 +388,7 @@ def test_the_names_of_arguments_are_noticed():
 
 def test_somebody_who_watches_the_choices_is_noticed():
     model, seen = Network(), []
-    norms = clars.ExampleNorms(model)
-    step(model, images())
+    norms = begun(model, images())
     norms.estimator.report_to(lambda layer, *choice: seen.append(layer))
     norms.reset()
     step(model, images())
@@ -382,8 +397,7 @@ def test_somebody_who_watches_the_choices_is_noticed():
 
 def test_a_plan_is_made_of_every_layer_of_a_model_in_use():
     model = Network()
-    norms = clars.ExampleNorms(model)
-    step(model, images())
+    norms = begun(model, images())
     assert norms.active
     choices, _ = plan(model, lambda model, x: model(x).square().sum(), images())
     assert {choice.layer for choice in choices} >= {"conv", "linear"}
