@@ -36,8 +36,9 @@ _repeats = count(-2, -1)  # numbers of backward passes that are repeated without
 class ExampleNorms:
     """S_k = sum over examples i of ||c_{i,k}||, for every layer k, formed in the model's own backward pass.
 
-    c_{i,k} is the contribution of example i (row i of dimension 0 of the layer's input) to the gradient of layer k:
-    the part of it that flows through row i of the layer's output gradient. The contributions sum to the gradient. In
+    c_{i,k} is the contribution of example i to the gradient of layer k: the part of it that flows through the rows of
+    the layer's output gradients that are the example's, in all calls of the layer. The contributions sum to the
+    gradient. Which rows are whose is found in the first forward with inputs of a size, which is followed. In
     a model without cross-example layers and with a loss averaged over B examples, c_{i,k} = grad_k f_i / B, so S_k is
     the mean of the per-example gradient norms. Under batch statistics the examples have no losses of their own; the
     contribution is what stays defined.
@@ -64,13 +65,24 @@ class ExampleNorms:
             by default what suits a processor's cache or an accelerator. Methods that exceed it are passed over.
         timed: choose among the exact methods by timing them, once per shape (the bits of the results may then differ
             from run to run), or by an estimate of their cost; by default timed on accelerators, estimated on the CPU.
+        batch: the name of the argument of the model's forward whose dimension 0 is the batch; by default the first
+            tensor's is.
+        views: how many views of each example a call's batch holds, one after the other: of two, rows i and B + i are
+            example i's.
+        rows: for layers of which it cannot be found, or is to be another, by the pattern of their names, where the
+            examples are in their input: "(b n)", "(n b)" in dimension 0, "n b" in dimension 1; see `owners.read`.
+        uncovered: "slow" measures what has no rule of its own by a backward pass of it alone for each example, and
+            warns; "refuse" refuses it.
 
     Raises:
         ValueError: unknown estimator, a fraction outside (0, 1], a group that is no whole number above 0, both
-            together, memory that is not positive.
-        UnsupportedLayerError: one parameter belongs to several modules; and, at the end of the first forward or
-            backward pass that shows it, a parameter used in a function without a rule or more than once. All layers
-            of which that is known by then are named.
+            together, memory that is not positive, views below 1, a pattern of rows that no layer's name fits.
+        UnsupportedLayerError: a layer of torch.jit.script; and, at the end of the first forward or backward pass that
+            shows it, a layer whose rows cannot be told apart by example, or with uncovered="refuse" one without a
+            rule. All layers of which that is known by then are named.
+
+    Warns:
+        UserWarning: once of layers that are measured slowly, and after ten steps of what they take.
     """
 
     def __init__(

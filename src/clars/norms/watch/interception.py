@@ -143,7 +143,7 @@ class Interception(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in LOOKS_AT_SECOND:
             return func(*args, **kwargs) if self.operand(first) is None else self._expression(func, args, kwargs)
-        if (body := bodies.of(func)) is not None:
+        if func not in CALLS and (body := bodies.of(func)) is not None:
             with self:
                 return body(*args, **kwargs)
         try:
