@@ -153,19 +153,29 @@ def test_compiled():
     torch._dynamo.reset()
 
 
-def test_inputs_that_are_parameters_or_no_batch():
-    class Constant(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.meet, self.query = nn.Bilinear(3, 4, 2), nn.Parameter(torch.randn(5, 4))
+class Constant(nn.Module):
+    """An input that is a parameter, with a row for each example of the batch."""
 
-        def forward(self, x):
-            return self.meet(x, self.query)
+    def __init__(self):
+        super().__init__()
+        self.meet, self.query = nn.Bilinear(3, 4, 2), nn.Parameter(torch.randn(5, 4))
 
-    norms = clars.ExampleNorms(model := Constant())
+    def forward(self, x):
+        return self.meet(x, self.query)
+
+
+@pytest.mark.filterwarnings("ignore:No fast rule measures")
+def test_an_input_that_is_a_parameter():
+    model, x = Constant().double(), torch.randn(5, 3, dtype=torch.double)
+    expected = clars.oracle.mask_norms(model, loss_of, x, 5)
+    sums, _ = backward_sums(model, loss_of, x, 5)
+    torch.testing.assert_close(sums, expected, rtol=1e-12, atol=0)
+    _tracker = clars.ExampleNorms(model, uncovered="refuse")
     with pytest.raises(clars.UnsupportedLayerError, match="'query' is an input of bilinear"):
-        model(torch.randn(5, 3))
-    norms.remove()
+        model(x)
+
+
+def test_an_input_without_a_batch_dimension():
     _tracker = clars.ExampleNorms(model := nn.Bilinear(3, 4, 2))
     with pytest.raises(clars.UnsupportedLayerError, match="batch dimension"):
         model(torch.randn(3), torch.randn(4))

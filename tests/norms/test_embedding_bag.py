@@ -62,8 +62,9 @@ def test_offsets(mode, padding_idx, sizes, group, memory):
     indices, offsets, bags = lookups(sizes, 4)
     expected = sums_one_by_one(model.weight, bags, None, group, mode=mode, padding_idx=padding_idx)
     options = {"estimator": "group", "group": group} if group > 1 else {}
+    options |= {"memory": memory, "batch": "offsets"}
     sums, _ = backward_sums(
-        model, lambda model, *given: loss_of(model(*given), examples=7), indices, offsets, memory=memory, **options
+        model, lambda model, *given: loss_of(model(*given), examples=7), indices, offsets, **options
     )
     torch.testing.assert_close(sums["(model)"], expected, rtol=1e-12, atol=0)
 
@@ -133,7 +134,7 @@ def test_the_last_offset_and_a_function_in_place(mode, dtype, kind):
         loss_of(model(bag, torch.tensor([0, len(bag)]), row.unsqueeze(0)), examples=7).backward()
         expected += model.bag.weight.grad.double().norm()
     model.zero_grad()
-    sums, _ = backward_sums(model, lambda model, *given: loss_of(model(*given), examples=7), *whole)
+    sums, _ = backward_sums(model, lambda model, *given: loss_of(model(*given), examples=7), *whole, batch="features")
     torch.testing.assert_close(sums["bag"].double(), expected, rtol=1e-6 if dtype == torch.float32 else 1e-12, atol=0)
 
 
@@ -181,23 +182,32 @@ def test_it_is_printed_while_it_is_watched():
 
 @pytest.mark.parametrize("option", ["sparse", "scale_grad_by_freq"])
 def test_options_without_a_rule(option):
-    _tracker = clars.ExampleNorms(model := nn.Sequential(nn.EmbeddingBag(3, 2, **{option: True})))
+    model = nn.Sequential(nn.EmbeddingBag(3, 2, **{option: True}))
+    _tracker = clars.ExampleNorms(model, uncovered="refuse")
     with pytest.raises(clars.UnsupportedLayerError, match=f"'0' uses {option}=True"):
         model(torch.tensor([[0, 1]]))
 
 
+class Learned(nn.Module):
+    """A factor for each lookup of the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.bag, self.factors = nn.EmbeddingBag(4, 5, mode="sum"), nn.Parameter(torch.rand(2, 3))
+
+    def forward(self, indices):
+        return self.bag(indices, per_sample_weights=self.factors)
+
+
+@pytest.mark.filterwarnings("ignore:No fast rule measures")
 def test_factors_that_are_a_parameter():
-    class Learned(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.bag, self.factors = nn.EmbeddingBag(4, 5, mode="sum"), nn.Parameter(torch.rand(2, 3))
-
-        def forward(self, indices):
-            return self.bag(indices, per_sample_weights=self.factors)
-
-    _tracker = clars.ExampleNorms(model := Learned())
+    model, indices = Learned().double(), torch.randint(4, (2, 3))
+    expected = clars.oracle.mask_norms(model, squared_loss, indices)
+    sums, _ = backward_sums(model, squared_loss, indices)
+    torch.testing.assert_close(sums, expected, rtol=1e-12, atol=0)
+    _tracker = clars.ExampleNorms(model, uncovered="refuse")
     with pytest.raises(clars.UnsupportedLayerError, match="'factors' uses its parameter as per_sample_weights"):
-        model(torch.randint(4, (2, 3)))
+        model(indices)
 
 
 @pytest.mark.parametrize(

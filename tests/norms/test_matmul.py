@@ -178,33 +178,66 @@ def test_gpt2():
     torch.testing.assert_close(sums, sums_one_by_one(model, x), rtol=1e-9, atol=0)
 
 
+OTHERS = {
+    "batched": (lambda h, matrix, bias: h.view(len(h), 1, 3, 10) @ matrix, (1, 10, 4)),
+    "on the left": (lambda h, matrix, bias: matrix @ h, (4, 2)),
+    "frames": (lambda h, matrix, bias: frames(lambda h: torch.addmm(bias, h, matrix), h), (5, 4)),
+}
+SLOW = {
+    "of a vector": (lambda h, matrix, bias: h.flatten(1, 2) @ matrix, (5,)),
+    "twice the bias": (lambda h, matrix, bias: torch.addmm(bias, h[:, 0, 0], matrix, beta=2), (5, 4)),
+    "added to activations": (lambda h, matrix, bias: torch.addmm(h[:, 0, 0, :4], h[:, 0, 0], matrix), (5, 4)),
+}
+
+
+def frames(product, h):
+    """Multiply the positions of all examples, one of each after the other."""
+    turned = h.transpose(0, 1)
+    return product(turned.reshape(-1, 5)).view(*turned.shape[:-1], 4).transpose(0, 1)
+
+
+@pytest.mark.filterwarnings("ignore:No fast rule measures")
+@pytest.mark.parametrize("name", {**OTHERS, **SLOW})
+def test_other_products(name):
+    product, matrix = {**OTHERS, **SLOW}[name]
+    model, x = Times(product, matrix).double(), inputs("@")
+    expected, norms = sums_one_by_one(model, x), clars.ExampleNorms(model)
+    for _ in range(2):  # one that is followed, and one that is not
+        model.zero_grad()
+        squared_loss(model, x).backward()
+        sums = {layer: value for layer, value in norms.sums().items() if layer in expected}
+        torch.testing.assert_close(sums, expected, rtol=1e-10, atol=0)
+    assert bool(norms.slow_layers) == (name in SLOW)
+
+
 @pytest.mark.parametrize(
-    ("product", "matrix", "told"),
+    ("name", "told"),
     [
-        (
-            lambda h, matrix, bias: h.view(7, 1, 3, 10) @ matrix,
-            (1, 10, 4),
-            r"multiplies \(7, 1, 3, 10\) by \(1, 10, 4\)",
-        ),
-        (lambda h, matrix, bias: h @ matrix, (5,), r"multiplies \(7, 3, 2, 5\) by \(5,\)"),
-        (lambda h, matrix, bias: matrix @ h, (4, 2), "in torch.Tensor.matmul"),
-        (lambda h, matrix, bias: torch.addmm(bias, h[:, 0, 0], matrix, beta=2), (5, 4), "by 2 and 1"),
-        (lambda h, matrix, bias: torch.addmm(h[:, 0, 0, :4], h[:, 0, 0], matrix), (5, 4), r"multiplies \(7, 4\) and"),
-        (lambda h, matrix, bias: torch.addmm(bias, h.transpose(0, 1).reshape(-1, 5), matrix), (5, 4), "sees 42 rows"),
-        (lambda h, matrix, bias: torch.addmm(bias, h.transpose(0, 1)[0, 0], matrix), (5, 4), "sees 2 rows"),
+        ("of a vector", "uses its parameters in torch.Tensor.matmul"),
+        ("twice the bias", "adds and multiplies .* by 2 and 1"),
+        ("added to activations", r"adds and multiplies \(7, 4\) and"),
     ],
 )
-def test_refused(product, matrix, told):
-    model = Times(product, matrix).double()
-    _tracker = clars.ExampleNorms(model)
+def test_refused_where_nobody_wants_the_slow_rule(name, told):
+    model = Times(*SLOW[name]).double()
+    _tracker = clars.ExampleNorms(model, uncovered="refuse")
     with pytest.raises(clars.UnsupportedLayerError, match=f"(?s)'matrix'.*{told}"):
         model(inputs("@"))
 
 
+def test_rows_of_one_example_alone():
+    model = Times(lambda h, matrix, bias: h[0, 0] @ matrix + bias).double()
+    _tracker = clars.ExampleNorms(model)
+    with pytest.raises(clars.UnsupportedLayerError, match=r"(?s)'matrix'.*sees rows of which it cannot be told"):
+        model(inputs("@"))
+
+
 def test_an_input_without_a_batch_dimension():
-    _tracker = clars.ExampleNorms(model := Times(PRODUCTS["@"]).double())
+    model = Times(lambda h, matrix, bias: h @ matrix).double()
+    model.before = nn.Identity()
+    _tracker = clars.ExampleNorms(model)
     with pytest.raises(clars.UnsupportedLayerError, match=r"'matrix'.*batch dimension"):
-        model(torch.randn(3, dtype=torch.double))
+        model(torch.randn(5, dtype=torch.double))
 
 
 def test_equals_a_linear_layer():

@@ -325,6 +325,8 @@ def test_gradients_enabled_inside_a_forward_without():
 
     model = Enables()
     norms = clars.ExampleNorms(model)
+    model(torch.randn(1, 3)).sum().backward()  # is followed, as a forward without gradients is not
+    model.zero_grad()
     with torch.no_grad():
         y = model(torch.randn(1, 3))
     y.sum().backward()
