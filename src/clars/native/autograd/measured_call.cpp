@@ -81,14 +81,25 @@ int64_t pass_of(const LayerCall<Kind>& call) {
 // Adds to an accumulator the tensor that will hold the squared norms of all examples, or of all groups of them, zero where
 // the layer then fails.
 // Returns what to measure; nothing where the gradient does not arrive in the parameters. Python, which keeps the
-// accumulators, may refuse.
+// accumulators, may refuse, or have the whole call kept back (`late`): the layer was used again after it.
 template <typename Kind>
-std::optional<Measured> add(const LayerCall<Kind>& call, int64_t accumulator, int64_t examples, const Tensor& squares) {
+std::optional<Measured> add(const LayerCall<Kind>& call, int64_t accumulator, int64_t examples, const Tensor& squares,
+                            bool& late) {
   using Add = std::tuple<int64_t, int64_t, bool>(int64_t, int64_t, bool, bool, int64_t, const Tensor&);
   static const auto python = c10::Dispatcher::singleton().findSchemaOrThrow("clars::add_squares", "").typed<Add>();
   const auto [first, last, added] =
       python.call(accumulator, pass_of(call), call.spent, is_partial(), examples, squares);
+  late = late || first < 0;
   return added ? std::optional<Measured>({first, last, call.layer->group}) : std::nullopt;
+}
+
+// Keeps back what a call contributes, to be added to that of the layer's other uses.
+template <typename Kind>
+void keep_back(const LayerCall<Kind>& call, Needs needs, const Tensor& gy, const variable_list& all) {
+  using Keep = void(int64_t, int64_t, int64_t, bool, bool, const Tensor&, const Tensor&, const Tensor&, at::TensorList);
+  static const auto python = c10::Dispatcher::singleton().findSchemaOrThrow("clars::keep_back", "").typed<Keep>();
+  python.call(needs.weight ? call.of_weight : 0, needs.bias ? call.of_bias : 0, pass_of(call), call.spent, is_partial(),
+              gy, all[0], all[1], at::TensorList(all).slice(3));
 }
 
 // A gradient whose numbers are in memory as they are: those that passed through complex conjugation may be there negated,
@@ -182,9 +193,11 @@ struct MeasuredCall : torch::autograd::Function<MeasuredCall<Kind>> {
     Tensor of_weight, of_bias;
     const int64_t examples = x.size(0), group = call.layer->group;
     const auto none = [&] { return at::zeros({groups_of(examples, group)}, x.options()); };
-    if (for_weight) weight_part = add(call, call.of_weight, examples, of_weight = none());
-    if (for_bias && !joint) bias_part = add(call, call.of_bias, examples, of_bias = none());
-    call.spent = call.spent || weight_part || bias_part;
+    bool late = false;
+    if (for_weight) weight_part = add(call, call.of_weight, examples, of_weight = none(), late);
+    if (for_bias && !joint) bias_part = add(call, call.of_bias, examples, of_bias = none(), late);
+    if (late) keep_back(call, needs, gy, all);
+    call.spent = call.spent || late || weight_part || bias_part;
     const Measured part = weight_part.value_or(bias_part.value_or(Measured{0, examples, group}));
     const Gradients got = call.layer->backward(gy, x, weight, Tensors(all.begin() + 3, all.end()), needs, part);
     if (weight_part) fill(of_weight, part, got.weight_squares, joint ? got.bias_squares : Tensor());

@@ -111,6 +111,7 @@ class Accumulator:
         self._parts_of: tuple[Measure, int, int] | None = None  # what is measured of how many examples, in blocks
         self.rows = 1  # of an example, in the last call by a layer in C++
         self.called = False  # whether such a call may still wait for its backward pass
+        self.made_by: tuple | None = None  # the rule of such a call, an example's rows, and its operands
         self.measured: set[str] = set()  # local names of the parameters that ever entered a rule
         self.compiled_twice = False  # an error in the midst of a compilation would only send parts of it to Python
         self.entries: list[PassSquares] = []

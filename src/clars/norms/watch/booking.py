@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from clars.norms.methods.planned import Formed, plan_of
-from clars.norms.watch.accumulator import REGISTRY, UNFORESEEN, Accumulator
+from clars.norms.watch import contributing
+from clars.norms.watch.accumulator import REGISTRY, Accumulator
 
 _NOTHING = torch.empty(0)
 
@@ -45,6 +46,7 @@ def accelerated_backward(
     biases = weights
     if of_bias != of_weight:
         biases = _entered(of_bias, backward_pass, spent, partial, examples) if of_bias else None
+    late = any(_is_late(number) for number in (of_weight, of_bias))
     asked = weights or biases
     first, last = _measured(asked) if asked is not None else (0, examples)
     got = Formed()
@@ -57,10 +59,12 @@ def accelerated_backward(
         bias_squares = bias_squares[first:last]
     if weights is not None:
         weights.add(got.weight_squares + bias_squares if of_bias == of_weight else got.weight_squares)
+    if late:
+        keep_back(of_weight, of_bias, backward_pass, spent, partial, gy, x, weight, saved)
     if biases is not None and biases is not weights:
         biases.add(bias_squares)
     gradients = (got.input, got.weight, got.bias)
-    return *(_NOTHING if value is None else value for value in gradients), asked is not None
+    return *(_NOTHING if value is None else value for value in gradients), late or asked is not None
 
 
 def _entered(number: int, backward_pass: int, spent: bool, partial: bool, examples: int) -> Accumulator | None:
@@ -70,10 +74,41 @@ def _entered(number: int, backward_pass: int, spent: bool, partial: bool, exampl
         return None
     if partial and not any(parameter.gradient_arrives() for parameter in accumulator.parameters):
         return None
-    if accumulator.several:  # which nobody knew when the call was made
-        accumulator.current.refuse(accumulator.layer, UNFORESEEN)
+    if accumulator.several:  # which nobody knew when the call was made: see `keep_back`
         return None
     return accumulator if accumulator.enter(backward_pass, examples // accumulator.rows, spent) else None
+
+
+def _is_late(number: int) -> bool:
+    accumulator = REGISTRY.get(number) if number else None
+    return accumulator is not None and accumulator.several
+
+
+def keep_back(
+    of_weight: int,
+    of_bias: int,
+    backward_pass: int,
+    spent: bool,
+    partial: bool,
+    gy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    saved: Sequence[Tensor],
+) -> None:
+    """Keep back what a call contributes to layers that were used again after it was made; arguments as above."""
+    late = [REGISTRY.get(number) for number in dict.fromkeys((of_weight, of_bias)) if _is_late(number)]
+    rule, rows, operands = late[0].made_by
+    entered = [each for each in late if each.enter(backward_pass, len(x) // rows, spent)]
+    parameters = {
+        parameter
+        for operand in operands
+        for parameter in contributing.parameters_of(operand)
+        if parameter.accumulator in entered and (not partial or parameter.gradient_arrives())
+    }
+    if parameters:
+        measure = entered[0].current.measure
+        shares = contributing.shares_of(rule, gy, x, weight, tuple(saved), measure.of_rows(rows).group, rows)
+        contributing.add_shares(operands, shares, contributing.Asked(measure, parameters, entered), len(x) // rows)
 
 
 def _measured(accumulator: Accumulator) -> tuple[int, int]:
@@ -95,8 +130,11 @@ def add_squares(
         examples: how many rows the layer saw.
         squares: what is to be filled: a number for each of them, or for each group.
 
-    Returns the first of the examples to be measured, the one after the last, and whether anything was added.
+    Returns the first of the examples to be measured, the one after the last, and whether anything was added. A first
+    of -1 asks for `keep_back`.
     """
+    if _is_late(number):
+        return -1, examples, False
     accumulator = _entered(number, backward_pass, spent, partial, examples)
     if accumulator is None:
         return 0, examples, False
@@ -115,3 +153,5 @@ _TENSORS = "Tensor gy, Tensor x, Tensor weight, Tensor[] saved"
 _NEEDS = "bool needs_input, bool needs_weight, bool needs_bias, Tensor? bias_squares"
 _LIBRARY.define(f"accelerated_backward({_ACCUMULATORS}, {_TENSORS}, {_NEEDS}) -> (Tensor, Tensor, Tensor, bool)")
 _LIBRARY.impl("accelerated_backward", accelerated_backward, "CompositeImplicitAutograd")
+_LIBRARY.define(f"keep_back(int of_weight, int of_bias, int backward_pass, bool spent, bool partial, {_TENSORS}) -> ()")
+_LIBRARY.impl("keep_back", keep_back, "CompositeImplicitAutograd")

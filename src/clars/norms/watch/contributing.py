@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from clars.errors import UnsupportedLayerError
-from clars.norms.methods.groups import number
 from clars.norms.methods.measure import Measure
 from clars.norms.methods.products import squared_norms
+from clars.norms.rules.rule import Rule
 from clars.norms.watch.accumulator import Accumulator, sums_of
 from clars.norms.watch.expressions import Expression
 from clars.norms.watch.parts import Part, kept, pieces, shape_of
@@ -205,6 +205,18 @@ def _bytes(operands: Sequence[tuple[int, Operand]]) -> int:
     return sum(2 * tensor.numel() * wide(tensor.dtype).itemsize for tensor in tensors)
 
 
-def groups_in(rows: slice, measure: Measure) -> int:
-    """Return how many groups a slice of the examples holds."""
-    return number(rows.stop - rows.start, measure.group)
+def shares_of(rule: Rule, gy: Tensor, x: Tensor, weight: Tensor, saved: tuple, group: int, rows: int) -> Shares:
+    """Return what tells the contributions to a layer's weight and bias, perhaps when the weight is gone.
+
+    Args:
+        rule, gy, x, weight, saved: of the call, as for `Rule.backward`.
+        group: so many consecutive rows are summed.
+        rows: so many an example has.
+    """
+    weight = shape_of(weight)
+
+    def shares(piece: slice, which: int) -> Tensor:
+        some = slice(piece.start * rows, piece.stop * rows)
+        return rule.contributions(gy, x, weight, saved, some, min(group, some.stop - some.start), which)
+
+    return shares

@@ -280,7 +280,7 @@ class Interception(TorchFunctionMode):
             return call
         if call.x.dim() and call.x.shape[pattern.dim] == 0:  # a batch without an example
             return func(*args, **kwargs)
-        y, native_call = measured(call, pattern, plain=self.decide is not None)
+        y, native_call = measured(call, pattern)
         owner = next((each for each in call.parameters if each is not None), None)
         if native_call is not None and isinstance(owner, TrackedParameter):
             values = (*args, *kwargs.values())

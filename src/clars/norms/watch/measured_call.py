@@ -14,7 +14,6 @@ from clars.norms.owners import PLAIN, Pattern
 from clars.norms.rules.rule import LayerCall
 from clars.norms.watch import booking as booking  # its operators are what layers in C++ call
 from clars.norms.watch import contributing
-from clars.norms.watch.parts import shape_of
 from clars.norms.watch.tracked_parameter import TrackedParameter
 
 TWICE = (
@@ -34,13 +33,12 @@ class NativeCall(NamedTuple):
     arguments: tuple  # weight, bias, the layer's number and those of two accumulators
 
 
-def measured(call: LayerCall, pattern: Pattern = PLAIN, plain: bool = False) -> tuple[Tensor, NativeCall | None]:
+def measured(call: LayerCall, pattern: Pattern = PLAIN) -> tuple[Tensor, NativeCall | None]:
     """Make the call so that its backward pass adds the norms of weight and bias to their accumulators.
 
     Args:
         call: the call.
         pattern: where the input has its examples.
-        plain: whether to leave the layers in C++ alone, which cannot be followed.
 
     Returns the output, and how it came about if a layer in C++ made it.
 
@@ -50,7 +48,7 @@ def measured(call: LayerCall, pattern: Pattern = PLAIN, plain: bool = False) -> 
     rule, x, weight, bias, parameters, cast = call
     contributing.require_batch(parameters, pattern.examples(x.shape))
     x, leaves = pattern.gathered(x), contributing.leaves_of(parameters)
-    if not leaves and not plain:
+    if not leaves:
         y, native_call = _natively(call._replace(x=x), pattern)
         if y is not None:
             return pattern.scattered(y), native_call if pattern.consecutive else None
@@ -75,7 +73,7 @@ def _natively(call: LayerCall, pattern: Pattern) -> tuple[Tensor | None, NativeC
     if layer is None:
         return None, None
     for each in accumulators:
-        each.rows, each.called = pattern.rows, True
+        each.rows, each.called, each.made_by = pattern.rows, True, (rule, pattern.rows, parameters)
     numbers = (contributing.accumulators_of([each])[0].number if each is not None else 0 for each in parameters)
     arguments = (weight, bias, layer.number, *numbers)
     y = layer.operator(x, *arguments)
@@ -132,17 +130,6 @@ class _MeasuredCall(torch.autograd.Function):
             if simple:
                 leaves = contributing.add_squares(ctx, (got.weight.squares, got.bias.squares), asked, examples)
             else:
-                shares = _shares(ctx.rule, gy, x, weight, saved, measure.group, ctx.rows)
+                shares = contributing.shares_of(ctx.rule, gy, x, weight, saved, measure.group, ctx.rows)
                 contributing.add_shares(ctx.operands, shares, asked, examples)
         return None, None, None, got.input, got.weight.gradient, got.bias.gradient, *leaves
-
-
-def _shares(rule, gy: Tensor, x: Tensor, weight: Tensor, saved: tuple, group: int, rows: int) -> contributing.Shares:
-    """Return what tells the contributions to a layer's weight and bias, perhaps when the weight is gone."""
-    weight = shape_of(weight)
-
-    def shares(piece: slice, which: int) -> Tensor:
-        some = slice(piece.start * rows, piece.stop * rows)
-        return rule.contributions(gy, x, weight, saved, some, min(group, some.stop - some.start), which)
-
-    return shares
