@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from clars.errors import UnsupportedLayerError
@@ -60,6 +61,8 @@ class Deciding:
         elif any(label is Unknown.MIXED for _, label in found):
             raise UnsupportedLayerError(dict.fromkeys(layers, MIXED))
         if not patterns:
+            if found and func is F.embedding_bag:  # with offsets, of bags that need not be as many
+                return Decision(Way.LAYER, -1)
             if found:
                 raise UnsupportedLayerError(dict.fromkeys(layers, STRAY.format(examples=self.labels.examples)))
             return Decision(Way.EXPRESSION)

@@ -25,7 +25,7 @@ class Decision:
 
     Attributes:
         way: how.
-        at: which of the call's other tensors the examples were found in.
+        at: which of the call's other tensors the examples were found in; -1 where the rule itself tells, of bags.
         pattern: where they are there.
         rest: that tensor's shape without the dimension that has the examples.
         outputs: where they are in each output; None of one that depends on none.
@@ -41,7 +41,7 @@ class Decision:
 
     def fits(self, others: Sequence[Tensor], examples: int | None) -> bool:
         """Tell whether a call with such other tensors than parameters can be made so."""
-        if self.way is Way.EXPRESSION:
+        if self.way is Way.EXPRESSION or self.at < 0:
             return True
         if self.at >= len(others) or examples is None:
             return False

@@ -61,7 +61,7 @@ def root_of(parameter: TrackedParameter) -> Tensor:
             accumulator.current.refuse(accumulator.layer, OUTSIDE)
 
     if root.requires_grad:
-        node = root.grad_fn
+        (node, _), *_ = root.grad_fn.next_functions  # not the root's own, which keeps the hook: that would be a cycle
         root.register_hook(require_measured)
     return root
 

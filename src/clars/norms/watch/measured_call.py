@@ -60,7 +60,7 @@ def _natively(call: LayerCall, pattern: Pattern) -> tuple[Tensor | None, NativeC
     """Make the call by a layer in C++; None where there is none for it, or what it measures is not the whole use."""
     rule, x, weight, bias, parameters, _ = call
     every = [parameter for parameter in parameters if parameter is not None]
-    if not all(isinstance(each, TrackedParameter) or each.preserving for each in every):
+    if not all(isinstance(each, TrackedParameter) for each in every):
         return None, None
     accumulators = contributing.accumulators_of(every)
     if any(each.several or each.waits() for each in accumulators):
