@@ -32,7 +32,7 @@ def _made(name: str, pixels: int) -> Network:
         options["image_size"] = pixels
     if name.startswith("maxvit"):
         options["input_size"] = (pixels, pixels)
-    if name == "inception_v3" and pixels < 160:  # its auxiliary head tells so in training alone
+    if name == "inception_v3" and pixels < 299:  # its auxiliary head tells so in training alone
         raise ValueError(f"{pixels} pixels are too few")
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = False  # by slow draws of SciPy's
