@@ -1,13 +1,13 @@
 """Follows the examples of a batch through whatever a model computes, operator by operator."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clars.norms.owners.labels import Labels, Unknown
+from clars.norms.owners.labels import Labels, Unknown, has_memory
 from clars.norms.owners.pattern import Pattern
 
 aten = torch.ops.aten
@@ -23,6 +23,8 @@ NORMALISATIONS = {
     aten.batch_norm_elemt,
 }
 COPIES = {aten.clone, aten._to_copy, aten.copy_, aten.masked_fill, aten.masked_fill_}
+UNTOUCHED = {aten.fill_, aten.zero_}
+SCATTERS = {aten.index_put_, aten.scatter_, aten.scatter_add_, aten.index_copy_, aten.index_add_, aten.index_fill_}
 UNFILLED = {aten.empty_like, aten.new_empty, aten.new_empty_strided}
 
 
@@ -40,6 +42,8 @@ class Following(TorchDispatchMode):
         chosen = torch.rand(labels.examples, generator=torch.Generator().manual_seed(0)) < 0.5
         if labels.examples > 1:  # so that the choice is no other after a flip or a roll of the batch
             chosen[0], chosen[-1] = True, False
+        later = torch.arange(labels.examples) >= (labels.examples + 1) // 2
+        self.choices = [chosen, later]
         self.chosen = chosen
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -54,14 +58,15 @@ class Following(TorchDispatchMode):
 
     def _label(self, func, args, kwargs, result) -> None:
         operands = [(x, self.labels.of(x)) for x in tensors((*args, *kwargs.values()))]
-        storages = {x.untyped_storage()._cdata for x, _ in operands}
-        made = [x for x in tensors((result,)) if x.untyped_storage()._cdata not in storages]
+        storages = {x.untyped_storage()._cdata for x, _ in operands if has_memory(x)}
+        results = filter(has_memory, tensors((result,)))
+        made = [x for x in results if x.untyped_storage()._cdata not in storages]
         changed = list(_changed(func, args, kwargs))
         if not made and not changed:
             return
         owned = [(x, label) for x, label in operands if label not in (None, Unknown.STRAY)]
         for x in changed:
-            self.labels.write(x, elementwise([each for each in owned if each[0] is not x], x))
+            self._written(func, args, x, [each for each in owned if each[0] is not x])
         if func.overloadpacket in UNFILLED:
             return
         if not owned:
@@ -72,11 +77,23 @@ class Following(TorchDispatchMode):
         for x, label in zip(made, found):
             self.labels.put(x, label)
 
+    def _written(self, func, args, x: Tensor, owned: list[tuple[Tensor, Pattern | Unknown]]) -> None:
+        """Note where the examples are in a tensor that an operator has written into."""
+        kind, label = func.overloadpacket, self.labels.of(x)
+        if _is_elementwise(func) or kind in COPIES or torch.Tag.nondeterministic_seeded in func.tags:
+            self.labels.write(x, elementwise(owned, x))
+        elif kind in NORMALISATIONS or kind in UNTOUCHED or torch.Tag.inplace_view in func.tags:
+            return
+        elif isinstance(label, Pattern) and kind in SCATTERS and label.dim not in _indexed(args):
+            return  # within each example
+        elif owned or label is not None:
+            self.labels.put(x, Unknown.MIXED)
+
     def _found(self, func, args, kwargs, made: list[Tensor], owned) -> list[Pattern | Unknown | None]:
         kind = func.overloadpacket
         if any(label is Unknown.MIXED for _, label in owned):
             return [Unknown.MIXED] * len(made)
-        if torch.Tag.pointwise in func.tags or kind in COPIES:
+        if _is_elementwise(func) or kind in COPIES:
             return [elementwise(owned, x) for x in made]
         if "scaled_dot_product" in kind.__name__:
             return [self._attended(owned, x) for x in made]
@@ -109,14 +126,18 @@ class Following(TorchDispatchMode):
             return [Unknown.MIXED] * len(made)
         owned = filter(self._is_owned, tensors((*args, *kwargs.values())))
         spoils = self._spoilt if any(map(_has_nan, owned)) else self._altered
-        spoilt = torch.utils._pytree.tree_map_only(Tensor, spoils, (args, kwargs))
-        try:
-            again = list(tensors((func(*spoilt[0], **spoilt[1]),)))
-        except (RuntimeError, IndexError):
-            return [Unknown.MIXED] * len(made)
-        if len(again) != len(made):
-            return [Unknown.MIXED] * len(made)
-        return [self._where(x, y) for x, y in zip(made, again)]
+        runs = []
+        for chosen in self.choices:
+            self.chosen = chosen
+            spoilt = torch.utils._pytree.tree_map_only(Tensor, spoils, (args, kwargs))
+            try:
+                again = list(tensors((func(*spoilt[0], **spoilt[1]),)))
+            except (RuntimeError, IndexError):
+                return [Unknown.MIXED] * len(made)
+            if [x.shape for x in again] != [x.shape for x in made]:
+                return [Unknown.MIXED] * len(made)
+            runs.append([(x != y) & ~(x.isnan() & y.isnan()) for x, y in zip(made, again)])
+        return [self._where(x, differs) for x, differs in zip(made, zip(*runs))]
 
     def _spoilt(self, x: Tensor) -> Tensor:
         """Return x with NaN in the place of what the chosen examples own, if it can hold that."""
@@ -139,23 +160,25 @@ class Following(TorchDispatchMode):
         chosen = self.chosen.to(device)
         return chosen.repeat_interleave(pattern.inner).repeat(size // (pattern.inner * len(chosen)))
 
-    def _where(self, x: Tensor, spoilt: Tensor) -> Pattern | Unknown | None:
-        """Return where x, which differs from what came of spoilt operands, has its examples."""
-        if x.shape != spoilt.shape:
-            return Unknown.MIXED
-        differs = (x != spoilt) & ~(x.isnan() & spoilt.isnan())
-        if not differs.any():
+    def _where(self, x: Tensor, differs: Sequence[Tensor]) -> Pattern | Unknown | None:
+        """Return where x has its examples, from where it differs with each choice of examples spoilt."""
+        if not any(each.any() for each in differs):
             return None if x.dtype.is_floating_point else Unknown.MIXED
-        possible = []
+        exact, possible = [], []
         for pattern in self._candidates(x.shape):
             others = [dim for dim in range(x.dim()) if dim != pattern.dim]
-            arrived = (differs.sum(others) if others else differs) > 0
-            mine = self._mask(x.shape[pattern.dim], pattern, x.device)
-            if torch.equal(arrived, mine):
-                return pattern
-            if not (arrived & ~mine).any():
+            matches = []
+            for chosen, each in zip(self.choices, differs):
+                self.chosen = chosen
+                arrived = (each.sum(others) if others else each) > 0
+                mine = self._mask(x.shape[pattern.dim], pattern, x.device)
+                matches.append((torch.equal(arrived, mine), not (arrived & ~mine).any()))
+            if all(equal for equal, _ in matches):
+                exact.append(pattern)
+            elif all(within for _, within in matches):
                 possible.append(pattern)
-        return possible[0] if len(possible) == 1 else Unknown.MIXED
+        found = exact or possible
+        return found[0] if len(found) == 1 else Unknown.MIXED
 
     def _candidates(self, shape: torch.Size) -> Iterator[Pattern]:
         for dim, size in enumerate(shape):
@@ -184,6 +207,21 @@ def tensors(values: Iterable) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, (list, tuple)):
             yield from tensors(value)
+
+
+def _is_elementwise(func) -> bool:
+    """Tell whether an operator, or the one that it does in place, works element by element."""
+    name = func.overloadpacket.__name__
+    plain = getattr(aten, name[:-1], None) if name.endswith("_") else None
+    alike = [getattr(plain, overload) for overload in plain.overloads()] if plain is not None else []
+    return any(torch.Tag.pointwise in each.tags for each in (func, *alike))
+
+
+def _indexed(args) -> list[int]:
+    """Return the dimensions along which an operator that scatters has indices."""
+    if isinstance(args[1], int):
+        return [args[1] % args[0].dim()]
+    return [dim for dim, index in enumerate(args[1]) if index is not None]
 
 
 def _has_nan(x: Tensor) -> bool:

@@ -19,7 +19,7 @@ class Unknown(Enum):
 
 
 class _Periodic(NamedTuple):
-    """Element at offset `base + (k * B + i) * period + r` of a memory, r < period, belongs to example i of B."""
+    """Byte `base + (k * B + i) * period + r` of a memory, r < period, belongs to example i of B."""
 
     storage: StorageWeakRef  # as long as this is there, no other memory has its address
     base: int
@@ -53,8 +53,9 @@ class Labels:
         if isinstance(label, Unknown):
             self._found[_address(x)] = (storage, label)
         else:
-            period = label.inner * max(1, x.stride(label.dim))
-            self._found[_address(x)] = _Periodic(storage, x.storage_offset(), period)
+            size = x.element_size()
+            period = label.inner * max(1, x.stride(label.dim)) * size
+            self._found[_address(x)] = _Periodic(storage, x.storage_offset() * size, period)
 
     def write(self, x: Tensor, label: Pattern | Unknown | None) -> None:
         """Note that a tensor, which may be a part of one that was made before, got values of such examples."""
@@ -72,13 +73,13 @@ class Labels:
     def _read(self, x: Tensor, base: int, period: int) -> Pattern | Unknown:
         if self.examples == 1:
             return PLAIN._replace(inner=len(x)) if x.dim() else Unknown.MIXED
-        whole = period * self.examples
-        ways = [(stride, size, dim) for dim, (stride, size) in enumerate(zip(x.stride(), x.shape)) if size > 1]
+        whole, width = period * self.examples, x.element_size()
+        ways = [(stride * width, size, dim) for dim, (stride, size) in enumerate(zip(x.stride(), x.shape)) if size > 1]
         ways = sorted(way for way in ways if way[0] % whole)  # others lead to an element of the same example
         if not ways:
             return Unknown.MIXED  # of one example alone
         *inside, (stride, size, dim) = ways
-        offset = x.storage_offset() - base
+        offset = x.storage_offset() * width - base
         unit = min(stride, period)
         inner = period // unit
         regular = stride <= period and period % unit == 0 and size % (inner * self.examples) == 0

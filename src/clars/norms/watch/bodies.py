@@ -12,12 +12,15 @@ from torch.nn import functional as F
 def prelu(input: Tensor, weight: Tensor) -> Tensor:
     """Do as torch.nn.functional.prelu: input [B, C, ...], weight [C] or [1]."""
     slope = weight.reshape(-1, *[1] * (input.dim() - 2)) if input.dim() > 1 else weight
-    return torch.where(input >= 0, input, slope * input)
+    return torch.where(input > 0, input, slope * input)
 
 
 def rms_norm(input: Tensor, normalized_shape, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     """Do as torch.nn.functional.rms_norm: input [B, ..., *normalized_shape], weight of that shape."""
-    return F.rms_norm(input, normalized_shape, None, eps) * weight
+    if input.dtype not in (torch.float16, torch.bfloat16) or weight.dtype != input.dtype:
+        return F.rms_norm(input, normalized_shape, None, eps) * weight
+    eps = torch.finfo(torch.float32).eps if eps is None else eps
+    return (F.rms_norm(input.float(), normalized_shape, None, eps) * weight.float()).to(input.dtype)  # rounded once
 
 
 MADE_OF_OTHERS = {F.prelu: prelu, torch.prelu: prelu, F.rms_norm: rms_norm, torch.rms_norm: rms_norm}

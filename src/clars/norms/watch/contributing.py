@@ -125,6 +125,12 @@ def is_simple(operand: Operand | None) -> bool:
     return preserving and not any(parameter.accumulator.several for parameter in parameters_of(operand))
 
 
+def are_simple(operands: Sequence[Operand | None]) -> bool:
+    """Tell whether all operands of a call are simple, and no parameter is in two of them."""
+    every = [parameter for operand in operands for parameter in parameters_of(operand)]
+    return len(set(every)) == len(every) and all(map(is_simple, operands))
+
+
 def add_squares(ctx, squares: Sequence[Tensor | None], asked: Asked, examples: int) -> list[Tensor | None]:
     """Add to each accumulator the joint squares of its simple operands; return the gradients of the leaves, if any."""
     gradients = []

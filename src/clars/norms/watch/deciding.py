@@ -11,6 +11,7 @@ from clars.errors import UnsupportedLayerError
 from clars.norms.owners import Labels, Pattern, Unknown, read
 from clars.norms.rules import CALLS, input_of
 from clars.norms.rules.rule import LayerCall, NoBatchError
+from clars.norms.rules.synchronised import scale_and_shift
 from clars.norms.watch.decisions import Decision, Way, without
 from clars.norms.watch.tensor_functions import ELEMENTWISE, JOINS, MEETINGS, PRODUCTS
 
@@ -84,6 +85,8 @@ class Deciding:
         """Tell whether the rule of a function takes such a call."""
         if find(pattern)(input_of(func, args, kwargs)) is not None:
             return False
+        if func in (F.instance_norm, scale_and_shift):  # made of others, and it may change buffers
+            return pattern.dim == 0
         try:
             with torch.no_grad():
                 call = CALLS[func](find(pattern), *args, **kwargs)

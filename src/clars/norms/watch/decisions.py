@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from torch import Tensor
@@ -64,16 +64,24 @@ class Decisions:
         self._of: dict[Hashable, dict[Hashable, list[Decision]]] = {}
         self._present: dict[Hashable, list[Decision]] = {}
         self._assumed: dict[Hashable, Decision] = {}
+        self._stale: set[Hashable] = set()
+        self._signature: Hashable = None
 
     def begin(self, signature: Hashable) -> bool:
         """Begin a forward with inputs of such sizes; tell whether one has been followed before."""
-        known = signature in self._of
+        known = signature in self._of and signature not in self._stale
+        self._stale.discard(signature)
+        self._signature = signature
         self._present = self._of.setdefault(signature, {})
         return known
 
     def forget(self) -> None:
-        """Have all forwards followed anew."""
-        self._of.clear()
+        """Have all forwards followed anew; what was found stays true."""
+        self._stale = set(self._of)
+
+    def failed(self) -> None:
+        """Have forwards like the one that was followed last followed anew, as it did not come to its end."""
+        self._stale.add(self._signature)
 
     def assume(self, call: Hashable, decision: Decision) -> None:
         """Note how a call is taken to be made that was not there when its forward was followed; follow the next."""
@@ -85,23 +93,46 @@ class Decisions:
         assumed = self._assumed.pop(call, decision)
         return (assumed.way, assumed.pattern) != (decision.way, decision.pattern)
 
-    def add(self, call: Hashable, count: int, decision: Decision) -> None:
-        """Note how the how-manieth of calls that are alike is made."""
+    def add(self, call: Hashable, count: int | None, decision: Decision) -> None:
+        """Note how the how-manieth of calls that are alike is made; None where others are not counted like it."""
         for key in ((call, count), call):
             found = self._present.setdefault(key, [])
             if decision not in found:
                 found.append(decision)
 
     def of(self, call: Hashable, count: int, others: Sequence[Tensor], examples: int) -> Decision | None:
-        """Return how a call was found to be made; None where that is not known.
-
-        In a part that is recomputed counts are others, and all calls that are alike must be made alike.
-        """
+        """Return how a call was found to be made; None where that is not known."""
         for key in ((call, count), call):
             found = [decision for decision in self._present.get(key, ()) if decision.fits(others, examples)]
             if len(found) == 1:
                 return found[0]
         return None
+
+    def like(self, call: Hashable, others: Sequence[Tensor], examples: int) -> Decision | None:
+        """Return how calls that differ in other sizes alone were made, where that leaves one way."""
+        found = {
+            each for present in self._of.values() for each in present.get(call, ()) if each.way is not Way.EXPRESSION
+        }
+        if len({(each.way, each.at, each.pattern, each.outputs, each.dimensions) for each in found}) != 1:
+            return None
+        decision = found.pop()
+        if not 0 <= decision.at < len(others) or not decision.pattern.fits(others[decision.at].shape, examples):
+            return None
+        rest = without(others[decision.at].shape, decision.pattern.dim)
+        return None if any(size % examples == 0 for size in rest) else replace(decision, rest=rest)
+
+    def of_recomputed(self, call: Hashable, others: Sequence[Tensor], examples: int) -> Decision | None:
+        """Do the same for a part that is recomputed, of any forward before, where calls are counted anew.
+
+        What nothing of the batch enters can be told from others by its gradients.
+        """
+        every = [decision for present in self._of.values() for decision in present.get(call, ())]
+        found = list(dict.fromkeys(decision for decision in every if decision.fits(others, examples)))
+        expressions = [decision for decision in found if decision.way is Way.EXPRESSION]
+        if expressions and len(found) > 1:
+            differentiated = any(value.requires_grad for value in others)
+            found = [each for each in found if (each.way is Way.EXPRESSION) != differentiated]
+        return found[0] if len(found) == 1 else None
 
 
 class Counted:

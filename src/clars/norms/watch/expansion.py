@@ -75,7 +75,7 @@ class _Expansion(torch.autograd.Function):
         asked = contributing.enter(ctx, examples, nodes)
         leaves: list = []
         with where.without_autocast(gradients[0]):
-            if ctx.compiled or all(map(contributing.is_simple, ctx.operands)):
+            if ctx.compiled or contributing.are_simple(ctx.operands):
                 rows = asked.measure.rows
                 squares = [asked.measure.squared(_each(g, *how, rows)) for g, how in zip(gradients, ctx.targets)]
                 leaves = contributing.add_squares(ctx, squares, asked, examples)

@@ -113,13 +113,17 @@ def _forward(watch: Watch, module: nn.Module, args: tuple, kwargs: dict):
         labels = tracker.follow(module, (*args, *kwargs.values()))
         if labels is not None:
             interception.follow(labels)
+    ended = False
     try:
         with interception, nullcontext() if labels is None else Following(labels):
             y = plain(*args, **kwargs)
         if not where.is_compiling() and torch.is_grad_enabled():
             interception.refuse_returned(y)
+        ended = True
     finally:
         tracker.end_watching()
+        if labels is not None and (not ended or interception.refused):
+            tracker.decisions.failed()
     if not where.is_compiling() and interception.refused:
         tracker.refuse(interception.refused)
     return y

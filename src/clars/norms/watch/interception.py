@@ -24,6 +24,7 @@ from clars.norms.watch.modules import FunctionCall
 from clars.norms.watch.repeated_call import recognisable
 from clars.norms.watch.slow_call import slowly
 from clars.norms.watch.tensor_functions import (
+    ELEMENTWISE,
     EXPANSIONS,
     LOOKS_AT_SECOND,
     STACKS,
@@ -163,26 +164,38 @@ class Interception(TorchFunctionMode):
         names = tuple(f"{each.layer} {each.name}" for each in parameters)
         layers = tuple(dict.fromkeys(each.layer for each in parameters))
         call = (func, names, tuple(value.dim() for value in others))
-        count = self.counted(call)
         decisions, examples = self.tracker.decisions, self.tracker.examples
         if self.decide is not None:
             decision = self.decide(func, args, kwargs, others, layers, lambda found: _Find(self, found))
+            decisions.add(call, self.counted(call) if torch.is_grad_enabled() else None, decision)
             if decisions.contradicts(call, decision):
                 raise UnsupportedLayerError(dict.fromkeys(layers, CONTRADICTED))
-            decisions.add(call, count, decision)
             return decision
         if examples is None or self.tracker.unfollowed:
             return self._assumed(func, others)
-        decision = decisions.of(call, count, others, examples)
+        if torch._C._current_graph_task_id() != -1:
+            decision = decisions.of_recomputed(call, others, examples)
+        else:
+            decision = decisions.of(call, self.counted(call), others, examples)
         if decision is not None:
             return decision
-        assumed = self._assumed(func, others)
-        decisions.assume(call, assumed)
-        if others[0].dim() and len(others[0]) == examples:
-            return assumed
+        decision = decisions.like(call, others, examples)
+        if decision is None and self._is_plain(func, others, examples):
+            decision = self._assumed(func, others)
+        if decision is not None:
+            decisions.assume(call, decision)
+            return decision
+        decisions.forget()
         shapes = " and ".join(str(tuple(value.shape)) for value in others)
         problem = ANOTHER_WAY.format(name=name_of(func), shapes=shapes)
         raise UnsupportedLayerError(dict.fromkeys(layers, problem))
+
+    @staticmethod
+    def _is_plain(func, others: Sequence[Tensor], examples: int) -> bool:
+        """Tell whether a call can have the examples in dimension 0 alone, where it was not there to be followed."""
+        shape = others[0].shape
+        known = func in CALLS or func in ELEMENTWISE
+        return known and len(shape) > 0 and shape[0] == examples and not any(size % examples == 0 for size in shape[1:])
 
     def _assumed(self, func, others: Sequence[Tensor]) -> Decision:
         """Return how a call is made where nothing was followed: dimension 0 is the batch."""

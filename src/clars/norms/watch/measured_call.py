@@ -60,7 +60,7 @@ def _natively(call: LayerCall, pattern: Pattern) -> tuple[Tensor | None, NativeC
     """Make the call by a layer in C++; None where there is none for it, or what it measures is not the whole use."""
     rule, x, weight, bias, parameters, _ = call
     every = [parameter for parameter in parameters if parameter is not None]
-    if not all(isinstance(each, TrackedParameter) for each in every):
+    if not all(isinstance(each, TrackedParameter) for each in every) or len(set(every)) < len(every):
         return None, None
     accumulators = contributing.accumulators_of(every)
     if any(each.several or each.waits() for each in accumulators):
@@ -123,7 +123,7 @@ class _MeasuredCall(torch.autograd.Function):
         nodes = [] if ctx.compiled else [node for node, _ in ctx.next_functions[1:3]]
         asked = contributing.enter(ctx, examples, nodes)
         measure = asked.measure.of_rows(ctx.rows)
-        simple = ctx.compiled or not asked.accumulators or all(map(contributing.is_simple, ctx.operands))
+        simple = ctx.compiled or not asked.accumulators or contributing.are_simple(ctx.operands)
         leaves: list = []
         with where.without_autocast(gy), native.suspended() if ctx.compiled else nullcontext():
             got = ctx.rule.backward(gy, x, weight, saved, needs, measure if simple else None)

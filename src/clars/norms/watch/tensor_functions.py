@@ -112,8 +112,6 @@ MEETINGS = (
     Tensor.__pow__,
     Tensor.__rtruediv__,
     Tensor.__rdiv__,
-    Tensor.masked_fill,
-    torch.masked_fill,
     *PRODUCTS,
 )
 
