@@ -279,9 +279,7 @@ def test_the_slow_rule_says_so(name):
 def test_the_share_of_the_time_is_told_after_ten_steps():
     model, x = made("RNN")
     _norms = tracked(model)
-    with pytest.warns(
-        UserWarning, match=r"slow exact rule took \d+% of the time of the last 10 steps, for 4 layers"
-    ):
+    with pytest.warns(UserWarning, match=r"slow exact rule took \d+% of the time of the last 10 steps, for 4 layers"):
         for _ in range(12):
             squared_loss(model, x).backward()
     with warnings.catch_warnings():

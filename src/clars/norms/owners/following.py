@@ -75,7 +75,7 @@ class Following(TorchDispatchMode):
             return
         found = self._found(func, args, kwargs, made, owned)
         for x, label in zip(made, found):
-            self.labels.put(x, label)
+            self.labels.put(x, label if x.numel() else None)
 
     def _written(self, func, args, x: Tensor, owned: list[tuple[Tensor, Pattern | Unknown]]) -> None:
         """Note where the examples are in a tensor that an operator has written into."""

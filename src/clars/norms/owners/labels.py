@@ -47,7 +47,7 @@ class Labels:
 
     def put(self, x: Tensor, label: Pattern | Unknown | None) -> None:
         """Note where the examples of a tensor are, and with them those of all that shares its memory."""
-        if label is None or x.numel() == 0 or not has_memory(x):
+        if label is None or not has_memory(x):
             return
         storage = StorageWeakRef(x.untyped_storage())
         if isinstance(label, Unknown):

@@ -9,6 +9,7 @@ for, after what tells which tensors are tracked parameters.
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from clars.norms.rules import (
     bilinear,
@@ -34,6 +35,8 @@ KINDS = (
     synchronised,
 )
 CALLS: dict[Callable, Callable] = {function: call for kind in KINDS for function, call in kind.CALLS.items()}
+# Functions whose input may have the batch in another dimension than the first.
+SEQUENCES = {F.layer_norm, *linear.CALLS, *matmul.CALLS, *bilinear.CALLS, *embedding.CALLS}
 INPUTS = {**matmul.INPUTS, **bilinear.INPUTS}  # the place and name of the activations, where not the first argument's
 
 

@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 from clars.errors import UnsupportedLayerError
 from clars.native import where
 from clars.norms.owners import PLAIN, Labels, Pattern
-from clars.norms.rules import CALLS
+from clars.norms.rules import CALLS, SEQUENCES
 from clars.norms.rules.rule import LayerCall
 from clars.norms.watch import bodies, compiling
 from clars.norms.watch.accumulator import Accumulator
@@ -158,6 +158,9 @@ class Interception(TorchFunctionMode):
         tensors = list(tensors_of((args, kwargs)))
         operands = [found for value in tensors if (found := self.operand(value)) is not None]
         others = [value for value in tensors if self.operand(value) is None]
+        apart = [each.layer for each in operands if is_distributed(each.tensor)]
+        if apart:  # fully_shard has put parts together by now
+            raise UnsupportedLayerError(dict.fromkeys(apart, DISTRIBUTED))
         if not others:
             return Decision(Way.EXPRESSION)
         parameters = [parameter for operand in operands for parameter in parameters_of(operand)]
@@ -165,6 +168,8 @@ class Interception(TorchFunctionMode):
         layers = tuple(dict.fromkeys(each.layer for each in parameters))
         call = (func, names, tuple(value.dim() for value in others))
         decisions, examples = self.tracker.decisions, self.tracker.examples
+        if others[0].numel() == 0 and others[0].shape[0] == examples:  # what is empty can be whose it likes
+            return self._assumed(func, others)
         if self.decide is not None:
             decision = self.decide(func, args, kwargs, others, layers, lambda found: _Find(self, found))
             decisions.add(call, self.counted(call) if torch.is_grad_enabled() else None, decision)
@@ -194,8 +199,10 @@ class Interception(TorchFunctionMode):
     def _is_plain(func, others: Sequence[Tensor], examples: int) -> bool:
         """Tell whether a call can have the examples in dimension 0 alone, where it was not there to be followed."""
         shape = others[0].shape
-        known = func in CALLS or func in ELEMENTWISE
-        return known and len(shape) > 0 and shape[0] == examples and not any(size % examples == 0 for size in shape[1:])
+        if not shape or shape[0] != examples or not (func in CALLS or func in ELEMENTWISE):
+            return False
+        among = shape[1:] if func in ELEMENTWISE else shape[1:-1] if func in SEQUENCES else ()
+        return not any(size % examples == 0 for size in among)
 
     def _assumed(self, func, others: Sequence[Tensor]) -> Decision:
         """Return how a call is made where nothing was followed: dimension 0 is the batch."""
@@ -355,8 +362,6 @@ class _Find:
 
     def __call__(self, tensor: Tensor | None) -> Operand | None:
         operand = self.interception.operand(tensor)
-        if operand is not None and is_distributed(operand.tensor):
-            raise UnsupportedLayerError({operand.layer: DISTRIBUTED})  # fully_shard has put parts together by now
         for parameter in parameters_of(operand):
             parameter.accumulator.measured.add(parameter.name)
         return operand
