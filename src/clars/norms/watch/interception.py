@@ -184,6 +184,8 @@ class Interception(TorchFunctionMode):
             decision = decisions.of(call, self.counted(call), others, examples)
         if decision is not None:
             return decision
+        if examples == 1 and func in CALLS and others[0].dim():  # all of it is the one example's
+            return Decision(Way.LAYER, pattern=PLAIN._replace(inner=len(others[0])))
         decision = decisions.like(call, others, examples)
         if decision is None and self._is_plain(func, others, examples):
             decision = self._assumed(func, others)
