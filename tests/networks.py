@@ -14,6 +14,19 @@ import clars
 PIXELS, EXAMPLES, CLASSES = 64, 8, 10
 
 
+class Uses(nn.Module):
+    """Calls a function with itself and the input; what it holds is given by name."""
+
+    def __init__(self, function, **held):
+        super().__init__()
+        self.function = function
+        for name, value in held.items():
+            setattr(self, name, value)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
 class Volume(nn.Module):
     """Convolutions in one and in three dimensions, with a picture's rows, or its channels, as the last one."""
 

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from losses import squared_loss
+from networks import Uses
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -12,19 +13,6 @@ from torch.utils.checkpoint import checkpoint
 import clars
 
 B = 3
-
-
-class Uses(nn.Module):
-    """Calls a function with itself and the input; what it holds is given by name."""
-
-    def __init__(self, function, **held):
-        super().__init__()
-        self.function = function
-        for name, value in held.items():
-            setattr(self, name, value)
-
-    def forward(self, x):
-        return self.function(self, x)
 
 
 class Tied(nn.Module):

@@ -5,23 +5,11 @@ import copy
 import pytest
 import torch
 from losses import squared_loss
+from networks import Uses
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import clars
-
-
-class Calls(nn.Module):
-    """Calls a function with itself and the input; what it holds is given by name."""
-
-    def __init__(self, function, **held):
-        super().__init__()
-        self.function = function
-        for name, value in held.items():
-            setattr(self, name, value)
-
-    def forward(self, x):
-        return self.function(self, x)
 
 
 def layers(**more):
@@ -54,7 +42,7 @@ def test_a_layer_that_is_dropped_at_random(times):
         h = self.a(x.transpose(0, 1))
         return (h + self.b(h.tanh()) if self.on else h).mean(0)
 
-    model, norms = tracked(Calls(forward, b=nn.Linear(4, 4), on=False, **layers()))
+    model, norms = tracked(Uses(forward, b=nn.Linear(4, 4), on=False, **layers()))
     x = double(3, times, 4)
     refused = 0
     for step in range(8):
@@ -72,7 +60,7 @@ def test_a_head_without_a_rule_that_is_turned_on_later():
         h = self.a(x).tanh()
         return h[:, :3] + torch.einsum("bd,dh->bh", h, self.w) if self.on else h[:, :3]
 
-    model, norms = tracked(Calls(forward, w=nn.Parameter(torch.randn(4, 3)), on=False, a=nn.Linear(4, 4)))
+    model, norms = tracked(Uses(forward, w=nn.Parameter(torch.randn(4, 3)), on=False, a=nn.Linear(4, 4)))
     x = double(4, 4)
     take(model, norms, x)
     model.on = True
@@ -87,7 +75,7 @@ def test_after_a_refusal_the_next_forward_is_refused_as_well():
     def forward(self, x):
         return torch.stack([self.o(self.a(each).tanh()).mean(0) for each in x])
 
-    model, norms = tracked(Calls(forward, **layers()))
+    model, norms = tracked(Uses(forward, **layers()))
     for _ in range(3):
         with pytest.raises(clars.UnsupportedLayerError, match="cannot be told"):
             take(model, norms, double(4, 4, 4))
@@ -100,7 +88,7 @@ def test_after_an_error_the_next_forward_is_followed():
             raise MemoryError
         return self.o(h.transpose(0, 1)).tanh().mean(0)
 
-    model, norms = tracked(Calls(forward, fails=True, **layers()))
+    model, norms = tracked(Uses(forward, fails=True, **layers()))
     x = double(4, 4, 4)
     with pytest.raises(MemoryError):
         model(x)
@@ -114,9 +102,9 @@ def test_one_parameter_twice_in_one_call():
         first, last = (self.c.expand(len(x), -1, -1) for _ in range(2))
         return self.o(torch.cat([first, x, last], 1)).tanh().mean(1)
 
-    model, norms = tracked(Calls(forward, c=nn.Parameter(torch.randn(1, 1, 4)), o=nn.Linear(4, 3)))
+    model, norms = tracked(Uses(forward, c=nn.Parameter(torch.randn(1, 1, 4)), o=nn.Linear(4, 3)))
     take(model, norms, double(3, 2, 4))
-    twice = Calls(lambda self, x: nn.functional.layer_norm(x, (4,), self.p, self.p), p=nn.Parameter(torch.randn(4)))
+    twice = Uses(lambda self, x: nn.functional.layer_norm(x, (4,), self.p, self.p), p=nn.Parameter(torch.randn(4)))
     take(*tracked(twice), double(3, 2, 4))
 
 
@@ -131,7 +119,7 @@ def test_one_parameter_twice_in_one_call():
     ids=["FNet", "rotary", "padded"],
 )
 def test_what_moves_examples(function, examples):
-    model = Calls(lambda self, x: self.o(function(x)).tanh().mean(1), o=nn.Linear(4, 3))
+    model = Uses(lambda self, x: self.o(function(x)).tanh().mean(1), o=nn.Linear(4, 3))
     take(*tracked(model), double(examples, 6, 4))
 
 
@@ -145,7 +133,7 @@ def test_what_moves_examples(function, examples):
     ids=["rolled", "put elsewhere", "summed in place"],
 )
 def test_what_mixes_examples_is_refused(function):
-    model, _norms = tracked(Calls(function, o=nn.Linear(4, 3)))
+    model, _norms = tracked(Uses(function, o=nn.Linear(4, 3)))
     with pytest.raises(clars.UnsupportedLayerError, match="cannot be told"):
         model(double(4, 4))
 
@@ -166,7 +154,7 @@ def test_a_checkpointed_cell_whose_first_state_is_nobodys():
             h = checkpoint(self.cell, x[:, t], h, use_reentrant=False)
         return self.o(h)
 
-    model, norms = tracked(Calls(forward, cell=Cell(), o=nn.Linear(4, 3)))
+    model, norms = tracked(Uses(forward, cell=Cell(), o=nn.Linear(4, 3)))
     for _ in range(2):
         take(model, norms, double(3, 4, 4))
 
@@ -177,13 +165,13 @@ def test_a_call_without_gradients_before_one_with():
             centre = self.a(self.anchors).mean(0)
         return self.o((self.a(x) - centre).tanh())
 
-    model, norms = tracked(Calls(forward, anchors=nn.Buffer(torch.randn(5, 4)), **layers()))
+    model, norms = tracked(Uses(forward, anchors=nn.Buffer(torch.randn(5, 4)), **layers()))
     for _ in range(3):
         take(model, norms, double(3, 4))
 
 
 def test_one_example_with_any_number_of_rows():
-    model = Calls(lambda self, x: self.o(x[x.sum(-1) > 0].tanh()).sum(0, keepdim=True), o=nn.Linear(4, 3))
+    model = Uses(lambda self, x: self.o(x[x.sum(-1) > 0].tanh()).sum(0, keepdim=True), o=nn.Linear(4, 3))
     model, norms = tracked(model)
     for _ in range(4):
         take(model, norms, double(1, 6, 4))
@@ -195,7 +183,7 @@ def test_one_example_with_any_number_of_rows():
 @pytest.mark.filterwarnings("ignore:No fast rule", "ignore:Sparse")
 def test_odd_operands(function):
     held = {"m": nn.Buffer(torch.eye(4, dtype=torch.double).to_sparse()), "p": nn.Parameter(torch.randn(()))}
-    take(*tracked(Calls(function, o=nn.Linear(4, 3), **held)), double(3, 4))
+    take(*tracked(Uses(function, o=nn.Linear(4, 3), **held)), double(3, 4))
 
 
 @pytest.mark.parametrize(
