@@ -138,6 +138,27 @@ def test_what_mixes_examples_is_refused(function):
         model(double(4, 4))
 
 
+def test_batch_statistics_by_hand():
+    """As for a layer of torch: the contribution of an example is what flows through its position."""
+
+    def by_hand(self, x):
+        y = self.a(x)
+        normal = (y - y.mean(0)) / (y.var(0, unbiased=False) + self.norm.eps).sqrt()
+        return self.o(normal * self.norm.weight + self.norm.bias)
+
+    held = layers(norm=nn.BatchNorm1d(4))
+    model, norms = tracked(Uses(by_hand, **held))
+    twin, expected = tracked(Uses(lambda self, x: self.o(self.norm(self.a(x))), **copy.deepcopy(held)))
+    x = double(5, 4)
+    for each in (model, twin, model, twin):
+        each.zero_grad()
+        squared_loss(each, x).backward()
+    for name, value in expected.sums().items():
+        if name != "norm":  # whose parameters are two layers by hand
+            torch.testing.assert_close(norms.sums()[name], value, rtol=1e-9, atol=1e-12)
+    assert norms.sums().keys() == expected.sums().keys()
+
+
 class Cell(nn.Module):
     def __init__(self):
         super().__init__()

@@ -91,13 +91,15 @@ class Following(TorchDispatchMode):
 
     def _found(self, func, args, kwargs, made: list[Tensor], owned) -> list[Pattern | Unknown | None]:
         kind = func.overloadpacket
-        if any(label is Unknown.MIXED for _, label in owned):
-            return [Unknown.MIXED] * len(made)
         if _is_elementwise(func) or kind in COPIES:
             return [elementwise(owned, x) for x in made]
+        if kind in NORMALISATIONS and isinstance(self.labels.of(args[0]), Pattern):
+            return [self.labels.of(args[0]) if x.shape == args[0].shape else Unknown.MIXED for x in made]
+        if any(label is Unknown.MIXED for _, label in owned):
+            return [Unknown.MIXED] * len(made)
         if "scaled_dot_product" in kind.__name__:
             return [self._attended(owned, x) for x in made]
-        if kind in NORMALISATIONS or torch.Tag.nondeterministic_seeded in func.tags:
+        if torch.Tag.nondeterministic_seeded in func.tags:
             first = args[0]
             alike = [x.shape == first.shape or x.shape[:-1] == first.shape[:-1] for x in made]
             return [self.labels.of(first) if same else Unknown.MIXED for same in alike]
@@ -188,16 +190,24 @@ class Following(TorchDispatchMode):
 
 
 def elementwise(owned: Iterable[tuple[Tensor, Pattern | Unknown]], x: Tensor) -> Pattern | Unknown | None:
-    """Return where the examples are in x, which was formed element by element from operands, broadcast against it."""
-    found = set()
+    """Return where the examples are in x, which was formed element by element from operands, broadcast against it.
+
+    What is mixed and the same for all examples, such as a statistic of the batch, leaves each in its position.
+    """
+    found, mixed = set(), []
     for operand, label in owned:
         if isinstance(label, Unknown):
-            return label
-        found.add(label._replace(dim=label.dim + x.dim() - operand.dim()))
+            mixed.append(operand)
+        else:
+            found.add(label._replace(dim=label.dim + x.dim() - operand.dim()))
     if len(found) != 1:
-        return Unknown.MIXED if found else None
+        return Unknown.MIXED if found or mixed else None
     (label,) = found
-    return label if label.dim >= 0 and x.shape[label.dim] % label.rows == 0 else Unknown.MIXED
+    if label.dim < 0 or x.shape[label.dim] % label.rows != 0:
+        return Unknown.MIXED
+    within = [label.dim - (x.dim() - operand.dim()) for operand in mixed]
+    same = all(dim < 0 or operand.shape[dim] == 1 for dim, operand in zip(within, mixed))
+    return label if same else Unknown.MIXED
 
 
 def tensors(values: Iterable) -> Iterator[Tensor]:

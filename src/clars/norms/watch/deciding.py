@@ -59,7 +59,7 @@ class Deciding:
         if word is not None and func in CALLS and found:
             at = found[0][0]
             patterns = [(at, read(word, others[at].shape, self.labels.examples))]
-        elif any(label is Unknown.MIXED for _, label in found):
+        elif any(label is Unknown.MIXED for _, label in found) and (not patterns or func in CALLS):
             raise UnsupportedLayerError(dict.fromkeys(layers, MIXED))
         if not patterns:
             if found and func is F.embedding_bag:  # with offsets, of bags that need not be as many

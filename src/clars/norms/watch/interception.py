@@ -158,11 +158,11 @@ class Interception(TorchFunctionMode):
         tensors = list(tensors_of((args, kwargs)))
         operands = [found for value in tensors if (found := self.operand(value)) is not None]
         others = [value for value in tensors if self.operand(value) is None]
-        apart = [each.layer for each in operands if is_distributed(each.tensor)]
-        if apart:  # fully_shard has put parts together by now
-            raise UnsupportedLayerError(dict.fromkeys(apart, DISTRIBUTED))
         if not others:
             return Decision(Way.EXPRESSION)
+        if any(map(is_distributed, others)):  # fully_shard has put parts together by now
+            apart = [each.layer for each in operands if is_distributed(each.tensor)]
+            raise UnsupportedLayerError(dict.fromkeys(apart or [operands[0].layer], DISTRIBUTED))
         parameters = [parameter for operand in operands for parameter in parameters_of(operand)]
         names = tuple(f"{each.layer} {each.name}" for each in parameters)
         layers = tuple(dict.fromkeys(each.layer for each in parameters))
