@@ -212,7 +212,11 @@ def test_odd_operands(function):
     [
         (nn.PReLU(), torch.tensor([[0.0, 1.0], [-1.0, 2.0]])),
         (nn.InstanceNorm1d(4, affine=True, track_running_stats=True), torch.randn(3, 4, 5)),
-        (nn.RMSNorm(8).bfloat16(), torch.randn(64, 8, dtype=torch.bfloat16)),
+        pytest.param(
+            nn.RMSNorm(8).bfloat16(),
+            torch.randn(64, 8, dtype=torch.bfloat16),
+            marks=pytest.mark.skipif(torch.__version__ < (2, 11), reason="older torch rounds twice"),
+        ),
     ],
     ids=["PReLU of zeros", "running statistics", "RMSNorm in bfloat16"],
 )

@@ -103,6 +103,8 @@ class _MeasuredCall(torch.autograd.Function):
     def forward(ctx, rule, operands, rows, x, weight, bias, *leaves):
         with native.suspended() if leaves else nullcontext():
             y, saved = rule.forward(x, weight, bias)
+        if y._is_view():  # which older torch lets nobody change in place
+            y = torch.ops.aten._unsafe_view(y, y.shape)
         contributing.start(ctx, operands, leaves)
         ctx.rule, ctx.rows = rule, rows
         ctx.plain = [None if isinstance(value, Tensor) else value for value in saved]
