@@ -375,7 +375,9 @@ def test_autocast(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_by_the_kernels(name):
-    """In float32, where layers in C++ take over after the first step."""
+    """In float32, by layers in C++ where there are some."""
+    if name == "set in place" and torch.__version__ < (2, 11):
+        pytest.skip("older torch takes what a layer in C++ puts out for a view, which nobody may change in place")
     model, x = made(name)
     expected = clars.oracle.example_norms(model, squared_loss, x)
     model, x = model.float(), x.float() if x.is_floating_point() else x
