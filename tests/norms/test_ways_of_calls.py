@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import clars
+from clars.norms.watch.accumulator import Accumulator
 
 
 def layers(**more):
@@ -196,6 +197,31 @@ def test_one_example_with_any_number_of_rows():
     model, norms = tracked(model)
     for _ in range(4):
         take(model, norms, double(1, 6, 4))
+
+
+def test_results_of_which_some_are_nobodys():
+    def forward(self, x):
+        wide, x = torch.broadcast_tensors(self.p, x)
+        return self.o(wide * x)
+
+    model, _norms = tracked(Uses(forward, p=nn.Parameter(torch.randn(1, 4)), o=nn.Linear(4, 3)))
+    with pytest.raises(clars.UnsupportedLayerError, match="broadcast_tensors, of whose results only some"):
+        model(double(5, 4))
+
+
+def test_what_is_used_once_is_not_kept_back(monkeypatch):
+    """Under autocast layers in C++ leave it to Python, and were taken for a use that waits."""
+    kept_back = []
+    monkeypatch.setattr(Accumulator, "defer", lambda self, name, part: kept_back.append((self.layer, name)))
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    _norms, x = clars.ExampleNorms(model), torch.randn(4, 8)
+    for _ in range(3):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = model(x)
+        y.float().square().sum().backward()
+    for _ in range(2):
+        model(x).square().sum().backward()
+    assert not kept_back
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet, WeakValueDictionary
 
 import torch
@@ -64,6 +64,14 @@ class Use:
     __slots__ = ("__weakref__",)
 
 
+class Made(NamedTuple):
+    """A call that a layer in C++ has made: by which rule, with how many rows for an example, and of what operands."""
+
+    rule: Any
+    rows: int
+    operands: tuple
+
+
 class Registry:
     """The accumulators there are, by the numbers under which functions in C++ and compiled graphs know them.
 
@@ -109,9 +117,8 @@ class Accumulator:
         self._uses_in_pass = 0
         self._parts: dict[str, list[Part]] = {}
         self._parts_of: tuple[Measure, int, int] | None = None  # what is measured of how many examples, in blocks
-        self.rows = 1  # of an example, in the last call by a layer in C++
-        self.called = False  # whether such a call may still wait for its backward pass
-        self.made_by: tuple | None = None  # the rule of such a call, an example's rows, and its operands
+        self.made_by: Made | None = None  # how the last call by a layer in C++ came about
+        self.called = False  # whether it may still wait for its backward pass
         self.measured: set[str] = set()  # local names of the parameters that ever entered a rule
         self.compiled_twice = False  # an error in the midst of a compilation would only send parts of it to Python
         self.entries: list[PassSquares] = []
@@ -182,6 +189,15 @@ class Accumulator:
         current = self.current
         measured = len(squares) if current.blocks > 1 else current.examples
         self.entries.append(PassSquares(squares, current.blocks, measured, current.estimator.group))
+
+    @property
+    def rows(self) -> int:
+        """How many rows an example has in the last call by a layer in C++."""
+        return self.made_by.rows
+
+    def call_natively(self, made: Made) -> None:
+        """Note that a layer in C++ has made a call."""
+        self.made_by, self.called = made, True
 
     def waits(self) -> bool:
         """Tell whether a use of the layer may wait for its backward pass, other than what is recomputed in one."""

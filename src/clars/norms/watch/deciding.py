@@ -112,6 +112,10 @@ class Deciding:
         for label, x in zip(labels, made):
             if isinstance(label, Unknown) and x.dtype.is_floating_point:
                 raise UnsupportedLayerError(dict.fromkeys(layers, MIXED))
+        nobodys = [x for label, x in zip(labels, made) if label is None and x.dtype.is_floating_point]
+        if nobodys and len(nobodys) < len(made):
+            problem = f"uses its parameters in {name_of(func)}, of whose results only some are of examples."
+            raise UnsupportedLayerError(dict.fromkeys(layers, problem))
         return tuple(label if isinstance(label, Pattern) else None for label in labels), made[0].dim()
 
 
@@ -122,7 +126,7 @@ def _can_meet(func, args, kwargs, outputs: Sequence[Pattern | None], dimensions:
     if func in PRODUCTS:
         if any(value.dim() < 2 for value in _tensors((args, kwargs))):
             return False
-        return outputs[0] is None or outputs[0].dim < dimensions - 2
+        return outputs[0].dim < dimensions - 2
     return func not in JOINS or dim_of(args, kwargs) % dimensions != outputs[0].dim
 
 

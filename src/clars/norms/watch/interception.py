@@ -44,8 +44,6 @@ ANOTHER_WAY = (
     "is called in another way, by {name} with inputs of shapes {shapes}, than in the forward in which its examples "
     "were found; the next forward finds them anew. Take this step again."
 )
-
-
 RETURNED = (
     "is returned by the forward, so that what each example contributes to it is decided outside. Let it meet the batch "
     "within the forward."
@@ -303,8 +301,8 @@ class Interception(TorchFunctionMode):
         if call.x.dim() and call.x.shape[pattern.dim] == 0:  # a batch without an example
             return func(*args, **kwargs)
         y, native_call = measured(call, pattern)
-        owner = next((each for each in call.parameters if each is not None), None)
-        if native_call is not None and isinstance(owner, TrackedParameter):
+        if native_call is not None:
+            owner = next(each for each in call.parameters if each is not None)
             values = (*args, *kwargs.values())
             owner.last_call = recognisable(func, values, tuple(kwargs), call, native_call)
         return y
@@ -312,8 +310,6 @@ class Interception(TorchFunctionMode):
     def _meeting(self, decision: Decision, func, args, kwargs):
         """Make a call in which parameters are broadcast over the examples."""
         (pattern,), examples = decision.outputs, self.tracker.examples or _length(args, kwargs)
-        if pattern is None:
-            return func(*args, **kwargs)
         dimensions = decision.dimensions
         if func in STACKS:  # what is stacked has a dimension less
             at = dim_of(args, kwargs) % dimensions

@@ -14,6 +14,7 @@ from clars.norms.owners import PLAIN, Pattern
 from clars.norms.rules.rule import LayerCall
 from clars.norms.watch import booking as booking  # its operators are what layers in C++ call
 from clars.norms.watch import contributing
+from clars.norms.watch.accumulator import Accumulator, Made
 from clars.norms.watch.tracked_parameter import TrackedParameter
 
 TWICE = (
@@ -31,6 +32,16 @@ class NativeCall(NamedTuple):
 
     layer: native.NativeLayer
     arguments: tuple  # weight, bias, the layer's number and those of two accumulators
+    accumulators: tuple[Accumulator, ...]  # these, each once
+    made: Made
+
+    def __call__(self, x: Tensor) -> Tensor | None:
+        """Make the call with an input."""
+        y = self.layer.operator(x, *self.arguments)
+        if y is not None:
+            for each in self.accumulators:
+                each.call_natively(self.made)
+        return y
 
 
 def measured(call: LayerCall, pattern: Pattern = PLAIN) -> tuple[Tensor, NativeCall | None]:
@@ -72,12 +83,11 @@ def _natively(call: LayerCall, pattern: Pattern) -> tuple[Tensor | None, NativeC
     layer = rule.native_layer(x, weight, accumulators[0].current.estimator.chooser, cut)
     if layer is None:
         return None, None
-    for each in accumulators:
-        each.rows, each.called, each.made_by = pattern.rows, True, (rule, pattern.rows, parameters)
-    numbers = (contributing.accumulators_of([each])[0].number if each is not None else 0 for each in parameters)
+    numbers = (0 if each is None else each.accumulator.number for each in parameters)
     arguments = (weight, bias, layer.number, *numbers)
-    y = layer.operator(x, *arguments)
-    return y, None if y is None else NativeCall(layer, arguments)
+    native_call = NativeCall(layer, arguments, tuple(accumulators), Made(rule, pattern.rows, parameters))
+    y = native_call(x)
+    return y, None if y is None else native_call
 
 
 def differentiable_once(backward: Callable) -> Callable:

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from clars.norms.methods.measure import Measure
 from clars.norms.rules.rule import LayerCall
-from clars.norms.watch.accumulator import Accumulator
 from clars.norms.watch.backward_pass import BackwardPass
 from clars.norms.watch.measured_call import NativeCall
 
@@ -16,17 +15,13 @@ LASTING = (Tensor, tuple, int, float, str, type(None))
 
 
 class RepeatedCall(NamedTuple):
-    """A function's call that a layer in C++ made. `others` are its arguments but for the first, by `ids` the same.
-
-    `users` are the accumulators of weight and bias.
-    """
+    """A function's call that a layer in C++ made. `others` are its arguments but for the first, by `ids` the same."""
 
     function: Callable
     others: Sequence
     ids: tuple[int, ...]
     keywords: tuple[str, ...]
     differentiated: tuple[bool, bool]
-    users: tuple[Accumulator, ...]
     native: NativeCall
     current: BackwardPass
     measure: Measure
@@ -34,15 +29,14 @@ class RepeatedCall(NamedTuple):
 
     def several(self) -> bool:
         """Tell whether an earlier use waits for its backward pass, so that this one is another of the same pass."""
-        return any(each.several or each.waits() for each in self.users)
+        return any(each.several or each.waits() for each in self.native.accumulators)
 
     def again(self, function: Callable, values: Sequence, keywords: tuple[str, ...]) -> Tensor | None:
         """Return the output where this is the same call again, with any input; None where all must be looked at anew.
 
         Long expressions and few calls: the functions that would read better are not in the cache when this runs.
         """
-        current, (layer, arguments) = self.current, self.native
-        weight, bias, *_ = arguments
+        current, (weight, bias, *_) = self.current, self.native.arguments
         if (
             function is self.function
             and tuple(map(id, values[1:])) == self.ids
@@ -52,9 +46,7 @@ class RepeatedCall(NamedTuple):
             and current.batch == self.batch
             and not self.several()
         ):
-            for each in self.users:
-                each.called = True
-            return layer.operator(values[0], *arguments)
+            return self.native(values[0])
         return None
 
 
@@ -76,13 +68,10 @@ def recognisable(
     others = values[1:]
     if call.x is not values[0] or not all(isinstance(value, LASTING) for value in others):
         return None
-    if not any(call.weight is value for value in others):  # a view, which is another one at each call
-        return None
     owned = zip((call.weight, call.bias), call.parameters)
     if any(value is not None and value.requires_grad and parameter is None for value, parameter in owned):
         return None  # somebody may own it at a later call
-    users = tuple({parameter.accumulator for parameter in call.parameters if parameter is not None})
-    current = users[0].current
+    current = native.accumulators[0].current
     if not current.shortcuts.repeated_calls:
         return None
     return RepeatedCall(
@@ -91,7 +80,6 @@ def recognisable(
         tuple(map(id, others)),
         keywords,
         (call.weight.requires_grad, call.bias is not None and call.bias.requires_grad),
-        users,
         native,
         current,
         current.estimator.everything,
