@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from clars.layers import Layer, LayerUnit, layers
+from clars.norms.owners.tensors import tensors_in
 from clars.norms.watch.forward import paused
-from clars.norms.watch.inputs import tensors_in
 
 
 def example_norms(

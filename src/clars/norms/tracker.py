@@ -15,12 +15,12 @@ from clars.native import where
 from clars.norms.estimator import Estimator
 from clars.norms.owners import PLAIN, Labels, Unknown
 from clars.norms.owners.labels import is_fake
+from clars.norms.owners.tensors import tensors_in
 from clars.norms.rules.synchronised import PATCH
 from clars.norms.watch.accumulator import COMPILED_TWICE, Accumulator, totals
 from clars.norms.watch.backward_pass import BackwardPass, Shortcuts
 from clars.norms.watch.decisions import Decisions
 from clars.norms.watch.forward import install, tracker_of, uninstall
-from clars.norms.watch.inputs import tensors_in
 from clars.norms.watch.interception import Interception
 from clars.norms.watch.slowness import Slowness
 from clars.norms.watch.traced import keep_whole

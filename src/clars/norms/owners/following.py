@@ -1,6 +1,7 @@
 """Follows the examples of a batch through whatever a model computes, operator by operator."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 
 import torch
@@ -9,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from clars.norms.owners.labels import Labels, Unknown, has_memory
 from clars.norms.owners.pattern import Pattern
+from clars.norms.owners.tensors import tensors_in
 
 aten = torch.ops.aten
 
@@ -32,8 +34,8 @@ class Following(TorchDispatchMode):
     """While it is entered, the results of operators are labelled with the examples they belong to.
 
     Views need nothing, as they share the memory of what they are views of. Results of an elementwise operator belong
-    to whom its operands do. Any other operator is run once more with the values of some examples replaced by NaN:
-    where these arrive is theirs.
+    to whom its operands do. Any other operator is run again with the values of some examples replaced by NaN, and with
+    those of others: where these arrive is theirs.
     """
 
     def __init__(self, labels: Labels) -> None:
@@ -44,22 +46,20 @@ class Following(TorchDispatchMode):
             chosen[0], chosen[-1] = True, False
         later = torch.arange(labels.examples) >= (labels.examples + 1) // 2
         self.choices = [chosen, later]
-        self.chosen = chosen
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if torch._C._current_graph_task_id() != -1:  # a backward pass in the midst of the forward
             return func(*args, **kwargs)
-        before = {id(x) for x in tensors((*args, *kwargs.values())) if self.labels.of(x) is not None}
+        operands = [(x, self.labels.of(x)) for x in tensors_in((args, kwargs))]
         result = func(*args, **kwargs)
-        if before:
-            self._label(func, args, kwargs, result)
+        if any(label is not None for _, label in operands):
+            self._label(func, args, kwargs, operands, result)
         return result
 
-    def _label(self, func, args, kwargs, result) -> None:
-        operands = [(x, self.labels.of(x)) for x in tensors((*args, *kwargs.values()))]
+    def _label(self, func, args, kwargs, operands: list[tuple[Tensor, Pattern | Unknown | None]], result) -> None:
         storages = {x.untyped_storage()._cdata for x, _ in operands if has_memory(x)}
-        results = filter(has_memory, tensors((result,)))
+        results = filter(has_memory, tensors_in((result,)))
         made = [x for x in results if x.untyped_storage()._cdata not in storages]
         changed = list(_changed(func, args, kwargs))
         if not made and not changed:
@@ -126,14 +126,13 @@ class Following(TorchDispatchMode):
             return [Pattern(0, 1, len(x)) if x.dim() else Unknown.MIXED for x in made]
         if func._schema.is_mutable or func.namespace not in ("aten", "torchvision", "clars", "clars_device"):
             return [Unknown.MIXED] * len(made)
-        owned = filter(self._is_owned, tensors((*args, *kwargs.values())))
+        owned = [x for x in tensors_in((args, kwargs)) if isinstance(self.labels.of(x), Pattern)]
         spoils = self._spoilt if any(map(_has_nan, owned)) else self._altered
         runs = []
         for chosen in self.choices:
-            self.chosen = chosen
-            spoilt = torch.utils._pytree.tree_map_only(Tensor, spoils, (args, kwargs))
+            spoilt = torch.utils._pytree.tree_map_only(Tensor, partial(spoils, chosen), (args, kwargs))
             try:
-                again = list(tensors((func(*spoilt[0], **spoilt[1]),)))
+                again = list(tensors_in((func(*spoilt[0], **spoilt[1]),)))
             except (RuntimeError, IndexError):
                 return [Unknown.MIXED] * len(made)
             if [x.shape for x in again] != [x.shape for x in made]:
@@ -141,26 +140,15 @@ class Following(TorchDispatchMode):
             runs.append([(x != y) & ~(x.isnan() & y.isnan()) for x, y in zip(made, again)])
         return [self._where(x, differs) for x, differs in zip(made, zip(*runs))]
 
-    def _spoilt(self, x: Tensor) -> Tensor:
+    def _spoilt(self, chosen: Tensor, x: Tensor) -> Tensor:
         """Return x with NaN in the place of what the chosen examples own, if it can hold that."""
-        return torch.where(self._mine(x), torch.nan, x) if self._is_owned(x) and _has_nan(x) else x
-
-    def _altered(self, x: Tensor) -> Tensor:
-        """Return x with other whole numbers, of which each is an index wherever there are two, in that place."""
-        return torch.where(self._mine(x), (x == 0).to(x.dtype), x) if self._is_owned(x) else x
-
-    def _is_owned(self, x: Tensor) -> bool:
-        return isinstance(self.labels.of(x), Pattern)
-
-    def _mine(self, x: Tensor) -> Tensor:
-        """Return which elements of x belong to the chosen examples."""
         label = self.labels.of(x)
-        return self._mask(x.shape[label.dim], label, x.device).view(-1, *[1] * (x.dim() - 1 - label.dim))
+        return torch.where(_owned(x, label, chosen), torch.nan, x) if isinstance(label, Pattern) and _has_nan(x) else x
 
-    def _mask(self, size: int, pattern: Pattern, device: torch.device | str) -> Tensor:
-        """Return which of the indices along a dimension belong to the chosen examples."""
-        chosen = self.chosen.to(device)
-        return chosen.repeat_interleave(pattern.inner).repeat(size // (pattern.inner * len(chosen)))
+    def _altered(self, chosen: Tensor, x: Tensor) -> Tensor:
+        """Return x with other whole numbers, of which each is an index wherever there are two, in that place."""
+        label = self.labels.of(x)
+        return torch.where(_owned(x, label, chosen), (x == 0).to(x.dtype), x) if isinstance(label, Pattern) else x
 
     def _where(self, x: Tensor, differs: Sequence[Tensor]) -> Pattern | Unknown | None:
         """Return where x has its examples, from where it differs with each choice of examples spoilt."""
@@ -171,9 +159,8 @@ class Following(TorchDispatchMode):
             others = [dim for dim in range(x.dim()) if dim != pattern.dim]
             matches = []
             for chosen, each in zip(self.choices, differs):
-                self.chosen = chosen
                 arrived = (each.sum(others) if others else each) > 0
-                mine = self._mask(x.shape[pattern.dim], pattern, x.device)
+                mine = _along(pattern, x, chosen)
                 matches.append((torch.equal(arrived, mine), not (arrived & ~mine).any()))
             if all(equal for equal, _ in matches):
                 exact.append(pattern)
@@ -210,13 +197,15 @@ def elementwise(owned: Iterable[tuple[Tensor, Pattern | Unknown]], x: Tensor) ->
     return label if same else Unknown.MIXED
 
 
-def tensors(values: Iterable) -> Iterator[Tensor]:
-    """Yield the tensors among an operator's arguments or results, those in lists included."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from tensors(value)
+def _along(pattern: Pattern, x: Tensor, chosen: Tensor) -> Tensor:
+    """Return which of the indices along the pattern's dimension of x belong to the chosen examples."""
+    rows = x.shape[pattern.dim] // (pattern.inner * len(chosen))
+    return chosen.to(x.device).repeat_interleave(pattern.inner).repeat(rows)
+
+
+def _owned(x: Tensor, pattern: Pattern, chosen: Tensor) -> Tensor:
+    """Return which elements of x do, to be broadcast against it."""
+    return _along(pattern, x, chosen).view(-1, *[1] * (x.dim() - 1 - pattern.dim))
 
 
 def _is_elementwise(func) -> bool:
@@ -245,7 +234,7 @@ def _changed(func, args, kwargs) -> Iterator[Tensor]:
     given = chain(zip(func._schema.arguments, args), ((a, kwargs.get(a.name)) for a in func._schema.arguments))
     for argument, value in given:
         if argument.alias_info is not None and argument.alias_info.is_write:
-            yield from tensors((value,))
+            yield from tensors_in((value,))
 
 
 def _looked_up(indices: Iterable[Tensor | None], labels: Labels) -> Pattern | Unknown:

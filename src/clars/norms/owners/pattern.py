@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch import Size, Tensor
+from torch import Tensor
 
 from clars.errors import UserError, quoted
 
@@ -57,10 +57,6 @@ class Pattern(NamedTuple):
         """Return x as [B, ..., rows, ...]: each example's part of dimension `dim`, with the examples in front."""
         apart = x.unflatten(self.dim, (self.outer, -1, self.inner))
         return apart.movedim(self.dim + 1, 0).flatten(self.dim + 1, self.dim + 2)
-
-    def within(self, shape: Size) -> Size:
-        """Return the shape of one example's part of a tensor."""
-        return Size((*shape[: self.dim], self.rows, *shape[self.dim + 1 :]))
 
 
 PLAIN = Pattern()

@@ -34,10 +34,14 @@ class Convolution(Rule):
     def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
         for_input, for_weight, for_bias = needs
         return Gradients(
-            convolution_backward(gy, x, weight, self.geometry, wrt_input=True) if for_input else None,
+            self.input_gradient(gy, x, weight) if for_input else None,
             weight_contribution(self.operands(gy, x, weight), measure) if for_weight else Contribution(),
             bias_contribution(gy.flatten(2), measure) if for_bias else Contribution(),
         )
+
+    def input_gradient(self, gy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the gradient of x, as autograd forms it."""
+        return convolution_backward(gy, x, weight, self.geometry, wrt_input=True)
 
     def contributions(self, gy, x, weight, saved, rows: slice, group: int, which: int) -> Tensor:
         if which:

@@ -13,42 +13,29 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _ntuple
 
 from clars.native import where
-from clars.norms.methods.grouped import stacked_products
-from clars.norms.methods.groups import summed
-from clars.norms.methods.measure import bias_contribution, weight_contribution
+from clars.norms.methods.chooser import Chooser, Cut
 from clars.norms.methods.operands import ConvolutionOperands, Geometry
-from clars.norms.rules.rule import Contribution, Find, Gradients, LayerCall, Measure, Rule, need_batch
-from clars.precision import wide
+from clars.norms.rules.convolution import Convolution
+from clars.norms.rules.rule import Find, LayerCall, need_batch
 
 
 @dataclass(frozen=True)
-class TransposedConvolution(Rule):
+class TransposedConvolution(Convolution):
     """The transpose of a convolution, of x [B, C, *size] with weight [C, P / groups, *kernel]."""
 
-    geometry: Geometry
     output_padding: tuple[int, ...]
 
     def forward(self, x, weight, bias):
         stride, padding, dilation, groups = self.geometry
         return torch.convolution(x, weight, bias, stride, padding, dilation, True, self.output_padding, groups), ()
 
-    def backward(self, gy: Tensor, x: Tensor, weight: Tensor, saved, needs, measure: Measure) -> Gradients:
-        for_input, for_weight, for_bias = needs
-        return Gradients(
-            self._input_gradient(gy, x, weight) if for_input else None,
-            weight_contribution(self.operands(gy, x, weight), measure) if for_weight else Contribution(),
-            bias_contribution(gy.flatten(2), measure) if for_bias else Contribution(),
-        )
-
-    def contributions(self, gy, x, weight, saved, rows: slice, group: int, which: int) -> Tensor:
-        if which:
-            return summed(gy[rows].flatten(2).sum(2, dtype=wide(gy.dtype)), group)
-        return stacked_products(self.operands(gy[rows], x[rows], weight), group)
-
-    def _input_gradient(self, gy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    def input_gradient(self, gy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         stride, padding, dilation, groups = self.geometry
         how = (stride, padding, dilation, True, self.output_padding, groups, (True, False, False))
         return torch.ops.aten.convolution_backward.default(gy, x, weight, None, *how)[0]
+
+    def native_layer(self, x: Tensor, weight: Tensor, chooser: Chooser, cut: Cut) -> None:
+        return None
 
     def operands(self, gy: Tensor, x: Tensor, weight: Tensor) -> ConvolutionOperands:
         """Return the tensors of a call as the methods take them, with the parts of gy and x exchanged.

@@ -1,6 +1,6 @@
 """Functions of torch that are made of others: what they call is in sight, where they themselves hand it over whole."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from types import FunctionType
 
@@ -23,7 +23,18 @@ def rms_norm(input: Tensor, normalized_shape, weight: Tensor | None = None, eps:
     return (F.rms_norm(input.float(), normalized_shape, None, eps) * weight.float()).to(input.dtype)  # rounded once
 
 
-MADE_OF_OTHERS = {F.prelu: prelu, torch.prelu: prelu, F.rms_norm: rms_norm, torch.rms_norm: rms_norm}
+def rows(x: Tensor) -> Iterator[Tensor]:
+    """Do as iterating over a tensor."""
+    return iter(x.unbind(0))
+
+
+MADE_OF_OTHERS = {
+    F.prelu: prelu,
+    torch.prelu: prelu,
+    F.rms_norm: rms_norm,
+    torch.rms_norm: rms_norm,
+    Tensor.__iter__: rows,
+}
 IN_PYTHON = (F.multi_head_attention_forward,)
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from clars.errors import UnsupportedLayerError
+from clars.norms.owners.tensors import tensors_in
 from clars.norms.rules import CALLS, input_of
 from clars.norms.watch import traced
-from clars.norms.watch.inputs import tensors_in
 from clars.norms.watch.tensor_functions import ELEMENTWISE, EXPANSIONS, LOOKS_AT_SECOND, VIEWS, keeps_every_element
 from clars.norms.watch.tracked_parameter import TrackedParameter
 from clars.norms.watch.watching import Tracker

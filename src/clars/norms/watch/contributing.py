@@ -12,22 +12,13 @@ from clars.norms.methods.measure import Measure
 from clars.norms.methods.products import squared_norms
 from clars.norms.rules.rule import Rule
 from clars.norms.watch.accumulator import Accumulator, sums_of
-from clars.norms.watch.expressions import Expression
+from clars.norms.watch.expressions import Expression, Operand, parameters_of
 from clars.norms.watch.parts import Part, kept, pieces, shape_of
 from clars.norms.watch.tracked_parameter import TrackedParameter, arrives
 from clars.precision import wide
 
-Operand = TrackedParameter | Expression
-
 # From a slice of the examples, and the number of an operand, to the contributions [groups, *shape] to its gradient.
 Shares = Callable[[slice, int], Tensor]
-
-
-def parameters_of(operand: Operand | None) -> list[TrackedParameter]:
-    """Return the tracked parameters that an operand is, or is computed from."""
-    if operand is None:
-        return []
-    return list(operand.roots) if isinstance(operand, Expression) else [operand]
 
 
 def accumulators_of(operands: Sequence[Operand | None]) -> list[Accumulator]:
@@ -169,9 +160,7 @@ def add_shares(
 def _add_now(operands: Sequence[tuple[int, Operand]], shares: Shares, asked: Asked, examples: int) -> None:
     deferred: dict[TrackedParameter, list[Tensor]] = {}
     squares: dict[Accumulator, list[Tensor]] = {}
-    some = operands[0][1]
-    device = (some.tensor if isinstance(some, (Expression, TrackedParameter)) else some).device
-    for piece in pieces(asked.measure, examples, _bytes(operands), device):
+    for piece in pieces(asked.measure, examples, _bytes(operands), operands[0][1].tensor.device):
         joint: dict[Accumulator, Tensor] = {}
         for parameter, contribution in _contributions(operands, shares, piece, asked).items():
             if parameter.accumulator.several:

@@ -1,19 +1,27 @@
 """Finds out, in a forward that is followed, how a call with parameters is made and where its examples are."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
 
 from clars.errors import UnsupportedLayerError
 from clars.norms.owners import Labels, Pattern, Unknown, read
+from clars.norms.owners.tensors import tensors_in
 from clars.norms.rules import CALLS, input_of
 from clars.norms.rules.rule import LayerCall, NoBatchError
 from clars.norms.rules.synchronised import scale_and_shift
 from clars.norms.watch.decisions import Decision, Way, without
-from clars.norms.watch.tensor_functions import ELEMENTWISE, JOINS, MEETINGS, PRODUCTS
+from clars.norms.watch.tensor_functions import (
+    ELEMENTWISE,
+    JOINS,
+    MEETINGS,
+    PRODUCTS,
+    dim_of,
+    is_in_place,
+    name_of,
+)
 
 MIXED = (
     "sees rows of which it cannot be told which example each belongs to: they depend on several, or lie in no pattern. "
@@ -107,7 +115,7 @@ class Deciding:
                 raise UnsupportedLayerError(dict.fromkeys(layers, CHANGED.format(name=name_of(func))))
             made = [args[0]]
         else:
-            made = list(_tensors(_tried(func, args, kwargs)))
+            made = list(tensors_in((_tried(func, args, kwargs),)))
         labels = [self.labels.of(x) for x in made]
         for label, x in zip(labels, made):
             if isinstance(label, Unknown) and x.dtype.is_floating_point:
@@ -124,34 +132,14 @@ def _can_meet(func, args, kwargs, outputs: Sequence[Pattern | None], dimensions:
     if func not in MEETINGS and func not in ELEMENTWISE:
         return False
     if func in PRODUCTS:
-        if any(value.dim() < 2 for value in _tensors((args, kwargs))):
+        if any(value.dim() < 2 for value in tensors_in((args, kwargs))):
             return False
         return outputs[0].dim < dimensions - 2
     return func not in JOINS or dim_of(args, kwargs) % dimensions != outputs[0].dim
 
 
-def dim_of(args, kwargs) -> int:
-    """Return the dimension along which tensors are joined or stacked."""
-    return kwargs.get("dim", args[1] if len(args) > 1 else 0)
-
-
-def is_in_place(func: Callable) -> bool:
-    """Tell whether a function of torch writes into its first argument."""
-    name = getattr(func, "__name__", "")
-    return (name.endswith("_") and not name.endswith("__")) or name.startswith("__i") or name == "__setitem__"
-
-
-def name_of(func: Callable) -> str:
-    """Return the name by which a user knows a function of torch."""
-    return torch.overrides.resolve_name(func) or getattr(func, "__name__", str(func))
-
-
 def _tried(func, args, kwargs):
     """Make a call for its labels alone."""
-    devices = {x.device for x in _tensors((args, kwargs)) if x.device.type not in ("cpu", "meta")}
+    devices = {x.device for x in tensors_in((args, kwargs)) if x.device.type not in ("cpu", "meta")}
     with torch.no_grad(), torch.random.fork_rng(devices=[device.index for device in devices]):
         return func(*args, **kwargs)
-
-
-def _tensors(values) -> Iterator[Tensor]:
-    return (value for value in tree_leaves(values) if isinstance(value, Tensor))

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from clars.norms.owners import PLAIN, Pattern
 
+MOST_SIZES = 1000  # of inputs, before what was found for all of them is forgotten
+
 
 class Way(Enum):
     """How a call with parameters, or with what is computed from them, is made."""
@@ -69,6 +71,8 @@ class Decisions:
 
     def begin(self, signature: Hashable) -> bool:
         """Begin a forward with inputs of such sizes; tell whether one has been followed before."""
+        if len(self._of) > MOST_SIZES:
+            self._of.clear()
         known = signature in self._of and signature not in self._stale
         self._stale.discard(signature)
         self._signature = signature

@@ -10,7 +10,7 @@ from clars.native import where
 from clars.norms.methods.groups import summed
 from clars.norms.owners import Pattern
 from clars.norms.watch import contributing
-from clars.norms.watch.contributing import Operand
+from clars.norms.watch.expressions import Operand
 from clars.norms.watch.measured_call import differentiable_once
 
 

@@ -1,6 +1,6 @@
 """Watches a model's forward and replaces each use of a tracked parameter by one that adds up its norms."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -9,30 +9,25 @@ from torch.overrides import TorchFunctionMode
 from clars.errors import UnsupportedLayerError
 from clars.native import where
 from clars.norms.owners import PLAIN, Labels, Pattern
+from clars.norms.owners.tensors import tensors_in
 from clars.norms.rules import CALLS, SEQUENCES
 from clars.norms.rules.rule import LayerCall
 from clars.norms.watch import bodies, compiling
 from clars.norms.watch.accumulator import Accumulator
-from clars.norms.watch.contributing import Operand, accumulators_of, parameters_of
-from clars.norms.watch.deciding import Deciding, dim_of, is_in_place, name_of
+from clars.norms.watch.contributing import accumulators_of
+from clars.norms.watch.deciding import Deciding, name_of
 from clars.norms.watch.decisions import Counted, Decision, Way
-from clars.norms.watch.expansion import Target, expanded, met
-from clars.norms.watch.expressions import Expression, root_of
-from clars.norms.watch.inputs import tensors_in
+from clars.norms.watch.expansion import Target, expanded
+from clars.norms.watch.expressions import Expressions, Operand, parameters_of
 from clars.norms.watch.measured_call import measured
+from clars.norms.watch.meeting import meet
 from clars.norms.watch.modules import FunctionCall
 from clars.norms.watch.repeated_call import recognisable
 from clars.norms.watch.slow_call import slowly
 from clars.norms.watch.tensor_functions import (
     ELEMENTWISE,
-    EXPANSIONS,
     LOOKS_AT_SECOND,
-    STACKS,
-    VIEWS,
-    is_of_the_tensor_itself,
-    keeps_every_element,
 )
-from clars.norms.watch.tracked_parameter import TrackedParameter
 from clars.norms.watch.watching import Tracker
 from clars.sharding.fsdp import is_distributed
 
@@ -72,8 +67,7 @@ class Interception(TorchFunctionMode):
         if self.compiling:
             return
         self.decide: Deciding | None = None  # else calls are made as they were found to be made
-        self.expressions: dict[int, Expression] = {}  # which keep their tensors, so that no other takes an id
-        self.roots: dict[TrackedParameter, Tensor] = {}
+        self.expressions = Expressions(self.parameters)
         self.counted = Counted()
         self.passed: set[Accumulator] = set()
 
@@ -86,10 +80,7 @@ class Interception(TorchFunctionMode):
         found = self.parameters.get(id(value))
         if found is not None:
             return found if found.tensor.requires_grad else None
-        expression = self.expressions.get(id(value))
-        if expression is not None and torch.is_grad_enabled() and not expression.tensor.requires_grad:
-            return None  # computed where gradients were off
-        return expression
+        return self.expressions.of(value)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -141,7 +132,7 @@ class Interception(TorchFunctionMode):
         if self.tracker.examples == 0:
             return func(*args, **kwargs)
         if func in LOOKS_AT_SECOND:
-            return func(*args, **kwargs) if self.operand(first) is None else self._expression(func, args, kwargs)
+            return func(*args, **kwargs) if self.operand(first) is None else self._computed(func, args, kwargs)
         if func not in CALLS and (body := bodies.of(func)) is not None:
             with self:
                 return body(*args, **kwargs)
@@ -153,7 +144,7 @@ class Interception(TorchFunctionMode):
             return func(*args, **kwargs)
 
     def _decision(self, func, args, kwargs) -> Decision:
-        tensors = list(tensors_of((args, kwargs)))
+        tensors = list(tensors_in((args, kwargs)))
         operands = [found for value in tensors if (found := self.operand(value)) is not None]
         others = [value for value in tensors if self.operand(value) is None]
         if not others:
@@ -176,6 +167,17 @@ class Interception(TorchFunctionMode):
             return decision
         if examples is None or self.tracker.unfollowed:
             return self._assumed(func, others)
+        decision = self._remembered(call, func, others, examples)
+        if decision is None:
+            decisions.forget()
+            shapes = " and ".join(str(tuple(value.shape)) for value in others)
+            problem = ANOTHER_WAY.format(name=name_of(func), shapes=shapes)
+            raise UnsupportedLayerError(dict.fromkeys(layers, problem))
+        return decision
+
+    def _remembered(self, call: Hashable, func, others: Sequence[Tensor], examples: int) -> Decision | None:
+        """Return how a call was found to be made, or, if there was none, how it can be made alone; else None."""
+        decisions = self.tracker.decisions
         if torch._C._current_graph_task_id() != -1:
             decision = decisions.of_recomputed(call, others, examples)
         else:
@@ -189,11 +191,7 @@ class Interception(TorchFunctionMode):
             decision = self._assumed(func, others)
         if decision is not None:
             decisions.assume(call, decision)
-            return decision
-        decisions.forget()
-        shapes = " and ".join(str(tuple(value.shape)) for value in others)
-        problem = ANOTHER_WAY.format(name=name_of(func), shapes=shapes)
-        raise UnsupportedLayerError(dict.fromkeys(layers, problem))
+        return decision
 
     @staticmethod
     def _is_plain(func, others: Sequence[Tensor], examples: int) -> bool:
@@ -213,72 +211,28 @@ class Interception(TorchFunctionMode):
 
     def _made(self, decision: Decision, func, args, kwargs):
         if decision.way is Way.EXPRESSION:
-            return self._expression(func, args, kwargs)
+            return self._computed(func, args, kwargs)
         if not torch.is_grad_enabled():
             self._pass_over(args, kwargs)
             return func(*args, **kwargs)
         if decision.way is Way.LAYER:
             return self._layer(decision.pattern, func, args, kwargs)
         if decision.way is Way.MEETING:
-            return self._meeting(decision, func, args, kwargs)
-        return self._slow(decision, func, args, kwargs)
+            return meet(decision, func, args, kwargs, _Find(self, decision.pattern), self.tracker.examples)
+        find = _Find(self, decision.pattern)
+        return slowly(func, args, kwargs, find, decision.outputs, self.tracker.slowness)
+
+    def _operands(self, args, kwargs) -> list[Operand]:
+        return [found for value in tensors_in((args, kwargs)) if (found := self.operand(value)) is not None]
+
+    def _computed(self, func, args, kwargs):
+        return self.expressions.compute(func, args, kwargs, self._operands(args, kwargs))
 
     def _pass_over(self, args, kwargs) -> None:
         """Note uses in what a reentrant checkpoint runs without gradients, and recomputes part by part."""
-        operands = [self.operand(value) for value in tensors_of((args, kwargs))]
-        for accumulator in accumulators_of(operands):
+        for accumulator in accumulators_of(self._operands(args, kwargs)):
             accumulator.several = accumulator.several or accumulator in self.passed
             self.passed.add(accumulator)
-
-    def _expression(self, func, args, kwargs):
-        """Compute something from parameters alone, and follow what comes out like them."""
-        operands = [found for value in tensors_of((args, kwargs)) if (found := self.operand(value)) is not None]
-        if is_in_place(func):
-            return self._written(func, args, kwargs, operands)
-        if is_of_the_tensor_itself(func):
-            return func(*args, **kwargs)
-        result = func(*self._from_roots(args), **self._from_roots(kwargs))
-        (operand,) = operands if len(operands) == 1 else (None,)
-        whole = func in VIEWS and keeps_every_element(func, args)
-        for tensor in filter(self._is_computed, tensors_of(result)):
-            preserving = whole and operand is not None and tensor.numel() == operand.tensor.numel()
-            preserving = preserving and (isinstance(operand, TrackedParameter) or operand.preserving)
-            before = self._followed(operand) if func in EXPANSIONS and operand is not None else None
-            self.expressions[id(tensor)] = Expression(tensor, self._roots(operands), preserving, before)
-        return result
-
-    def _written(self, func, args, kwargs, operands: Sequence[Operand]):
-        """Write something computed from parameters into a tensor, or change one that is, which is computed then."""
-        target = args[0]
-        if id(target) in self.parameters:
-            return func(*args, **kwargs)
-        result = func(*self._from_roots(args), **self._from_roots(kwargs))
-        memory = target.untyped_storage().data_ptr()
-        changed = [each for each in self.expressions.values() if each.tensor.untyped_storage().data_ptr() == memory]
-        roots = self._roots([*operands, *changed])
-        for tensor in (target, target._base):
-            if tensor is not None and self._is_computed(tensor):
-                self.expressions[id(tensor)] = Expression(tensor, roots)
-        for each in changed:
-            each.roots, each.preserving, each.before = roots, False, None
-        return result
-
-    @staticmethod
-    def _is_computed(tensor: Tensor) -> bool:
-        return tensor.requires_grad or not torch.is_grad_enabled()
-
-    def _roots(self, operands: Sequence[Operand]) -> dict[TrackedParameter, Tensor]:
-        return {each: self._root(each) for operand in operands for each in parameters_of(operand)}
-
-    def _from_roots(self, values):
-        """Return arguments with what stands for parameters in the places of these."""
-        found = (self.parameters.get(id(value)) for value in tensors_of(values))
-        return replaced(values, {id(each.tensor): self._root(each) for each in found if each is not None})
-
-    def _root(self, parameter: TrackedParameter) -> Tensor:
-        if parameter not in self.roots:
-            self.roots[parameter] = root_of(parameter)
-        return self.roots[parameter]
 
     def refuse_returned(self, result) -> None:
         """Refuse what is computed from parameters alone and leaves the forward: it would meet the batch unseen."""
@@ -286,13 +240,6 @@ class Interception(TorchFunctionMode):
             operand = self.operand(tensor) if tensor.requires_grad else None
             if operand is not None:
                 self.refused = {each.layer: RETURNED for each in parameters_of(operand)} | self.refused
-
-    def _followed(self, operand: Operand) -> Expression:
-        """Return a parameter as what it is computed from itself."""
-        if isinstance(operand, Expression):
-            return operand
-        root = self._root(operand)
-        return Expression(root, {operand: root}, preserving=True)
 
     def _layer(self, pattern: Pattern, func, args, kwargs):
         call = CALLS[func](_Find(self, pattern), *args, **kwargs)
@@ -306,47 +253,6 @@ class Interception(TorchFunctionMode):
             values = (*args, *kwargs.values())
             owner.last_call = recognisable(func, values, tuple(kwargs), call, native_call)
         return y
-
-    def _meeting(self, decision: Decision, func, args, kwargs):
-        """Make a call in which parameters are broadcast over the examples."""
-        (pattern,), examples = decision.outputs, self.tracker.examples or _length(args, kwargs)
-        dimensions = decision.dimensions
-        if func in STACKS:  # what is stacked has a dimension less
-            at = dim_of(args, kwargs) % dimensions
-            pattern, dimensions = pattern._replace(dim=pattern.dim - (at < pattern.dim)), dimensions - 1
-        find, targets = _Find(self, pattern), []
-        for value in dict.fromkeys(tensors_of((args, kwargs))):
-            operand = find(value)
-            if operand is not None:
-                before = getattr(operand, "before", None)
-                own = before if before is not None and _once(before, dimensions, pattern) else operand
-                tensor = own.tensor if isinstance(own, Expression) else value
-                targets.append((value, met(tensor, own, dimensions, pattern, examples)))
-        wide = expanded([target for _, target in targets])
-        places = {id(value): new.expand(_shape(value, target)) for (value, target), new in zip(targets, wide)}
-        return func(*replaced(args, places), **replaced(kwargs, places))
-
-    def _slow(self, decision: Decision, func, args, kwargs):
-        """Make a call of any function."""
-        flat, spec = torch.utils._pytree.tree_flatten((args, kwargs))
-        at = [k for k, value in enumerate(flat) if isinstance(value, Tensor)]
-        find, result_spec = _Find(self, decision.pattern), []
-        operands = [find(flat[k]) for k in at]
-        for operand in operands:
-            for parameter in parameters_of(operand):
-                self.tracker.slowness.add(parameter.layer, name_of(func))
-
-        def call(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-            values = list(flat)
-            for k, tensor in zip(at, tensors):
-                values[k] = tensor
-            positional, named = torch.utils._pytree.tree_unflatten(values, spec)
-            made, of_result = torch.utils._pytree.tree_flatten(func(*positional, **named))
-            result_spec[:] = [of_result]
-            return tuple(made)
-
-        made = slowly(call, [flat[k] for k in at], operands, decision.outputs, self.tracker.slowness)
-        return torch.utils._pytree.tree_unflatten(made, result_spec[0])
 
 
 class _Find:
@@ -367,47 +273,3 @@ class _Find:
     def expand(self, shape: torch.Size, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         operands = [self(tensor) for tensor in tensors]
         return expanded([Target(each, operand, shape, self.pattern) for each, operand in zip(tensors, operands)])
-
-
-def _length(args, kwargs) -> int:
-    """Return how many examples a call has, where dimension 0 is the batch and no forward has told their number."""
-    return max(tensors_of((args, kwargs)), key=lambda value: value.dim()).shape[0]
-
-
-def _once(operand: Operand, dimensions: int, pattern: Pattern) -> bool:
-    """Tell whether an operand, in a result of so many dimensions, is the same for all examples."""
-    dim = pattern.dim - (dimensions - operand.tensor.dim())
-    return dim < 0 or operand.tensor.shape[dim] == 1
-
-
-def _shape(value: Tensor, target: Target) -> torch.Size:
-    """Return the shape that stands for a value: its own, but for the dimension that has the examples."""
-    if target.pattern is None:
-        return value.shape
-    aligned = [1] * (len(target.shape) - value.dim()) + list(value.shape)
-    aligned[target.pattern.dim] = target.shape[target.pattern.dim]
-    return torch.Size(aligned)
-
-
-def tensors_of(values) -> Iterator[Tensor]:
-    """Yield the tensors among a call's arguments or results, those in lists, tuples and mappings included."""
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, (list, tuple)):
-        for value in values:
-            yield from tensors_of(value)
-    elif isinstance(values, Mapping):
-        for value in values.values():
-            yield from tensors_of(value)
-
-
-def replaced(values, places: Mapping[int, Tensor]):
-    """Return a call's arguments with other tensors in some places, given by the ids of those there."""
-    if isinstance(values, Tensor):
-        return places.get(id(values), values)
-    if isinstance(values, (list, tuple)) and not isinstance(values, torch.Size):
-        made = [replaced(value, places) for value in values]
-        return type(values)(*made) if hasattr(values, "_fields") else type(values)(made)
-    if isinstance(values, Mapping):
-        return {key: replaced(value, places) for key, value in values.items()}
-    return values

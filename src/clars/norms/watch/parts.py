@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from clars.native import where
+from clars.norms.methods.groups import number
 from clars.norms.methods.measure import Measure
 from clars.norms.methods.method import slices
 from clars.norms.methods.products import squared_norms
@@ -38,7 +39,7 @@ def kept(contributions: Sequence[Tensor], measure: Measure, parameter: Tensor) -
 
     def of(rows: slice) -> Tensor:
         first = (rows.start - begin) // measure.group
-        return all_of_them[first : first + -(-(rows.stop - rows.start) // measure.group)]
+        return all_of_them[first : first + number(rows.stop - rows.start, measure.group)]
 
     return Part(of, shape_of(parameter))
 

@@ -5,36 +5,55 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from clars.native import where
 from clars.norms.methods.groups import number
 from clars.norms.owners import Pattern
 from clars.norms.watch import contributing
-from clars.norms.watch.contributing import Operand
+from clars.norms.watch.expressions import Operand, parameters_of
 from clars.norms.watch.measured_call import differentiable_once
 from clars.norms.watch.slowness import Slowness
+from clars.norms.watch.tensor_functions import name_of
 
 
 def slowly(
-    call: Callable[[Sequence[Tensor]], tuple[Tensor, ...]],
-    tensors: Sequence[Tensor],
-    operands: Sequence[Operand | None],
+    func: Callable,
+    args: tuple,
+    kwargs: dict,
+    find: Callable[[Tensor], Operand | None],
     patterns: Sequence[Pattern | None],
     slowness: Slowness,
-) -> tuple[Tensor, ...]:
-    """Make a call so that its backward pass measures what each example contributes to the operands.
+):
+    """Make a call so that its backward pass measures what each example contributes to the operands in it.
 
     The contribution of an example is the vector-Jacobian product of the call with its outputs' gradients masked to the
     example: one such product for each of them.
 
     Args:
-        call: from the tensors to the outputs.
-        tensors: all that the call depends on.
-        operands: which of them are parameters, or computed from some.
-        patterns: where each output has the examples; None of one that depends on none, or has no gradient.
-        slowness: keeps how long it takes.
+        func, args, kwargs: the call.
+        find: tells which operand a tensor is.
+        patterns: where each output has the examples; None of one that has no gradient.
+        slowness: keeps what is measured so, and how long it takes.
     """
-    return _SlowCall.apply(call, tuple(operands), tuple(patterns), slowness, *tensors)
+    flat, spec = tree_flatten((args, kwargs))
+    at = [k for k, value in enumerate(flat) if isinstance(value, Tensor)]
+    operands = tuple(find(flat[k]) for k in at)
+    for parameter in (each for operand in operands for each in parameters_of(operand)):
+        slowness.add(parameter.layer, name_of(func))
+    form = []
+
+    def call(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        values = list(flat)
+        for k, tensor in zip(at, tensors):
+            values[k] = tensor
+        positional, named = tree_unflatten(values, spec)
+        made, of_result = tree_flatten(func(*positional, **named))
+        form[:] = [of_result]
+        return tuple(made)
+
+    made = _SlowCall.apply(call, operands, tuple(patterns), slowness, *(flat[k] for k in at))
+    return tree_unflatten(made, form[0])
 
 
 class _SlowCall(torch.autograd.Function):

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import resolve_name
 
 # A parameter keeps its norm under these: what comes out is followed like the parameter itself, as long as no element
 # is lost or repeated. (Tuples, as older torch.compile cannot look into a set.)
@@ -30,6 +31,8 @@ VIEWS = (
     Tensor.T.__get__,
     Tensor.mT.__get__,
 )
+
+WRITING = ("__setitem__", *(f"__i{name}__" for name in ["add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"]))
 
 COMPUTED_ATTRIBUTES = tuple(
     attribute.__get__ for attribute in (Tensor.T, Tensor.mT, Tensor.H, Tensor.mH, Tensor.real, Tensor.imag)
@@ -129,3 +132,19 @@ def is_of_the_tensor_itself(func) -> bool:
     name = getattr(func, "__name__", "")
     attribute = name in ("__get__", "__set__", "__delete__") and func not in COMPUTED_ATTRIBUTES
     return attribute or name.startswith("register_") or name in ("retain_grad", "backward")
+
+
+def is_in_place(func) -> bool:
+    """Tell whether a function of torch writes into its first argument."""
+    name = getattr(func, "__name__", "")
+    return (name.endswith("_") and not name.endswith("__")) or name in WRITING
+
+
+def dim_of(args, kwargs) -> int:
+    """Return the dimension along which tensors are joined or stacked."""
+    return kwargs.get("dim", args[1] if len(args) > 1 else 0)
+
+
+def name_of(func) -> str:
+    """Return the name by which a user knows a function of torch."""
+    return resolve_name(func) or getattr(func, "__name__", str(func))
