@@ -92,6 +92,11 @@ def filled(self, x):
     return self.inner(x + positions)
 
 
+def unpacked(self, x):
+    scale, shift = self.rows
+    return self.inner(x) * scale + shift
+
+
 TOKENS, PIXELS = (B, 6, 4), (B, 4, 7, 7)
 CASES = {
     "windows": (
@@ -185,14 +190,7 @@ CASES = {
     ),
     "part of a bias set to zero": (lambda: Uses(zeroed, inner=nn.Linear(4, 6)), TOKENS),
     "filled example by example": (lambda: Uses(filled, inner=nn.Linear(4, 4), position=parameter(1, 5, 4)), TOKENS),
-    "unpacked": (
-        lambda: Uses(
-            lambda s, x: (lambda scale, shift: s.inner(x) * scale + shift)(*s.rows),
-            inner=nn.Linear(4, 4),
-            rows=parameter(2, 4),
-        ),
-        TOKENS,
-    ),
+    "unpacked": (lambda: Uses(unpacked, inner=nn.Linear(4, 4), rows=parameter(2, 4)), TOKENS),
     "frames": (lambda: frames(nn.Linear(4, 5)), TOKENS),
     "frames normalised": (lambda: frames(nn.GroupNorm(2, 4)), TOKENS),
     "frames convolved": (lambda: frames(nn.Conv2d(4, 6, 3, groups=2)), (B, 2, 4, 5, 5)),

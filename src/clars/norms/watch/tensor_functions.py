@@ -32,7 +32,9 @@ VIEWS = (
     Tensor.mT.__get__,
 )
 
-WRITING = ("__setitem__", *(f"__i{name}__" for name in ["add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"]))
+# In Python, what writes into its first operand; `__iter__` and others of such names do not.
+WRITING = ("__setitem__", "__iadd__", "__isub__", "__imul__", "__idiv__", "__itruediv__", "__ifloordiv__", "__imod__")
+WRITING += ("__ipow__", "__iand__", "__ior__", "__ixor__")
 
 COMPUTED_ATTRIBUTES = tuple(
     attribute.__get__ for attribute in (Tensor.T, Tensor.mT, Tensor.H, Tensor.mH, Tensor.real, Tensor.imag)
