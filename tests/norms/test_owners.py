@@ -113,6 +113,7 @@ def test_a_pattern_is_true_wherever_the_elements_are_moved(data):
         (lambda x: x.mean(0), Unknown.MIXED),
         (lambda x: x[:, 0] @ x[:, 0].T, Unknown.MIXED),
         (lambda x: x.flip(0), Unknown.MIXED),
+        (lambda x: torch.diag_embed(x[:, 0, 0]), Unknown.MIXED),  # along either dimension
         (lambda x: x.cumsum(0), Unknown.MIXED),
         (lambda x: x[:2], Unknown.MIXED),
         (lambda x: x[1], Unknown.MIXED),
@@ -124,6 +125,46 @@ def test_what_is_found(move, expected):
     labels.put(x, PLAIN)
     with Following(labels):
         y = move(x)
+    assert labels.of(y) == expected
+
+
+@pytest.mark.parametrize(
+    ("view", "expected"),
+    [
+        (lambda x: x[:3], PLAIN),
+        (lambda x: x[3:], PLAIN),
+        (lambda x: x[1:4], Unknown.MIXED),  # the second example first
+        (lambda x: x.as_strided((3, 4), (4, 1)), PLAIN),
+        (lambda x: x.as_strided((3, 6), (4, 1)), Unknown.MIXED),  # with half of the next example's
+        (lambda x: x.view(2, 3, 4), Pattern(1)),
+        (lambda x: x.view(torch.float64), Pattern(0, 2, 1)),
+        (lambda x: x[::2], Unknown.MIXED),
+    ],
+)
+def test_views_of_two_views_of_a_batch(view, expected):
+    labels, x = Labels(B), torch.randn(2 * B, 4)
+    labels.put(x, Pattern(0, 2, 1))
+    assert labels.of(view(x)) == expected
+
+
+@pytest.mark.parametrize(
+    ("write", "expected"),
+    [
+        (lambda y, x: y.index_copy_(1, torch.tensor([2, 0]), x[:, :2]), PLAIN),
+        (lambda y, x: y.scatter_(1, x[:, :2].argsort(1), x[:, :2]), PLAIN),
+        (lambda y, x: [y.__setitem__((slice(None), torch.tensor([1, 3])), x[:, :2]), y][1], PLAIN),
+        (lambda y, x: y.index_put_((torch.tensor([1, 0, 2]),), x), Unknown.MIXED),
+        (lambda y, x: y.index_add_(0, torch.tensor([1, 0, 2]), x), Unknown.MIXED),
+        (lambda y, x: y.cumsum_(0), Unknown.MIXED),
+        (lambda y, x: y.mul_(2).tanh_(), PLAIN),
+        (lambda y, x: y.transpose_(0, 1), Pattern(1)),
+    ],
+)
+def test_what_is_written(write, expected):
+    labels, x = Labels(B), torch.randn(B, 4, 5)
+    labels.put(x, PLAIN)
+    with Following(labels):
+        y = write(x.clone(), x)
     assert labels.of(y) == expected
 
 
