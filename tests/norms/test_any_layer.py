@@ -84,6 +84,14 @@ def zeroed(self, x):
     return F.linear(x, self.inner.weight, bias)
 
 
+def zeroed_elsewhere(self, x):
+    """A view that was taken before another one is written into."""
+    bias = self.inner.bias.clone()
+    before = bias.view(-1)
+    bias[2:4].zero_()
+    return F.linear(x, self.inner.weight, before)
+
+
 def filled(self, x):
     """Positions, resized for each example by itself."""
     positions = torch.empty_like(x)
@@ -189,6 +197,7 @@ CASES = {
         TOKENS,
     ),
     "part of a bias set to zero": (lambda: Uses(zeroed, inner=nn.Linear(4, 6)), TOKENS),
+    "part of another view set to zero": (lambda: Uses(zeroed_elsewhere, inner=nn.Linear(4, 6)), TOKENS),
     "filled example by example": (lambda: Uses(filled, inner=nn.Linear(4, 4), position=parameter(1, 5, 4)), TOKENS),
     "unpacked": (lambda: Uses(unpacked, inner=nn.Linear(4, 4), rows=parameter(2, 4)), TOKENS),
     "frames": (lambda: frames(nn.Linear(4, 5)), TOKENS),

@@ -72,6 +72,32 @@ def test_a_head_without_a_rule_that_is_turned_on_later():
     take(model, norms, x)
 
 
+def test_lengths_that_the_model_decides():
+    """Sequence first, cut to a length: one of as many times as there are examples cannot be told from the batch."""
+    model, norms = tracked(
+        Uses(lambda self, x: self.o(x.transpose(0, 1)[: self.length]).tanh().sum(0), length=8, o=nn.Linear(4, 3))
+    )
+    x = double(3, 9, 4)
+    for length in (8, 5, 8):
+        model.length = length
+        take(model, norms, x)
+    model.length = 3
+    with pytest.raises(clars.UnsupportedLayerError, match="another way"):
+        take(model, norms, x)
+    take(model, norms, x)
+
+
+def test_what_meets_the_batch_outside_of_the_forward_is_refused():
+    def forward(self, x):
+        self.temperature = [self.scale.exp()]
+        return self.o(x)
+
+    model, _norms = tracked(Uses(forward, scale=nn.Parameter(torch.randn(())), o=nn.Linear(4, 3)))
+    loss = (model(double(5, 4)) * model.temperature[0]).square().mean()
+    with pytest.raises(clars.UnsupportedLayerError, match="'scale' was computed with in the forward"):
+        loss.backward()
+
+
 def test_after_a_refusal_the_next_forward_is_refused_as_well():
     def forward(self, x):
         return torch.stack([self.o(self.a(each).tanh()).mean(0) for each in x])
