@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import clars
 from clars import native
-from clars.norms.watch.accumulator import REGISTRY
+from clars.norms.watch.registry import REGISTRY
 
 pytestmark = pytest.mark.skipif(not native.load().loaded, reason=native.load().text)
 

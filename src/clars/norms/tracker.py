@@ -1,6 +1,5 @@
 """Installs the tracking of per-example gradient norms in a model, and reads it out."""
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from threading import get_ident
@@ -9,20 +8,22 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from clars.errors import UserError, nearest
-from clars.layers import Layer, layers, matches, uncompiled
+from clars.errors import UserError
+from clars.layers import Layer, layers, uncompiled
 from clars.native import where
 from clars.norms.estimator import Estimator
-from clars.norms.owners import PLAIN, Labels, Unknown
+from clars.norms.owners import Labels
 from clars.norms.owners.labels import is_fake
 from clars.norms.owners.tensors import tensors_in
 from clars.norms.rules.synchronised import PATCH
-from clars.norms.watch.accumulator import COMPILED_TWICE, Accumulator, totals
+from clars.norms.watch.accumulator import COMPILED_TWICE, Accumulator
 from clars.norms.watch.backward_pass import BackwardPass, Shortcuts
+from clars.norms.watch.batch import Batch
 from clars.norms.watch.decisions import Decisions
 from clars.norms.watch.forward import install, tracker_of, uninstall
 from clars.norms.watch.interception import Interception
 from clars.norms.watch.slowness import Slowness
+from clars.norms.watch.sums import totals
 from clars.norms.watch.traced import keep_whole
 from clars.norms.watch.tracked_parameter import TrackedParameter
 from clars.norms.watch.untrackable import COMPUTED, TIED, refuse_scripted
@@ -101,16 +102,16 @@ class ExampleNorms:
         rows: Mapping[str, str] | None = None,
         uncovered: str = "slow",
     ) -> None:
-        _check(views, uncovered)
+        if uncovered not in ("slow", "refuse"):
+            raise ValueError(f"uncovered={uncovered!r} is not known: use 'slow' or 'refuse'.")
         self.estimator = Estimator(estimator, fraction, seed, memory, timed, group)
         self.model = model = uncompiled(model)
         self.layers = list(layers) if layers is not None else _default(model)
-        _check_patterns(rows or {}, self.layers)
+        self._batch = Batch(batch, views, rows or {}, [layer.name for layer in self.layers])
         refuse_scripted(self.layers)
         self.active, self.replaced = True, False
         self._pass = BackwardPass(self.estimator)
         self._pass.remedy = self._remedy
-        self.batch, self.views, self._rows = batch, views, dict(rows or {})
         self.decisions, self.unfollowed = Decisions(), False
         self.slowness = self._pass.slowness = Slowness() if uncovered == "slow" else None
         self._accumulators = {layer.name: Accumulator(layer, self._pass) for layer in self.layers}
@@ -228,7 +229,7 @@ class ExampleNorms:
 
     def word(self, layer: str) -> str | None:
         """Return what the user says of the rows of a layer's input."""
-        return next((words for pattern, words in self._rows.items() if matches(layer, pattern)), None)
+        return self._batch.word(layer)
 
     def follow(self, module: nn.Module, inputs: Iterable) -> Labels | None:
         """Return the labels of a forward that is to be followed; None where all of its calls are known.
@@ -243,10 +244,7 @@ class ExampleNorms:
         signature = (id(module), module.training, examples == 1, trained, *((x.shape[1:], x.dtype) for x in found))
         if self.unfollowed or self.decisions.begin(signature):
             return None
-        labels = Labels(examples)
-        for x in found:
-            labels.put(x, PLAIN._replace(outer=self.views) if len(x) == examples * self.views else Unknown.STRAY)
-        return labels
+        return self._batch.labels(found, examples)
 
     def begin_watching(self, module: nn.Module, args: tuple, kwargs: dict, interception: Interception | None) -> None:
         """Mark a forward as watched; every layer must see as many examples as its input has, if it has any.
@@ -255,13 +253,7 @@ class ExampleNorms:
         """
         self._watching[_here()] = interception
         if where.is_compiling() or torch._C._current_graph_task_id() == -1:
-            inputs = (*args, *kwargs.values())
-            if self.batch is not None and module is self.model:
-                inputs = (_argument(module, self.batch, args, kwargs),)
-            sizes = [tensor.shape[0] for tensor in tensors_in(inputs) if tensor.dim()]
-            self._pass.batch = sizes[0] // self.views if sizes else None
-            if sizes and sizes[0] % self.views:
-                raise UserError(f"views={self.views} does not divide a batch of {sizes[0]} rows.")
+            self._pass.batch = self._batch.examples(module, module is self.model, args, kwargs)
 
     def end_watching(self) -> None:
         """Undo `begin_watching`."""
@@ -399,28 +391,6 @@ def _called(model: nn.Module, owners: set[nn.Module]) -> list[nn.Module]:
     """Return the modules around `owners` that can be called by themselves: the batch is what such a call is given."""
     around = [module for module in model.modules() if not owners.isdisjoint(module.modules())]
     return [module for module in around if getattr(type(module), "forward", None) is not nn.Module.forward]
-
-
-def _argument(module: nn.Module, name: str, args: tuple, kwargs: dict):
-    """Return the argument of a module's forward that has a name."""
-    try:
-        return inspect.signature(module.forward).bind(*args, **kwargs).arguments[name]
-    except (KeyError, TypeError):
-        raise UserError(f"batch={name!r} is no argument that the model was called with.") from None
-
-
-def _check(views: int, uncovered: str) -> None:
-    if isinstance(views, bool) or not isinstance(views, int) or views < 1:
-        raise ValueError(f"views={views!r} is not a number of views: use a whole number above 0.")
-    if uncovered not in ("slow", "refuse"):
-        raise ValueError(f"uncovered={uncovered!r} is not known: use 'slow' or 'refuse'.")
-
-
-def _check_patterns(rows: Mapping[str, str], tracked: Sequence[Layer]) -> None:
-    names = [layer.name for layer in tracked]
-    for pattern in rows:
-        if not any(matches(name, pattern) for name in names):
-            raise ValueError(f"rows: no tracked layer's name fits {pattern!r}.{nearest(pattern, names)}")
 
 
 _default = layers  # the class's own argument has the name of the function

@@ -1,10 +1,8 @@
 """Where the squared norms of one layer's examples add up, for as long as the gradients they belong to are there."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from itertools import count
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -15,6 +13,8 @@ from clars.layers import Layer
 from clars.native import where
 from clars.norms.methods.measure import Measure
 from clars.norms.watch.parts import Part, joint_squares
+from clars.norms.watch.registry import REGISTRY
+from clars.norms.watch.sums import PassSquares
 from clars.precision import wide
 from clars.sharding.gradients import Gradients, Own, any_left
 
@@ -39,25 +39,6 @@ SECOND_PASS = (
 MOST_ENTRIES = 200  # before one looks which of them still count
 
 
-@dataclass
-class PassSquares:
-    """The squared norms [b] of the measured examples of one backward pass, one of so many blocks of its batch.
-
-    Or those of all groups of its examples. `left` is a boolean scalar tensor, False where the gradient that they belong
-    to was set to zero; None stands for True.
-    """
-
-    squares: Tensor
-    blocks: int
-    examples: int
-    group: int
-    left: Tensor | None = None
-
-    def keep_if(self, left: Tensor) -> None:
-        """Keep it only where `left` is True."""
-        self.left = left if self.left is None else self.left & left
-
-
 class Use:
     """A use of a layer in a forward, as long as its graph is there."""
 
@@ -70,30 +51,6 @@ class Made(NamedTuple):
     rule: Any
     rows: int
     operands: tuple
-
-
-class Registry:
-    """The accumulators there are, by the numbers under which functions in C++ and compiled graphs know them.
-
-    There is one, `REGISTRY`, as those hold nothing but numbers. It keeps no accumulator alive.
-    """
-
-    def __init__(self) -> None:
-        self._members: WeakValueDictionary[int, Accumulator] = WeakValueDictionary()
-        self._numbers = count(1)
-
-    def add(self, member: "Accumulator") -> int:
-        """Take up an accumulator; return its number, which no other ever had."""
-        number = next(self._numbers)
-        self._members[number] = member
-        return number
-
-    def get(self, number: int) -> "Accumulator | None":
-        """Return the accumulator of a number; None where it is gone."""
-        return self._members.get(number)
-
-
-REGISTRY = Registry()
 
 
 class Accumulator:
@@ -290,42 +247,3 @@ class Accumulator:
     def compiled_total(self) -> Tensor | None:
         """The sums [4] that compiled backward passes left."""
         return self._leaf.grad
-
-
-def sums_of(squares: Tensor, examples: int, group: int, blocks: int = 1) -> Tensor:
-    """Return sum of norms, sum of squared norms, number of examples, and sum of the groups' squared sizes, [..., 4].
-
-    They are those of one of the batch's blocks. Each block is as likely to be measured, so that its sums times the
-    number of blocks are unbiased.
-
-    Args:
-        squares: squared norms [..., number of groups].
-        examples: how many are measured.
-        group: in groups of how many, of which the last may be smaller.
-        blocks: of the batch.
-    """
-    last = examples - torch.arange(0, examples, group, dtype=squares.dtype, device=squares.device)
-    sizes = last.clamp(max=group).expand_as(squares)
-    sums = torch.stack((squares.sqrt(), squares, sizes, sizes.square()), -1).sum(-2)
-    return sums if blocks == 1 else sums * blocks
-
-
-def totals(accumulators: Iterable[Accumulator]) -> dict[str, Tensor]:
-    """Return the sums [4] of each accumulator that has any, by layer name; all layers' are formed together."""
-    alike: dict[tuple, list[tuple[str, PassSquares]]] = {}
-    found: dict[str, Tensor] = {}
-    for accumulator in accumulators:
-        accumulator.settle()
-        if accumulator.compiled_total is not None:
-            found[accumulator.layer] = accumulator.compiled_total
-        for entry in accumulator.entries:
-            squares = entry.squares
-            key = (entry.examples, entry.group, entry.blocks, squares.dtype, squares.device)
-            alike.setdefault(key, []).append((accumulator.layer, entry))
-    for (*cut, _, _), entries in alike.items():
-        rows = sums_of(torch.stack([entry.squares for _, entry in entries]), *cut).unbind()
-        for (layer, entry), row in zip(entries, rows):
-            if entry.left is not None:
-                row = torch.where(entry.left, row, 0.0)
-            found[layer] = found[layer] + row if layer in found else row
-    return found

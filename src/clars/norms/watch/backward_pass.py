@@ -7,7 +7,8 @@ from torch.autograd import Variable
 
 from clars.errors import UnsupportedLayerError
 from clars.norms.estimator import Estimator
-from clars.norms.watch.accumulator import REGISTRY, Accumulator
+from clars.norms.watch.accumulator import Accumulator
+from clars.norms.watch.registry import REGISTRY
 from clars.norms.watch.slowness import Slowness
 from clars.sharding.gradients import any_left
 

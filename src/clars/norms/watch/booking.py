@@ -7,7 +7,8 @@ from torch import Tensor
 
 from clars.norms.methods.planned import Formed, plan_of
 from clars.norms.watch import contributing
-from clars.norms.watch.accumulator import REGISTRY, Accumulator
+from clars.norms.watch.accumulator import Accumulator
+from clars.norms.watch.registry import REGISTRY
 
 _NOTHING = torch.empty(0)
 

@@ -86,11 +86,11 @@ class Compiled:
                     accumulators.append(accumulator.text)
                     leaves.append(accumulator.leaf(value))
                 tracked.append((position, accumulator.text, accumulators.index(accumulator.text)))
-                self._check_rows(parameter, input_of(func, args, kwargs))
+                self._check_rows(parameter, input_of(func, args, kwargs).shape)
         return traced.call(traced.INDICES[func], tuple(tracked), leaves, args, kwargs)
 
-    def _check_rows(self, parameter: TrackedParameter, x: Tensor) -> None:
-        problem = parameter.accumulator.current.problem_of(x.shape[0]) if x.dim() else None
+    def _check_rows(self, parameter: TrackedParameter, shape: torch.Size) -> None:
+        problem = parameter.accumulator.current.problem_of(shape[0]) if len(shape) else None
         if problem:
             raise UnsupportedLayerError({parameter.accumulator.layer: problem})
 
@@ -103,6 +103,7 @@ class Compiled:
         if len(tensor.shape) == len(shape) and shape and tensor.shape[0] != 1:
             self._refuse([tensor], f"where dimension 0 of {tuple(shape)} should be the batch.")
         parameter = self.parameter(tensor)
+        self._check_rows(parameter, shape)
         self._note_use(parameter)
         accumulator = parameter.accumulator
         return traced.expand(tensor, tuple(shape), accumulator.text, accumulator.leaf(tensor))

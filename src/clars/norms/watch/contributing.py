@@ -11,9 +11,10 @@ from clars.errors import UnsupportedLayerError
 from clars.norms.methods.measure import Measure
 from clars.norms.methods.products import squared_norms
 from clars.norms.rules.rule import Rule
-from clars.norms.watch.accumulator import Accumulator, sums_of
+from clars.norms.watch.accumulator import Accumulator
 from clars.norms.watch.expressions import Expression, Operand, parameters_of
 from clars.norms.watch.parts import Part, kept, pieces, shape_of
+from clars.norms.watch.sums import sums_of
 from clars.norms.watch.tracked_parameter import TrackedParameter, arrives
 from clars.precision import wide
 
@@ -29,10 +30,14 @@ def accumulators_of(operands: Sequence[Operand | None]) -> list[Accumulator]:
 def require_batch(operands: Sequence[Operand | None], examples: int) -> None:
     """Check that a call of so many examples can be one of the batch.
 
+    A compiled call is checked before: while it is traced, the batch that is known here is the one of the call before it.
+
     Raises:
         UnsupportedLayerError: the model's input has another number of examples.
     """
     for operand in operands:
+        if getattr(operand, "leaf", None) is not None:
+            continue
         for parameter in parameters_of(operand):
             if problem := parameter.accumulator.current.problem_of(examples):
                 raise UnsupportedLayerError({parameter.layer: problem})

@@ -14,9 +14,10 @@ from torch import Tensor
 from clars.norms.owners import PLAIN
 from clars.norms.rules import CALLS
 from clars.norms.rules.rule import LayerCall
-from clars.norms.watch.accumulator import REGISTRY, Accumulator
+from clars.norms.watch.accumulator import Accumulator
 from clars.norms.watch.expansion import Target, expanded
 from clars.norms.watch.measured_call import measured
+from clars.norms.watch.registry import REGISTRY
 
 FUNCTIONS = list(CALLS)
 INDICES = {function: index for index, function in enumerate(FUNCTIONS)}
