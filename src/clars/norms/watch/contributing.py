@@ -30,7 +30,7 @@ def accumulators_of(operands: Sequence[Operand | None]) -> list[Accumulator]:
 def require_batch(operands: Sequence[Operand | None], examples: int) -> None:
     """Check that a call of so many examples can be one of the batch.
 
-    A compiled call is checked before: while it is traced, the batch that is known here is the one of the call before it.
+    A compiled call was checked before: while it is traced, the batch known here is still that of the call before it.
 
     Raises:
         UnsupportedLayerError: the model's input has another number of examples.
