@@ -95,3 +95,12 @@ def test_statistics_must_fit_the_channels():
 def test_a_share_too_small_for_all_classes_is_refused():
     with pytest.raises(DataError, match=r"data.validation_fraction=0.001"):
         load(digits(validation_fraction=0.001), evaluation="validation")
+
+
+def test_what_is_held_out_always_is_trained_on_by_nobody():
+    tested, validated = (load(digits(hold_out=True), evaluation=split) for split in ("test", "validation"))
+    assert torch.equal(everything(tested.train)[0], everything(validated.train)[0])
+    assert torch.equal(everything(tested.train)[1], everything(validated.train)[1])
+    whole = load(digits(hold_out=False), evaluation="test")
+    assert len(whole.train) == len(tested.train) + len(validated.test)
+    assert torch.equal(tested.test.labels, whole.test.labels)

@@ -122,3 +122,12 @@ def test_statistics_must_fit_the_channels(mnist):
     data = mnist.model_copy(update={"std": [1.0, 1.0, 1.0]})
     with pytest.raises(RecipeError, match=r"data.std=.* has 3 values, data.channels=1"):
         load(data, evaluation="test")
+
+
+def test_what_is_held_out_always_is_trained_on_by_nobody(mnist):
+    always = mnist.model_copy(update={"hold_out": True, "validation_fraction": 0.25})
+    tested, validated = (load(always, evaluation=split) for split in ("test", "validation"))
+    numbers = range(len(tested.train))
+    assert len(tested.train) == len(validated.train) == 30 and len(tested.test) == 20
+    for one, other in zip(tested.train.__getitems__(numbers), validated.train.__getitems__(numbers)):
+        assert torch.equal(one, other)

@@ -37,5 +37,21 @@ def test_warmup_at_the_base_batch_changes_nothing_before_the_decay():
     assert factors(scaling=1.0, warmup_epochs=2)[:9] == [1.0] * 9
 
 
+@pytest.mark.parametrize("scaling", [1.0, 8.0])
+def test_warmup_from_zero_rises_evenly_whatever_the_scaling(scaling):
+    got = factors(scaling=scaling, warmup_epochs=5, warmup_from="zero")
+    assert got[:21] == pytest.approx([(step + 1) / 20 for step in range(20)] + [1.0])
+    assert got[20:] == pytest.approx(factors(steps=20))
+
+
+def test_the_peak_rate_by_each_way_of_scaling():
+    peaks = {
+        scaling: Schedule(base_rate=0.1, base_batch=64, scaling=scaling).peak_rate(1024)
+        for scaling in ("linear", "sqrt", "none")
+    }
+    assert peaks == pytest.approx({"linear": 1.6, "sqrt": 0.4, "none": 0.1})
+    assert Schedule(base_rate=0.1, base_batch=64).peak_rate(128) == 0.2
+
+
 def test_the_last_rate_is_not_zero():
     assert all(factor > 0 for factor in factors(warmup_epochs=9.9))

@@ -15,6 +15,7 @@ from clars.lab.data.transforms import statistics
 from clars.lab.models import factory
 from clars.lab.models.factory import arguments
 from clars.lab.recipes import schema
+from clars.lab.recipes.checks import FASHION
 from clars.lab.recipes.schema import Recipe, Settings
 
 CLASSES = 1_000_000
@@ -149,7 +150,7 @@ def check_data(config: Config, splits: Splits) -> None:
 
 def _determined(data: schema.Data) -> tuple[Sequence[float] | None, Sequence[float] | None]:
     """Return mean and standard deviation as far as a recipe alone determines them; else they are the images' own."""
-    if data.path or data.name not in EMBEDDED:
+    if data.name != FASHION and (data.path or data.name not in EMBEDDED):
         return statistics(data)
     return data.mean, data.std
 

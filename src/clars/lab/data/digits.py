@@ -30,6 +30,8 @@ class TensorImages(HeldImages):
 def load(data: schema.Data, evaluation: Literal["test", "validation"]) -> Splits:
     """Return 1,437 training and 360 test digits, or the training digits alone with a share held out.
 
+    With `data.hold_out` that share is left out of training for the test too.
+
     Pixels lie in [0, 1] before `data.mean` and `data.std` are applied; without them the training images get
     mean 0 and standard deviation 1. Raises DataError for augmentation, which could turn a digit into another.
     """
@@ -39,9 +41,9 @@ def load(data: schema.Data, evaluation: Literal["test", "validation"]) -> Splits
     images = resize(torch.from_numpy(pixels).float().view(-1, 1, 8, 8) / 16, data.image_size)
     labels = torch.from_numpy(targets).long()
     train, test = hold_out(labels, TEST_FRACTION, "test fraction")
-    if evaluation == "validation":
+    if evaluation == "validation" or data.hold_out:
         kept, held = hold_out(labels[train], data.validation_fraction, "data.validation_fraction")
-        train, test = train[kept], train[held]
+        train, test = train[kept], train[held] if evaluation == "validation" else test
     mean, std = _statistics(images[train], data)
     images = (images.expand(-1, data.channels, -1, -1) - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
     splits = (TensorImages(images[rows], labels[rows]) for rows in (train, test))

@@ -29,7 +29,7 @@ class _Columns(NamedTuple):
 
 
 def load(data: schema.Data, evaluation: Literal["test", "validation"]) -> Splits:
-    """Read the splits a recipe names; for evaluation="validation" hold out a share of the training split.
+    """Read the splits a recipe names; for evaluation="validation", or always, hold out a share of the training split.
 
     Raises DataError for a data set out of reach, a missing or empty split, a missing column or one of the
     wrong type, missing or negative labels, numbers of classes with gaps, and labels beyond the classes of the training
@@ -40,12 +40,14 @@ def load(data: schema.Data, evaluation: Literal["test", "validation"]) -> Splits
     names = classes.names_of(train.feature)
     num_classes = len(names) if names else classes.count(train.labels, train.images.split, data)
     _refuse(train.labels >= num_classes, f"beyond the {num_classes} classes of training", train, data)
-    if evaluation == "validation":
+    kept = train.all_rows
+    if evaluation == "validation" or data.hold_out:
         kept, held = hold_out(train.labels, data.validation_fraction, "data.validation_fraction")
+    if evaluation == "validation":
         test = train
     else:
         test = _as_in_training(_columns(splits, "test_split", data), train, num_classes, data)
-        kept, held = train.all_rows, test.all_rows
+        held = test.all_rows
     read = _decoded if data.in_memory else _encoded
     return Splits(
         read(train, kept, data, training=True),

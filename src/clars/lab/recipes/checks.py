@@ -8,7 +8,16 @@ _LAYERWISE_ONLY = ("layers", "overrides")
 _MOMENTUM_ONLY = ("trust_coefficient", "norm_floor", "max_ratio", "decay_in_ratio", "rate_in_buffer")
 _CLARS_ONLY = ("estimator", "group", "fraction")
 _CLARS = ("clars", "author2019")
+_NO_EFFECT = {
+    "sgd": (*_LAYERWISE_ONLY, *_MOMENTUM_ONLY, "eps", *_CLARS_ONLY),
+    "muon": (*_LAYERWISE_ONLY, *_MOMENTUM_ONLY, "eps", *_CLARS_ONLY),
+    "adamw": ("nesterov", *_LAYERWISE_ONLY, *_MOMENTUM_ONLY, *_CLARS_ONLY),
+    "lamb": ("nesterov", *_MOMENTUM_ONLY, *_CLARS_ONLY),
+    "lars": _CLARS_ONLY,
+}
 EMBEDDED = ("digits", "glyphs")  # data sets that this package brings
+FASHION = "fashion"
+_OF_OTHERS = ("validation_fraction", "hold_out", "config", "image_column", "label_column", "train_split", "test_split")
 _HUB_ONLY = ("config", "image_column", "label_column", "train_split", "test_split", "in_memory", "streaming")
 
 
@@ -39,6 +48,10 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield f"data.{key}", f"= {values} must have a value for each of data.channels = {data.channels}"
     if data.train_split == data.test_split and not embedded(data) and recipe.evaluation.split == "test":
         yield "data.test_split", f"= {data.test_split!r} is what is trained on; name another, or evaluate on validation"
+    if data.streaming and data.name == FASHION:
+        yield "data.streaming", f"= true cannot be with data.name = {FASHION!r}, whose images are held; leave it out"
+    if data.streaming and data.hold_out:
+        yield "data.hold_out", "= true cannot be held out of a stream; leave it out"
     if data.in_memory and data.streaming:
         yield "data.in_memory", f"= {_written(data)} is the opposite of data.streaming = true"
     if data.streaming and recipe.evaluation.split == "validation":
@@ -74,15 +87,13 @@ def ignored(recipe: Recipe) -> Iterator[tuple[str, str]]:
     data, optimizer, schedule = recipe.data, recipe.optimizer, recipe.schedule
     if schedule.name != "polynomial" and "power" in schedule.model_fields_set:
         yield "schedule.power", f"schedule.name = {schedule.name!r}"
-    only = {"sgd": (*_LAYERWISE_ONLY, *_MOMENTUM_ONLY, "eps", *_CLARS_ONLY), "lamb": (*_MOMENTUM_ONLY, *_CLARS_ONLY)}
-    for key in only.get(optimizer.name, _CLARS_ONLY if optimizer.name == "lars" else ()):
+    for key in _NO_EFFECT.get(optimizer.name, ()):
         if key in optimizer.model_fields_set:
             yield f"optimizer.{key}", f"optimizer.name = {optimizer.name!r}"
-    if recipe.layer_statistics and optimizer.name == "sgd":
+    if recipe.layer_statistics and optimizer.name in ("sgd", "adamw", "muon"):
         yield "layer_statistics", f"optimizer.name = {optimizer.name!r}"
-    if optimizer.name == "lamb" and "nesterov" in optimizer.model_fields_set:
-        yield "optimizer.nesterov", "optimizer.name = 'lamb'"
-    elif optimizer.momentum == 0 and optimizer.nesterov and "nesterov" in optimizer.model_fields_set:
+    without = optimizer.momentum == 0 and "nesterov" not in _NO_EFFECT.get(optimizer.name, ())
+    if without and optimizer.nesterov and "nesterov" in optimizer.model_fields_set:
         yield "optimizer.nesterov", "optimizer.momentum = 0"
     for key in ("fraction", "group") if optimizer.name in _CLARS and optimizer.estimator == "exact" else ():
         if getattr(optimizer, key) is not None:
@@ -98,6 +109,12 @@ def ignored(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "data.workers", "data.in_memory = 'device'"
     if "shuffle_buffer" in data.model_fields_set and not data.streaming:
         yield "data.shuffle_buffer", "data.streaming = false"
-    counted = data.name == "glyphs" if embedded(data) else data.streaming
+    counted = data.name == "glyphs" if embedded(data) else data.streaming or data.name == FASHION
     if data.train_examples is not None and not counted:
         yield "data.train_examples", f"data.name = {data.name!r}"
+    if data.name == FASHION:
+        for key in _OF_OTHERS:
+            if key in data.model_fields_set:
+                yield f"data.{key}", f"data.name = {data.name!r}"
+    if "warmup_from" in schedule.model_fields_set and not schedule.warmup_epochs:
+        yield "schedule.warmup_from", "schedule.warmup_epochs = 0"

@@ -42,9 +42,8 @@ class Resolved:
 
     @property
     def peak_rate(self) -> float:
-        """The rate after warmup, by linear scaling from the base batch."""
-        schedule = self.recipe.schedule
-        return schedule.base_rate * self.recipe.batch_size / schedule.base_batch
+        """The rate after warmup, scaled from the base batch."""
+        return self.recipe.schedule.peak_rate(self.recipe.batch_size)
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Resolved:

@@ -52,9 +52,11 @@ class Model(Settings):
 
 
 class Data(Settings):
-    """`digits`, `glyphs`, a Hub data set by id, or a local folder (parquet files or images) in the same schema.
+    """`digits`, `glyphs`, `fashion`, a Hub data set by id, or a local folder (parquet files or images) in its schema.
 
-    `train_examples` is the number of glyphs to train on, from the first, or of a stream's examples in an epoch.
+    `train_examples` is the number of glyphs or of `fashion`'s images to train on, or of a stream's examples in an
+    epoch. With `hold_out` the share for validation is never trained on, so that runs that are tested take the steps of
+    those that are validated, on the same images; `fashion` has it so always.
     `in_memory` decodes every image once, before training, and changes no number: `host` (or true) holds them in the
     memory of the machine, `device` in that of the device that trains, where batches are made. `streaming` reads a data
     set from its place on the way, shuffled within a buffer of `shuffle_buffer` images. `prefetch` is how many batches
@@ -74,6 +76,7 @@ class Data(Settings):
     std: list[PositiveFloat] | None = None
     augmentation: Literal["none", "crop", "imagenet"] = "none"
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    hold_out: bool = False
     train_examples: Examples | None = None
     in_memory: InMemory = False
     streaming: bool = False
@@ -85,16 +88,20 @@ class Data(Settings):
 class Optimizer(Settings):
     """The method. `layers` and `overrides` have a meaning for layer-wise methods only.
 
+    `adamw` is torch's and `muon` timm's, which orthogonalises weights of convolutions too and steps the rest as AdamW
+    does. `clip_norm` is what the norm of the whole gradient is cut down to before the step.
+
     `trust_coefficient`, `max_ratio`, `decay_in_ratio`, `rate_in_buffer` and `norm_floor` are CLARS's and LARS's.
     `estimator` is CLARS's: whether the norm of every example is formed, those of groups of `group` of them, or those of
-    a drawn share, `fraction`. `lamb` has `momentum` as its first beta. `author2019` is CLARS with other values where
-    none are given: those of its first author's code. `eps` is the method's own where none is given.
+    a drawn share, `fraction`. `lamb` and `adamw` have `momentum` as their first beta. `author2019` is CLARS with other
+    values where none are given: those of its first author's code. `eps` is the method's own where none is given.
     """
 
-    name: Literal["clars", "author2019", "lars", "sgd", "lamb"]
+    name: Literal["clars", "author2019", "lars", "sgd", "lamb", "adamw", "muon"]
     momentum: Fraction = 0.9
     nesterov: bool = True
     weight_decay: NonNegativeFloat = 5e-4
+    clip_norm: PositiveFloat | None = None
     trust_coefficient: PositiveFloat = 1e-3
     layers: Literal["module", "parameter"] = "module"
     overrides: dict[str, dict[str, float | bool]] = {}
@@ -126,18 +133,26 @@ class Optimizer(Settings):
 
 
 class Schedule(Settings):
-    """The rate over time: linear scaling from a base batch, an optional gradual warmup, then a decay per step.
+    """The rate over time: scaled from a base batch, an optional gradual warmup, then a decay per step.
 
-    The peak rate is `base_rate * batch_size / base_batch`. For the first `frozen_head_epochs` the classifier stays as
+    The peak rate is `base_rate` times batch_size / base_batch (`linear`), the root of that (`sqrt`), or as it stands
+    (`none`). Warmup begins at the base rate, or at `zero`. For the first `frozen_head_epochs` the classifier stays as
     it was initialised.
     """
 
     name: Literal["polynomial", "cosine", "constant"] = "polynomial"
     base_rate: PositiveFloat
     base_batch: Batch
+    scaling: Literal["linear", "sqrt", "none"] = "linear"
     power: PositiveFloat = 2.0
     warmup_epochs: NonNegativeFloat = 0.0
+    warmup_from: Literal["base", "zero"] = "base"
     frozen_head_epochs: NonNegativeFloat = 0.0
+
+    def peak_rate(self, batch_size: int) -> float:
+        """Return the rate after warmup at a global batch."""
+        factor = batch_size / self.base_batch
+        return self.base_rate * {"linear": factor, "sqrt": factor**0.5, "none": 1.0}[self.scaling]
 
 
 class Evaluation(Settings):

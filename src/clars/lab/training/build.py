@@ -1,10 +1,11 @@
 """From the sections of a recipe to torch's objects."""
 
+from timm.optim import Muon
 from torch import nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from clars.errors import RecipeError
+from clars.errors import RecipeError, UserError
 from clars.lab.recipes import schema
 from clars.lab.recipes.load import Resolved
 from clars.lab.training.schedule import rate_factor
@@ -24,10 +25,23 @@ def build_optimizer(resolved: Resolved, model: nn.Module) -> Optimizer:
         raise RecipeError(f"{resolved.path}: optimizer: {error}") from error
 
 
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def _sgd(model: nn.Module, lr: float, settings: schema.Optimizer) -> SGD:
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     nesterov = settings.nesterov and settings.momentum > 0
-    return SGD(trainable, lr, settings.momentum, weight_decay=settings.weight_decay, nesterov=nesterov)
+    return SGD(_trainable(model), lr, settings.momentum, weight_decay=settings.weight_decay, nesterov=nesterov)
+
+
+def _adamw(model: nn.Module, lr: float, settings: schema.Optimizer) -> AdamW:
+    eps = {} if settings.eps is None else {"eps": settings.eps}
+    return AdamW(_trainable(model), lr, (settings.momentum, 0.999), weight_decay=settings.weight_decay, **eps)
+
+
+def _muon(model: nn.Module, lr: float, settings: schema.Optimizer) -> Muon:
+    own = {"momentum": settings.momentum, "nesterov": settings.nesterov, "weight_decay": settings.weight_decay}
+    return Muon(_trainable(model), lr, **own)
 
 
 def _lamb(model: nn.Module, lr: float, settings: schema.Optimizer) -> LAMB:
@@ -46,7 +60,10 @@ def _author2019(model: nn.Module, lr: float, settings: schema.Optimizer) -> CLAR
     return CLARS.author2019(model, lr, **_measured(settings), **_common(settings), **_of_momentum(settings))
 
 
-_MAKERS = {"sgd": _sgd, "lamb": _lamb, "lars": _lars, "clars": _clars, "author2019": _author2019}
+_MAKERS = {
+    **{"sgd": _sgd, "adamw": _adamw, "muon": _muon},
+    **{"lamb": _lamb, "lars": _lars, "clars": _clars, "author2019": _author2019},
+}
 
 
 def _measured(settings: schema.Optimizer) -> dict[str, object]:
@@ -66,6 +83,19 @@ def _of_momentum(settings: schema.Optimizer) -> dict[str, object]:
     names = ("momentum", "nesterov", "trust_coefficient", "norm_floor", "decay_in_ratio", "rate_in_buffer")
     given = {name: getattr(settings, name) for name in names}
     return given if settings.max_ratio is None else given | {"max_ratio": settings.max_ratio}
+
+
+def require_strategy(settings: schema.Optimizer, strategy: str) -> None:
+    """Check that what the optimizer section asks for is right under a strategy.
+
+    Raises:
+        UserError: it is not: Muon orthogonalises whole matrices, the state of others' optimizers is kept whole, and
+            DeepSpeed clips by a setting of its own.
+    """
+    if settings.name in ("adamw", "muon") and strategy not in ("single", "ddp"):
+        raise UserError(f"optimizer.name = {settings.name!r} cannot be had under {strategy}. Launch with ddp.")
+    if settings.clip_norm is not None and strategy.startswith("zero"):
+        raise UserError(f"optimizer.clip_norm cannot be had under {strategy}. Launch with ddp or fsdp2.")
 
 
 def build_schedule(resolved: Resolved, optimizer: Optimizer, steps_per_epoch: int, done: int = 0) -> LambdaLR:

@@ -1,18 +1,24 @@
-"""What an optimizer carries from step to step, as whole tensors by name: momentum, or LAMB's averages and its steps."""
+"""What an optimizer carries from step to step, as whole tensors by name: momentum, or averages and numbers of steps."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from timm.optim import Muon
 from torch import Tensor, nn
+from torch.optim import AdamW
 
+from clars.sharding.find import plain_model
 from clars.sharding.state import gather_momentum, put_momentum
 
 STEP = "step"
+FOREIGN = (AdamW, Muon)  # run where parameters are whole (see `build.require_strategy`), and keep steps of each
 
 
 def gather(optimizer: Any, model: nn.Module, inner: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the state of `inner`, which steps beneath `optimizer`; see `gather_momentum`."""
+    if isinstance(inner, FOREIGN):
+        return _tensors(plain_model(model), inner)
     names = _buffers(inner)
     if len(names) == 1:
         return gather_momentum(optimizer, model, *names)
@@ -23,6 +29,12 @@ def gather(optimizer: Any, model: nn.Module, inner: torch.optim.Optimizer) -> di
 
 def expected(model: nn.Module, inner: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return a tensor of the right shape for each name that `gather` may return."""
+    if isinstance(inner, FOREIGN):
+        averages = ("exp_avg", "exp_avg_sq")
+        whole = averages if isinstance(inner, AdamW) else ("momentum_buffer", *averages)
+        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        found = {f"{key}.{name}": parameter for name, parameter in named for key in whole}
+        return found | {f"{STEP}.{name}": torch.zeros(()) for name, _ in named}
     found, names = dict(model.named_parameters()), _buffers(inner)
     if len(names) == 1:
         return found
@@ -37,6 +49,9 @@ def put(
 
     Of these, a loss scale may have left some out; states of older versions do not say how many.
     """
+    if isinstance(inner, FOREIGN):
+        _put_tensors(plain_model(model), inner, state)
+        return
     names = _buffers(inner)
     if len(names) == 1:
         put_momentum(optimizer, model, state, *names)
@@ -52,3 +67,21 @@ def put(
 def _buffers(inner: torch.optim.Optimizer) -> tuple[str, ...]:
     """Return the names of the tensors that an optimizer keeps of a parameter."""
     return getattr(inner, "buffers", ("momentum_buffer",))
+
+
+def _tensors(model: nn.Module, inner: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{key}.{name}": value.detach().cpu()
+        for name, parameter in model.named_parameters()
+        for key, value in inner.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _put_tensors(model: nn.Module, inner: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    for each, tensor in state.items():
+        key, _, name = each.partition(".")
+        parameter = parameters[name]
+        # Numbers of steps stay on the processor, where both optimizers keep them.
+        inner.state[parameter][key] = tensor.clone() if key == STEP else tensor.to(parameter, copy=True)

@@ -32,7 +32,7 @@ from clars.lab.runs.run_folder import RunFolder
 from clars.lab.training import graph, init, momentum, noise
 from clars.lab.training.average import Average
 from clars.lab.training.batches import batches_of
-from clars.lab.training.build import build_optimizer, build_schedule
+from clars.lab.training.build import build_optimizer, build_schedule, require_strategy
 from clars.lab.training.display import Display
 from clars.lab.training.head import FrozenHead
 from clars.lab.training.report import in_force, record_of
@@ -113,6 +113,7 @@ class TrainingRun:
                 accelerator, self.division, self.plain, self.inner, options.timeout
             )
         self.head.check(self.strategy)
+        require_strategy(recipe.optimizer, self.strategy)
         what = {"frozen_steps": self.head.steps, "noise_every": every}
         self.step = graph.step_of(self, self._step, options.cuda_graph, **what)
         self.machine |= in_force(job, self.division, self.strategy, accelerator, every, options.cuda_graph)
@@ -206,6 +207,8 @@ class TrainingRun:
         if self.accelerator.sync_gradients:
             self.head.before_step(self.progress.step)
             self.noise.before_step()
+            if (most := self.recipe.optimizer.clip_norm) is not None:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), most)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss

@@ -20,7 +20,8 @@ from clars.lab.recipes import schema
 def load(data: schema.Data, evaluation: Literal["test", "validation"]) -> Splits:
     """Return 65,536 training images, or the first `data.train_examples`, and 9,216 test images.
 
-    For evaluation="validation" the training images alone, with a share held out. Pixels lie in [0, 1] before
+    For evaluation="validation" the training images alone, with a share held out; with `data.hold_out` that share is
+    left out of training for the test too. Pixels lie in [0, 1] before
     `data.mean` and `data.std` are applied; without them the training images get mean 0 and standard deviation 1.
     Raises DataError for missing fonts, for more examples than there are, and for augmentation, which could turn a
     character into another.
@@ -34,10 +35,11 @@ def load(data: schema.Data, evaluation: Literal["test", "validation"]) -> Splits
     train, test = (
         (part, torch.from_numpy(draw.labels(len(part)))) for part in (stored["train"][:count], stored["test"])
     )
-    if evaluation == "validation":
+    if evaluation == "validation" or data.hold_out:
         pixels, labels = train
         kept, held = hold_out(labels, data.validation_fraction, "data.validation_fraction")
-        train, test = ((pixels[rows], labels[rows]) for rows in (kept, held))
+        train, validation = ((pixels[rows], labels[rows]) for rows in (kept, held))
+        test = validation if evaluation == "validation" else test
     found = _statistics(train[0])
     mean, std = (
         per_channel(f"data.{key}", getattr(data, key), data.channels) or [value] * data.channels

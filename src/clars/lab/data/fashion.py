@@ -1,0 +1,143 @@
+"""Fashion-MNIST: 70,000 photographs of clothes in ten classes, 28x28 grey pixels.
+
+Source: Xiao et al. 2017, arXiv 1708.07747.
+"""
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from clars.errors import DataError
+from clars.lab.data import hub, idx, source
+from clars.lab.data.digits import TensorImages
+from clars.lab.data.memory import StoredImages, resize
+from clars.lab.data.splits import HeldImages, Splits, hold_out
+from clars.lab.data.transforms import per_channel
+from clars.lab.recipes import schema
+
+HUB = "zalando-datasets/fashion_mnist"
+PACKAGE, PACKAGED = "dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist")  # of Debian
+HELD_OUT = 1 / 6  # of the training files: 10,000
+SIZE = 28
+CLASSES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+FILES = {"train": "train", "test": "t10k"}
+REMEDY = (
+    f"Install Debian's package {PACKAGE}, or give data.path=DIR, a folder with the files train-images-idx3-ubyte,"
+    " train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, each perhaps with .gz, or with the"
+    f" parquet files of {HUB}."
+)
+
+
+class _Part(NamedTuple):
+    """Images uint8 [n, 1, 28, 28] and labels int64 [n]."""
+
+    images: Tensor
+    labels: Tensor
+
+
+def load(data: schema.Data, evaluation: Literal["test", "validation"]) -> Splits:
+    """Return what to train on, of 50,000 images the first `data.train_examples` of a fixed order, and what to test on.
+
+    The 10,000 others of the training files, as many of each class, are those for validation, and never trained on.
+    Pixels lie in [0, 1] before `data.mean` and `data.std` are applied; without them the training images get mean 0 and
+    standard deviation 1.
+
+    Raises:
+        DataError: there are no files, or they cannot be used.
+    """
+    if data.augmentation == "imagenet":
+        raise DataError("data.augmentation='imagenet': fashion has small images. Use 'crop' or 'none'.")
+    train, test = _files(data) or _parquet(data)
+    kept, held = hold_out(train.labels, HELD_OUT, "the validation split")
+    rows, fewer = kept, data.train_examples
+    if fewer is not None and fewer < len(kept):
+        rows = kept[hold_out(train.labels[kept], len(kept) - fewer, "data.train_examples")[0]]
+    elif fewer is not None and fewer > len(kept):
+        raise DataError(f"data.train_examples={fewer}: there are {len(kept)} to train on.")
+    seen = _Part(resize(train.images, data.image_size), train.labels)
+    other = seen if evaluation == "validation" else _Part(resize(test.images, data.image_size), test.labels)
+    mean, std = _statistics(seen.images[rows], data)
+    chosen = held if evaluation == "validation" else torch.arange(len(test.labels))
+    return Splits(
+        _images(seen, rows, (mean, std), data.augmentation == "crop"),
+        _images(other, chosen, (mean, std), False),
+        len(CLASSES),
+        CLASSES,
+        tuple(mean),
+        tuple(std),
+    )
+
+
+def reachable(data: schema.Data) -> tuple[bool, str]:
+    """Say whether the images are on this machine, and where they are or what to do about it."""
+    for folder in _folders(data):
+        if idx.find(folder, "train-images-idx3-ubyte"):
+            return True, f"folder {folder}"
+    found, where = source.reachable(_on_hub(data))
+    return (True, where) if found else (False, f"not on this machine. {REMEDY}")
+
+
+def _folders(data: schema.Data) -> list[Path]:
+    return [Path(data.path).expanduser()] if data.path else [PACKAGED]
+
+
+def _files(data: schema.Data) -> tuple[_Part, _Part] | None:
+    """Read IDX files; None where there are none."""
+    for folder in _folders(data):
+        if any(idx.find(folder, f"{name}-images-idx3-ubyte") for name in FILES.values()):
+            return _part(folder, FILES["train"]), _part(folder, FILES["test"])
+    return None
+
+
+def _part(folder: Path, name: str) -> _Part:
+    paths = [idx.find(folder, f"{name}-{what}") for what in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+    for path, what in zip(paths, ("images-idx3-ubyte", "labels-idx1-ubyte")):
+        if path is None:
+            raise DataError(f"{folder} has no {name}-{what}, with or without .gz. {REMEDY}")
+    images, labels = map(idx.read, paths)
+    if images.shape[1:] != (SIZE, SIZE) or labels.dim() != 1:
+        raise DataError(
+            f"{folder}: images {tuple(images.shape)} and labels {tuple(labels.shape)} are not Fashion-MNIST's."
+        )
+    return _checked(_Part(images[:, None], labels.long()), folder)
+
+
+def _parquet(data: schema.Data) -> tuple[_Part, _Part]:
+    """Read the data set in the schema that the Hub has, from `data.path`, the cache, or the Hub."""
+    try:
+        found = hub.load(_on_hub(data), "test")
+    except DataError as error:
+        raise DataError(f"data.name='fashion': {error} {REMEDY}") from error
+    parts = [_Part(images.pixels, images.labels) for images in (found.train, found.test)]
+    return tuple(_checked(part, data.path or HUB) for part in parts)
+
+
+def _on_hub(data: schema.Data) -> schema.Data:
+    return schema.Data(name=HUB, path=data.path, image_size=SIZE, channels=1, in_memory=True)
+
+
+def _checked(part: _Part, where: object) -> _Part:
+    if len(part.images) != len(part.labels):
+        raise DataError(f"{where}: {len(part.images)} images have {len(part.labels)} labels. Fetch the files again.")
+    if len(part.labels) and int(part.labels.max()) >= len(CLASSES):
+        raise DataError(f"{where}: a label is {int(part.labels.max())}, and there are {len(CLASSES)} classes.")
+    return part
+
+
+def _statistics(images: Tensor, data: schema.Data) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation per channel: the recipe's, or those of the training images."""
+    pixels = images.double() / 255
+    mean = per_channel("data.mean", data.mean, data.channels) or [pixels.mean().item()] * data.channels
+    std = per_channel("data.std", data.std, data.channels) or [pixels.std().item()] * data.channels
+    return mean, std
+
+
+def _images(part: _Part, rows: Tensor, statistics: tuple[list[float], list[float]], crop: bool) -> HeldImages:
+    """Return images as they are seen; made once where they are the same every time."""
+    stored = StoredImages(part.images[rows], part.labels[rows], *statistics, crop=crop, rows=rows)
+    return stored if crop else TensorImages(*stored.__getitems__(range(len(stored))))

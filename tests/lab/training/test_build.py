@@ -1,0 +1,49 @@
+"""The optimizers of others: their arguments, and where they are refused."""
+
+import pytest
+import torch
+
+from clars.errors import UserError
+from clars.lab import models
+from clars.lab.recipes.load import load
+from clars.lab.recipes.schema import Model, Optimizer
+from clars.lab.training.build import build_optimizer, require_strategy
+
+
+def built(recipe, **settings):
+    resolved = load(str(recipe(optimizer=settings)))
+    return build_optimizer(resolved, models.create(Model(name="resnet8"), 10, 1, 8)), resolved
+
+
+def test_adamw_has_the_recipe_s_values(recipe):
+    optimizer, resolved = built(recipe, name="adamw", momentum=0.8, weight_decay=0.1, eps=1e-6)
+    group = optimizer.param_groups[0]
+    assert type(optimizer) is torch.optim.AdamW and group["lr"] == resolved.peak_rate
+    assert (group["betas"], group["weight_decay"], group["eps"]) == ((0.8, 0.999), 0.1, 1e-6)
+
+
+def test_muon_has_the_recipe_s_values_and_orthogonalises_convolutions(recipe):
+    optimizer, _ = built(recipe, name="muon", momentum=0.8, weight_decay=0.1)
+    group = optimizer.param_groups[0]
+    assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.8, True, 0.1)
+    weight = [parameter for parameter in group["params"] if parameter.dim() == 4][1]  # after the stem's one channel
+    weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) + 2
+    before = weight.detach().clone()
+    group["weight_decay"] = 0.0
+    optimizer.step()
+    one, other = (torch.linalg.cond(matrix.detach().flatten(1)) for matrix in (weight.grad, weight - before))
+    assert one > 3 * other
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero1", "zero3"])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_refused_where_parameters_are_cut(name, strategy):
+    with pytest.raises(UserError, match=f"'{name}' cannot be had under {strategy}"):
+        require_strategy(Optimizer(name=name), strategy)
+    require_strategy(Optimizer(name=name, clip_norm=1.0), "ddp")
+
+
+def test_deepspeed_clips_by_a_setting_of_its_own():
+    with pytest.raises(UserError, match="clip_norm cannot be had under zero2"):
+        require_strategy(Optimizer(name="clars", clip_norm=1.0), "zero2")
+    require_strategy(Optimizer(name="clars", clip_norm=1.0), "fsdp2")
