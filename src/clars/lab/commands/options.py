@@ -26,7 +26,7 @@ def _precision(name: str | None) -> str | None:
 Recipe = Annotated[str, typer.Argument(help="folder/name, folder/name@v1, or a .yaml file")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="changes to the recipe")]
 Folder = Annotated[str, typer.Argument(help="a recipe folder with a table, such as quickstart")]
-TierName = Annotated[str, typer.Option("--tier", help="lite, for a plain machine, or full")]
+TierName = Annotated[str, typer.Option("--tier", help="lite, for a plain machine, medium, for a GPU, or full")]
 Launch = Annotated[
     str,
     typer.Option(

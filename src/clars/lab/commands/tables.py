@@ -1,7 +1,7 @@
 """`clars table` and `clars tune`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -37,18 +37,24 @@ def table(
     parallel: Parallel = None,
     overwrite: Overwrite = False,
     publish: Publish = False,
+    search: Annotated[bool, typer.Option("--search", help="search base rates anew, whatever is published")] = False,
     no_run: Annotated[bool, typer.Option("--no-run", help="make the table from the runs that are there")] = False,
 ) -> None:
-    """Run what a table lacks, then write table.md, table.csv and figure.png and show the table."""
-    from clars.lab.tables.definition import load_table
+    """Run what a table lacks, then write table.md, table.csv and figure.png and show the table.
 
-    resolved, chosen = load_table(folder, tier), seeds_of(seeds)
+    Base rates that were not searched yet are searched first, in OUT/search.
+    """
+    resolved, chosen = _table(folder, tier, out, search), seeds_of(seeds)
     out = out or _table_out(resolved)
     if not no_run:
         from clars.lab.tables.jobs import table_jobs
 
+        machine = (launch, mixed_precision, parallel, overwrite)
+        if resolved.tier.search and (search or any(row.lacking for row in resolved.rows)):
+            _searched(resolved, out / "search", machine)
+            resolved = _table(folder, tier, out, True)
         jobs = table_jobs(resolved, chosen or resolved.tier.seeds, out, rows)
-        _run_jobs(jobs, out, launch, mixed_precision, parallel, overwrite)
+        _run_jobs(jobs, out, *machine)
 
     from clars.lab.tables import results
     from clars.lab.tables.render import as_rich
@@ -57,6 +63,8 @@ def table(
     files = made.files
     terminal.console().print(as_rich(made.rows, made.judgements, resolved))
     if publish:
+        if resolved.searched:
+            files.append(_publish_search(resolved))
         files += results.keep(resolved, out, resolved.results)
     say("\n".join(f"wrote {file}" for file in files))
 
@@ -78,21 +86,57 @@ def tune(
     if "/" in name or name.endswith((".yaml", ".yml")):
         tried = numbers(rates, "--rates", float), seeds_of(seeds)
         found, title, version, out = _search_of_recipe(name, overrides, tried, out, publish or tier != "lite")
-        targets = [out]
-    else:
-        found, title, version, targets = _search_of_table(name, tier, out, publish, rates or seeds or overrides)
-        out = targets[0]
+        how = Search(title, version, None, False)
+        return _search(found, how, [out], (launch, mixed_precision, parallel, overwrite))
+    table = _table_to_search(name, tier, publish, rates or seeds or overrides)
+    _searched(table, out or _table_out(table) / "search", (launch, mixed_precision, parallel, overwrite), publish)
 
+
+class Search(NamedTuple):
+    """What is searched: of a table or recipe, what a diverged run counts as, and whether grids are extended."""
+
+    title: str
+    version: str
+    chance: float | None
+    extend: bool
+
+
+def _searched(table: "ResolvedTable", out: Path, machine: tuple, publish: bool = False) -> None:
+    """Run the search of a table in `out`, and write what it finds there, or also beside the table's results."""
+    from clars.lab.tables import search
+
+    how = Search(
+        table.folder, table.version, table.head.chance, table.tier.search.extend if table.tier.search else False
+    )
+    _search(search.candidates(table, out), how, [out, table.results] if publish else [out], machine)
+
+
+def _search(found: list, how: Search, targets: list[Path], machine: tuple) -> None:
     from clars.lab.files import write_json
     from clars.lab.tables import search
     from clars.lab.tables.render import search_as_rich
 
-    _run_jobs(search.jobs_of(found), out, launch, mixed_precision, parallel, overwrite)
-    summary = search.summarise(found, title, version)
-    terminal.console().print(search_as_rich(summary, f"Base rates of {title}"))
+    _run_jobs(search.jobs_of(found), targets[0], *machine)
+    while how.extend:
+        before, found = search.jobs_of(found), search.extended(found, how.chance)
+        if len(search.jobs_of(found)) == len(before):
+            break
+        _run_jobs(search.jobs_of(found), targets[0], *machine)
+    summary = search.summarise(found, how.title, how.version, how.chance)
+    terminal.console().print(search_as_rich(summary, f"Base rates of {how.title}"))
     for target in targets:
         write_json(target / search.FILE, summary)
         say(f"wrote {target / search.FILE}")
+
+
+def _publish_search(table: "ResolvedTable") -> Path:
+    from clars.lab.files import write_json
+    from clars.lab.tables import frozen, search
+    from clars.lab.tables.definition import read_search
+
+    frozen.check_search(table)
+    write_json(table.results / search.FILE, read_search(table.search))
+    return table.results / search.FILE
 
 
 def _run_jobs(
@@ -147,8 +191,7 @@ def _search_of_recipe(name: str, overrides: list[str] | None, tried: tuple, out:
     return [found], recipe.name, recipe.version, out
 
 
-def _search_of_table(name: str, tier: str, out: Path | None, publish: bool, ignored: object) -> tuple:
-    """Return what to search of a table, its name and version, and the folders to write the result to."""
+def _table_to_search(name: str, tier: str, publish: bool, ignored: object) -> "ResolvedTable":
     from clars.errors import UserError
     from clars.lab.tables.definition import load_table
 
@@ -156,13 +199,22 @@ def _search_of_table(name: str, tier: str, out: Path | None, publish: bool, igno
         raise UserError(f"{name} is a table, and its table.yaml says what is tried; name a recipe to try other rates.")
     table = load_table(name, tier)
 
-    from clars.lab.tables import frozen, search
+    from clars.lab.tables import frozen
 
-    out = out or _table_out(table) / "search"
     if publish:
         frozen.check_search(table)
-    found = search.candidates(table, out)
-    return found, table.folder, table.version, [out, table.results] if publish else [out]
+    return table
+
+
+def _table(folder: str, tier: str, out: Path | None, own: bool) -> "ResolvedTable":
+    """Read a table, with base rates from the search in its folder of runs where none is published, or if `own`."""
+    from clars.lab.tables.definition import SEARCH, load_table
+
+    table = load_table(folder, tier)
+    found = (out or _table_out(table)) / "search" / SEARCH
+    if not found.exists() or (table.search.exists() and not own):
+        return table
+    return load_table(folder, tier, found)
 
 
 def _table_out(table: "ResolvedTable") -> Path:

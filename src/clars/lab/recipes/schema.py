@@ -25,7 +25,11 @@ Examples = Annotated[int, Field(gt=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy takes
 # 1 == True == 1.0, of which Literal would take each for the others.
 Channels = Annotated[Literal[1, 3], BeforeValidator(lambda value: value if type(value) is int else str(value))]
-Figure = Literal["curves", "accuracy-by-batch", "steps-to-target", "layers"]
+Figure = Literal[
+    *("curves", "accuracy-by-batch", "steps-to-target", "layers"),
+    *("accuracy-by-rate", "warmup-gain"),
+]
+Rates = Literal["linear", "sqrt", "tuned"]
 Changes = dict[Key, object]  # values by dotted key, as overrides on the command line
 
 
@@ -210,9 +214,13 @@ class Row(Settings):
 
 
 class Method(Settings):
-    """One method of a product: its settings, those of single batches beside them, and whose base rate it takes."""
+    """One method of a product: its settings, those of single batches beside them, and whose base rate it takes.
+
+    `warmup_of` names the method that this one is with warmup, for figures that show them beside each other.
+    """
 
     label: str
+    warmup_of: str | None = None
     set: Changes = {}
     at: dict[Batch, Changes] = {}
     rate_of: str | None = None
@@ -221,8 +229,9 @@ class Method(Settings):
 class Product(Settings):
     """Rows for each recipe (a network on its data), method and global batch.
 
-    Rates follow from the best at the recipe's base batch by linear scaling; the methods in `tuned` have a second row at
-    every other batch, with the rate that was best there.
+    Rates follow from the best at the recipe's base batch by its schedule's scaling; the methods in `tuned` have a
+    second row at every other batch, with the rate that was best there. With `rates` there is a row for each of these
+    instead: scaled in this way from the best at the base batch, for methods in `scaled` (all by default), or tuned.
     """
 
     recipes: Annotated[list[str], Field(min_length=1)]
@@ -230,15 +239,21 @@ class Product(Settings):
     batches: Annotated[list[Batch], Field(min_length=1)]
     batches_of: dict[str, list[Batch]] = {}
     tuned: list[str] = []
+    rates: Annotated[list[Rates], Field(min_length=1)] | None = None
+    scaled: list[str] | None = None
 
 
 class Search(Settings):
     """A search for base rates on the validation split: the same grid size for every method.
 
-    The names in `grid` are recipes where rows are listed, methods where they are a product.
+    The names in `grid` are recipes where rows are listed, methods where they are a product. At another batch than the
+    base, a product's rates are tried times a power of two: that nearest to the batch's factor, or its root, by
+    `scaling`. With `extend` a grid goes on, rate by rate, for as long as the best lies at an end of it.
     """
 
     grid: dict[str, list[PositiveFloat]]
+    scaling: Literal["linear", "sqrt", "none"] = "none"
+    extend: bool = False
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=1000)]
     set: Changes = {}
 
@@ -258,26 +273,36 @@ class Tier(Settings):
 
 
 class Tiers(Settings):
-    """A table at the scale of a plain machine, and at that of the paper."""
+    """A table at the scale of a plain machine, of one GPU, and of the paper."""
 
     lite: Tier | None = None
+    medium: Tier | None = None
     full: Tier | None = None
 
 
 class Comparison(Settings):
-    """Two methods of a product, or two listed rows, by name, whose difference is judged seed by seed."""
+    """Two methods of a product, or two listed rows, by name, whose difference is judged seed by seed.
+
+    `rates` and `second_rates` say of which rows where a product has several at a batch; the second's are those of the
+    first by default. Intervals of comparisons that are `primary` are corrected for their number.
+    """
 
     first: str
     second: str
     claim: str
     batches: list[Batch] | None = None
+    rates: Rates | None = None
+    second_rates: Rates | None = None
+    primary: bool = False
 
 
 class Head(Settings):
     """What the tiers of a table share: what it says, what is compared, and which figures show it.
 
     `targets` are top-1 accuracies in percent by recipe, for the steps it takes to reach them. `paper` holds the paper's
-    top-1 by row name as far as it is known; giving it, even empty, gives the table its column.
+    top-1 by row name as far as it is known; giving it, even empty, gives the table its column. `chance` is the accuracy
+    of guessing, in percent: with it, runs that diverged count as that, and cells in which no method learns are void.
+    `supersedes` says what was wrong with the version before.
     """
 
     title: str
@@ -286,6 +311,8 @@ class Head(Settings):
     figures: Annotated[list[Figure], Field(min_length=1)] = ["curves"]
     targets: dict[str, Annotated[float, Field(gt=0, lt=100)]] = {}
     paper: dict[str, float] | None = None
+    chance: Annotated[float, Field(gt=0, lt=100)] | None = None
+    supersedes: str | None = None
 
 
 class Table(Head):

@@ -47,10 +47,17 @@ def _product(product: Product) -> Iterator[str]:
         yield from _repeated(f"product.batches_of.{name}", own)
     yield from _unknown("product.batches_of", product.batches_of, product.recipes)
     yield from _unknown("product.tuned", product.tuned, methods)
+    yield from _unknown("product.scaled", product.scaled or (), methods)
+    if product.rates is not None and product.tuned:
+        yield "product.tuned: has no effect beside product.rates; leave it out."
+    if product.rates is None and product.scaled is not None:
+        yield "product.scaled: has no effect without product.rates; leave it out."
     batches = {batch for own in (product.batches, *product.batches_of.values()) for batch in own}
     for name, method in methods.items():
         if method.rate_of is not None:
             yield from _unknown(f"product.methods.{name}.rate_of", [method.rate_of], methods)
+        if method.warmup_of is not None:
+            yield from _unknown(f"product.methods.{name}.warmup_of", [method.warmup_of], methods)
         if unused := sorted(set(method.at) - batches):
             yield f"product.methods.{name}.at: no row has the batch {', '.join(map(str, unused))}."
 

@@ -15,7 +15,7 @@ from clars.lab.recipes.schema import Changes, Head, Settings, SingleTable, Table
 from clars.lab.tables.checks import wrong_head, wrong_tier
 from clars.lab.tables.rows import RATE, Plan, Source, plans
 
-TIERS = ("lite", "full")
+TIERS = ("lite", "medium", "full")
 SEARCH = "search.json"
 
 
@@ -57,7 +57,10 @@ class TableRow:
 
 @dataclass(frozen=True)
 class ResolvedTable:
-    """One tier of a table with its origin. `head` is what it shares with the other tier."""
+    """One tier of a table with its origin. `head` is what it shares with the other tier.
+
+    `searched` is the record of a search that counts in the place of the published one.
+    """
 
     folder: str
     version: str
@@ -66,6 +69,12 @@ class ResolvedTable:
     sha256: str
     head: Head
     tier: Tier
+    searched: Path | None = None
+
+    @property
+    def search(self) -> Path:
+        """The record of the search from which base rates come."""
+        return self.searched or self.results / SEARCH
 
     @property
     def results(self) -> Path:
@@ -82,7 +91,7 @@ class ResolvedTable:
         """The rows in order, with the base rates that the published search has found."""
         recipes = self.tier.product.recipes if self.tier.product else ()
         bases = {name: self.load(name).recipe.schedule.base_batch for name in recipes}
-        winners = read_search(self.results / SEARCH)["methods"]
+        winners = read_search(self.search)["methods"]
         return [self._row(plan, winners) for plan in plans(self.tier, bases)]
 
     @cached_property
@@ -110,17 +119,18 @@ class ResolvedTable:
         if found.get("winner") is None:
             lacking = "its base rate was not searched yet"
         elif (found["recipe_sha256"], found.get("overrides")) != (resolved.sha256, list(resolved.overrides)):
-            lacking = f"{self.results / SEARCH} has searched its base rate with other settings"
+            lacking = f"{self.search} has searched its base rate with other settings"
         rate = {} if lacking else {RATE: found["winner"]}
         return TableRow(plan, self.load(plan.recipe, plan.changes | rate), lacking)
 
 
-def load_table(folder: str, tier: str = TIERS[0]) -> ResolvedTable:
+def load_table(folder: str, tier: str = TIERS[0], searched: Path | None = None) -> ResolvedTable:
     """Read and check one tier of the table of a recipe folder, and every recipe it names.
 
     Args:
         folder: a folder of the recipes root, in its newest version, or `folder@v1`.
-        tier: "lite" or "full".
+        tier: "lite", "medium" or "full".
+        searched: the record of a search to take base rates from, in the place of the published one.
 
     Raises:
         RecipeError: no such folder, version or tier; or the table, or a recipe of it, cannot be used.
@@ -131,7 +141,7 @@ def load_table(folder: str, tier: str = TIERS[0]) -> ResolvedTable:
     head, chosen = found[tier]
     if problems := [*wrong_head(head, [each for _, each in found.values()]), *wrong_tier(chosen)]:
         raise RecipeError("\n".join(f"{path}: {problem}" for problem in problems))
-    table = ResolvedTable(folder, version, tier, path, sha256, head, chosen)
+    table = ResolvedTable(folder, version, tier, path, sha256, head, chosen, searched)
     _ = table.rows, table.sources  # made here, so that what is wrong with a recipe is told here
     return table
 
@@ -151,7 +161,7 @@ def _read(folder: str) -> tuple[str, str, Path, str, dict[str, tuple[Head, Tier]
     table = validate(Table, data, lambda key: str(path))
     given = {name: getattr(table.tiers, name) for name in TIERS}
     if not any(given.values()):
-        raise RecipeError(f"{path}: tiers: there is none; describe lite, full or both.")
+        raise RecipeError(f"{path}: tiers: there is none; describe lite, medium or full.")
     return folder, version, path, sha256, {name: (table, tier) for name, tier in given.items() if tier}
 
 

@@ -82,6 +82,8 @@ def overview() -> str:
         cells = [name, claim, table.tier_name, one.status, one.cost, f"`clars table {table.command}`"]
         lines.append(f"| {' | '.join(cells)} |")
         verdicts += [f"- {table.command}: {each.comparison.claim} {each.sentence}" for each in one.judgements]
+        if one is [each for each in shown if each.table.folder == table.folder][-1]:
+            lines += [f"| {' | '.join(_superseded(old, table))} |" for old in _older(table)]
     lite = sum(one.seconds for one in shown if one.table.tier_name == "lite" and one.runs)
     total = (
         f"All runs of the lite tiers: {clock(lite)} one after the other, searches included; `--parallel 2` halves it."
@@ -89,6 +91,28 @@ def overview() -> str:
     told = ["", "## Verdicts", "", *verdicts, "", "By the rule that stands below each table.", ""] if verdicts else []
     body = "\n".join([*lines, "", *([total, ""] if lite else []), STATUS.rstrip(), *told]).rstrip()
     return printable(HEAD + body) + "\n"
+
+
+def _older(table: ResolvedTable) -> list[Shown]:
+    """Return the tiers of the table's older versions that have published runs, newest first."""
+    names = [f"{table.folder}@{version}" for version in registry.versions(f"{table.folder}/table")]
+    others = [name for name in reversed(names) if not name.endswith(f"@{table.version}")]
+    found = [_shown(load_table(name, tier)) for name in others for tier in tiers(name)]
+    return [one for one in found if one.runs]
+
+
+def _superseded(old: Shown, table: ResolvedTable) -> list[str]:
+    older = old.table
+    reason = f": {table.head.supersedes}" if table.head.supersedes else "."
+    command = older.command.replace(older.folder, f"{older.folder}@{older.version}", 1)
+    return [
+        "",
+        f"*{older.version}, superseded*{reason}",
+        older.tier_name,
+        old.status,
+        old.cost,
+        f"`clars table {command}`",
+    ]
 
 
 def write_overview() -> Path:

@@ -14,12 +14,11 @@ from rich.table import Table
 from clars.errors import printable
 from clars.lab import terminal
 from clars.lab.files import write_text
-from clars.lab.tables.definition import ResolvedTable
+from clars.lab.tables.definition import ResolvedTable, read_search
 from clars.lab.tables.scaling import NOTE as KEPT_NOTE
 from clars.lab.tables.scaling import Kept
-from clars.lab.tables.search import RULE as SEARCH_RULE
 from clars.lab.tables.summary import RowSummary
-from clars.lab.tables.verdict import RULE, Cell, Judgement
+from clars.lab.tables.verdict import Cell, Judgement, rule
 
 HEADER = ("method", "batch", "warmup epochs", "peak rate", "top-1, %", "95 % interval", "n", "diverged")
 TERMINAL_HEADER = ("method", "batch", "warmup", "rate", "top-1, %", "95 %", "n", "diverged")
@@ -31,6 +30,10 @@ DIFFERENCES = ("first", "second", "network", "batch", "rates", "n", "difference_
 NOTE = (
     "Top-1 accuracy after the last epoch: mean ± sample standard deviation over the n runs that finished, one a seed;"
     " the interval is of the mean, by Student's t. Runs that diverged are counted and are not in the mean."
+)
+USABLE = (
+    "Usable are the rates around the best whose mean accuracy on the validation split is at most one standard error"
+    " below it; the error is that of the seeds at one rate, pooled over the rates at which the method learns."
 )
 NO_RESULT = "No result: these runs show that every row runs to its end. Their numbers say nothing about the methods."
 
@@ -54,11 +57,14 @@ def write_markdown(
     parts = [f"# {_title(table)}", table.head.claim, *([] if table.tier.result else [NO_RESULT])]
     parts += [_markdown(header, lines, left=len(networks) + 1, last="---"), NOTE]
     if judgements:
-        parts += ["## Differences", *(part for judgement in judgements for part in _judged(judgement)), RULE]
+        parts += ["## Differences", *(part for judgement in judgements for part in _judged(judgement)), rule(table)]
     if scaling and "steps-to-target" in table.head.figures:
         body = [[one.network, one.label, str(one.smallest), f"{one.accuracy:.2f}", str(one.largest)] for one in scaling]
         header = ["network", "method", "smallest batch", "top-1 there, %", "largest batch"]
         parts += ["## Largest batch without loss", _markdown(header, body, left=2), KEPT_NOTE]
+    if searched := _searched(table):
+        header = ["network", "method", "batch", "best base rate", "usable base rates", "factor", "rates tried"]
+        parts += ["## Rates", _markdown(header, searched, left=2), USABLE]
     origin = f"Generated from the records by `clars table {table.command}`, version {table.version} of the recipes."
     repeat = " The column `command` of [table.csv](table.csv) repeats any row." if networks else ""
     write_text(path, printable("\n\n".join([*parts, origin + repeat])) + "\n")
@@ -79,7 +85,7 @@ def write_csv(rows: Sequence[RowSummary], path: Path) -> None:
 def write_differences(judgements: Sequence[Judgement], path: Path) -> None:
     """Write every cell of what is compared, with unrounded numbers."""
     lines = [
-        [one.first, one.second, cell.network, cell.batch, _rates(cell), cell.n, cell.mean, cell.half_width, _told(cell)]
+        [one.first, one.second, cell.network, cell.batch, cell.rates, cell.n, cell.mean, cell.half_width, _told(cell)]
         for one in judgements
         for cell in one.cells
     ]
@@ -92,7 +98,7 @@ def as_rich(rows: Sequence[RowSummary], judgements: Sequence[Judgement], table: 
     note = NOTE if table.tier.result else f"{NO_RESULT}\n{NOTE}"
     body = _terminal(_title(table), [*networks, *TERMINAL_HEADER], [[*_named(row), *cells(row)] for row in rows], note)
     verdicts = (terminal.cell(f"{one.comparison.claim} {one.sentence}") for one in judgements)
-    return Group(body, *verdicts, terminal.cell(RULE if judgements else "", style="dim"))
+    return Group(body, *verdicts, terminal.cell(rule(table) if judgements else "", style="dim"))
 
 
 def search_as_rich(summary: dict, title: str) -> Group:
@@ -107,7 +113,7 @@ def search_as_rich(summary: dict, title: str) -> Group:
             lines.append([name, f"{entry['rate']:g}", mean, str(entry["diverged"]), note])
             name = ""
     header = ("recipe", "base rate", "top-1, %", "diverged", "")
-    return _terminal(title, header, lines, f"Best: {SEARCH_RULE}.")
+    return _terminal(title, header, lines, f"Best: {summary['rule']}.")
 
 
 def cells(row: RowSummary) -> list[str]:
@@ -125,16 +131,26 @@ def cells(row: RowSummary) -> list[str]:
     ]
 
 
+def _searched(table: ResolvedTable) -> list[list[str]]:
+    """Return what the search found, a line for each method and batch; none where it says nothing of usable rates."""
+    methods, lines = read_search(table.search)["methods"], []
+    for source in table.sources if table.tier.product else ():
+        found = methods.get(source.key, {})
+        if usable := found.get("usable"):
+            low, high = usable
+            label, batch = table.tier.product.methods[source.method].label, source.key.rpartition("-")[2]
+            edge = " (at the edge)" if found["at_edge"] else ""
+            best, span = f"{found['winner']:g}{edge}", f"{low:g} to {high:g}"
+            lines.append([source.recipe, label, batch, best, span, f"{high / low:g}", str(len(found["rates"]))])
+    return lines
+
+
 def _title(table: ResolvedTable) -> str:
     return table.head.title if table.tier.result else f"{table.head.title} (no result)"
 
 
 def _named(row: RowSummary) -> list[str]:
     return [row.network] if row.network else []
-
-
-def _rates(cell: Cell) -> str:
-    return "tuned" if cell.tuned else "scaled"
 
 
 def _told(cell: Cell) -> str:
@@ -147,7 +163,7 @@ def _judged(judgement: Judgement) -> list[str]:
         [
             cell.network or "",
             str(cell.batch),
-            _rates(cell),
+            cell.rates,
             str(cell.n),
             "" if cell.mean is None else f"{cell.mean:+.2f}",
             "" if cell.half_width is None else f"± {cell.half_width:.2f}",
@@ -155,7 +171,11 @@ def _judged(judgement: Judgement) -> list[str]:
         ]
         for cell in judgement.cells
     ]
-    return [f"**{judgement.comparison.claim}** {judgement.sentence}", _markdown(header, body, left=1, last="---")]
+    primary = "Primary: " if judgement.comparison.primary else ""
+    return [
+        f"**{primary}{judgement.comparison.claim}** {judgement.sentence}",
+        _markdown(header, body, left=1, last="---"),
+    ]
 
 
 def _markdown(header: Sequence[str], body: Sequence[Sequence[str]], left: int, last: str = "---:") -> str:

@@ -34,7 +34,7 @@ def generate(table: ResolvedTable, out: Path, target: Path | None = None) -> Gen
     target = target or out
     rows, judgements, scaling = summarise(table, out), judge(table, out), lines(table, out)
     files = [target / "table.md", target / "table.csv"]
-    write_markdown(rows, judgements, [kept(line) for line in scaling], table, files[0])
+    write_markdown(rows, judgements, [kept(line, table.head.chance) for line in scaling], table, files[0])
     write_csv(rows, files[1])
     if judgements:
         files.append(target / "differences.csv")

@@ -22,7 +22,7 @@ class Line:
 
     network: str
     label: str
-    tuned: bool
+    rates: str
     points: list[tuple[int, list[Run]]]
 
 
@@ -38,29 +38,28 @@ class Kept:
 
 
 def lines(table: ResolvedTable, out: Path) -> list[Line]:
-    """Return a line for each network and method of a product that has runs; tuned rows are lines of their own.
+    """Return a line for each network, method and origin of rates of a product that has runs.
 
-    A tuned line begins with the row at the base batch, where the rate by linear scaling is the tuned one.
+    Each begins with the row at the base batch, where the rate is the tuned one.
     """
     found: dict[tuple, list[TableRow]] = {}
     for row in table.rows:
-        if row.plan.network:
-            found.setdefault((row.plan.network, row.plan.method, row.plan.tuned), []).append(row)
+        if row.plan.network and not (_is_base(row) and _has_others(table, row)):
+            found.setdefault((row.plan.network, row.plan.method, row.plan.rates), []).append(row)
     result = []
-    for (network, method, tuned), rows in found.items():
-        if tuned:
-            base = [row for row in found[network, method, False] if _is_base(row)]
-            rows = [*base, *rows]
+    for (network, method, rates), rows in found.items():
+        base = [row for row in table.rows if (row.plan.network, row.plan.method) == (network, method) and _is_base(row)]
+        rows = [*base, *(row for row in rows if row not in base)]
         points = [(row.resolved.recipe.batch_size, counted(row, out)) for row in rows]
         points = sorted(((batch, runs) for batch, runs in points if runs), key=lambda point: point[0])
         if points:
-            result.append(Line(network, rows[-1].label, tuned, points))
+            result.append(Line(network, rows[-1].label, rates, points))
     return result
 
 
-def kept(line: Line) -> Kept:
+def kept(line: Line, chance: float | None = None) -> Kept:
     """Return the largest batch up to which the line stays within KEPT points of its beginning."""
-    means = [(batch, statistics.fmean(map(accuracy, runs))) for batch, runs in line.points]
+    means = [(batch, statistics.fmean(accuracy(run, chance) for run in runs)) for batch, runs in line.points]
     (smallest, reference), *others = means
     largest = smallest
     for batch, mean in others:
@@ -90,3 +89,9 @@ def steps_to(run: Run, target: float) -> float | None:
 
 def _is_base(row: TableRow) -> bool:
     return row.resolved.recipe.batch_size == row.resolved.recipe.schedule.base_batch
+
+
+def _has_others(table: ResolvedTable, row: TableRow) -> bool:
+    """Tell whether a method has rows at other batches, whose lines begin with this one at the base batch."""
+    same = (row.plan.network, row.plan.method)
+    return any((other.plan.network, other.plan.method) == same and not _is_base(other) for other in table.rows)

@@ -1,7 +1,8 @@
 """The search for base rates: every method gets the same number of rates and seeds, judged on the validation split."""
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,15 +10,16 @@ from clars.errors import RecipeError
 from clars.lab import runs
 from clars.lab.recipes.load import Resolved, load
 from clars.lab.recipes.overrides import read, write
-from clars.lab.recipes.schema import Changes
+from clars.lab.recipes.schema import Changes, Search
 from clars.lab.runs import Run, layout
 from clars.lab.runs.consistency import agree, mismatch, require_one_precision
 from clars.lab.runs.jobs import Job
 from clars.lab.tables.definition import SEARCH, ResolvedTable
-from clars.lab.tables.rows import RATE
+from clars.lab.tables.rows import RATE, Source
 
 FILE = SEARCH
-RULE = "highest mean validation top-1 after the last epoch; the smaller of equal rates; a diverged run counts as 0"
+RULE = "highest mean validation top-1 after the last epoch; the smaller of equal rates; a diverged run counts as {0:g}"
+MOST_RATES = 20  # of a grid that is extended
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,13 @@ class Candidate:
     key: str
     resolved: Resolved
     jobs: dict[float, list[Job]]
+    folder: Path
+    changes: Changes
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of every rate."""
+        return [job.seed for job in next(iter(self.jobs.values()))]
 
 
 def candidates(table: ResolvedTable, out: Path) -> list[Candidate]:
@@ -42,8 +51,34 @@ def candidates(table: ResolvedTable, out: Path) -> list[Candidate]:
     for source in table.sources:
         resolved = table.load(source.recipe, source.changes)
         folder = out / (source.key if table.tier.product else resolved.short_name)
-        found.append(candidate(source.key, resolved, search.grid[source.method], search.seeds, folder, search.set))
+        rates = _grid(search, source)
+        found.append(candidate(source.key, resolved, rates, search.seeds, folder, search.set))
     return found
+
+
+def _grid(search: Search, source: Source) -> list[float]:
+    """Return the rates to try, at a batch other than the base times the power of two nearest to what scaling gives."""
+    power = {"linear": 1.0, "sqrt": 0.5, "none": 0.0}[search.scaling]
+    return [rate * 2.0 ** round(power * math.log2(source.factor)) for rate in search.grid[source.method]]
+
+
+def extended(found: Sequence[Candidate], chance: float | None) -> list[Candidate]:
+    """Return the candidates, each with a rate more beyond the end of its grid where the best lies at one.
+
+    The step is that between the last two rates. A grid whose rates have not all been run, of which none learns, or that
+    has MOST_RATES stays as it is.
+    """
+    return [_extended(one, chance) for one in found]
+
+
+def _extended(one: Candidate, chance: float | None) -> Candidate:
+    rates = sorted(one.jobs)
+    best = _winner(_tried(one, {job.folder: _finished(job) for job in jobs_of([one])}, chance), chance)
+    if not best["at_edge"] or not 1 < len(rates) < MOST_RATES:
+        return one
+    low, high = rates[0] * rates[0] / rates[1], rates[-1] * rates[-1] / rates[-2]
+    rates = [low, *rates] if best["winner"] == rates[0] else [*rates, high]
+    return candidate(one.key, one.resolved, rates, one.seeds, one.folder, one.changes)
 
 
 def candidate(
@@ -55,7 +90,7 @@ def candidate(
         given = read(resolved.overrides) | {RATE: rate, "evaluation.split": "validation"} | changes
         changed = load(resolved.full_name, write(given))
         jobs[rate] = [Job(changed, seed, runs.folder(folder, f"rate{rate!r}", seed)) for seed in seeds]
-    return Candidate(key, resolved, jobs)
+    return Candidate(key, resolved, jobs, folder, changes)
 
 
 def jobs_of(found: Sequence[Candidate]) -> list[Job]:
@@ -63,11 +98,18 @@ def jobs_of(found: Sequence[Candidate]) -> list[Job]:
     return [job for one in found for jobs in one.jobs.values() for job in jobs]
 
 
-def summarise(found: Sequence[Candidate], name: str, version: str) -> dict:
+def summarise(found: Sequence[Candidate], name: str, version: str, chance: float | None = None) -> dict:
     """Return what search.json says: each rate with its accuracies in percent, the winners, and what they cost.
 
     A rate has a mean, and a method a winner, only once all their runs are there. `at_edge` tells that the winner is
-    the smallest or the largest rate of its grid, so that a better one may lie beyond.
+    the smallest or the largest rate of its grid, so that a better one may lie beyond; `usable` are the smallest and the
+    largest rate from which on to the best all are within one standard error of it.
+
+    Args:
+        found: what was searched.
+        name: of the table or recipe.
+        version: of it.
+        chance: what a diverged run counts as, in percent; 0 by default.
 
     Raises:
         UserError: a run contradicts itself or its recipe; or they are of more than one precision.
@@ -77,19 +119,18 @@ def summarise(found: Sequence[Candidate], name: str, version: str) -> dict:
     done = [run.record for run in ended.values() if run]
     methods = {}
     for one in found:
-        tried = [_rate(rate, [ended[job.folder] for job in jobs]) for rate, jobs in one.jobs.items()]
+        tried = _tried(one, ended, chance)
         origin = {"recipe_sha256": one.resolved.sha256, "overrides": list(one.resolved.overrides)}
-        methods[one.key] = {**origin, "rates": tried, **_winner(tried)}
-    per_method = list(found[0].jobs.values())
+        methods[one.key] = {**origin, "rates": tried, **_winner(tried, chance)}
     return {
         "table": name,
         "version": version,
         "split": "validation",
-        "rule": RULE,
-        "seeds": [job.seed for job in per_method[0]],
+        "rule": RULE.format(chance or 0),
+        "seeds": found[0].seeds,
         "methods": methods,
         "budget": {
-            "runs_per_method": sum(len(jobs) for jobs in per_method),
+            "runs_per_method": min(sum(map(len, one.jobs.values())) for one in found),
             "runs": len(done),
             "wall_seconds": sum(record.wall_seconds for record in done),
         },
@@ -107,8 +148,12 @@ def _finished(job: Job) -> Run | None:
     return run
 
 
-def _rate(rate: float, found: list[Run | None]) -> dict:
-    accuracies = [_accuracy(run) for run in found if run]
+def _tried(one: Candidate, ended: Mapping[Path, Run | None], chance: float | None) -> list[dict]:
+    return [_rate(rate, [ended[job.folder] for job in jobs], chance) for rate, jobs in one.jobs.items()]
+
+
+def _rate(rate: float, found: list[Run | None], chance: float | None) -> dict:
+    accuracies = [_accuracy(run, chance) for run in found if run]
     return {
         "rate": rate,
         "top1": accuracies,
@@ -117,14 +162,34 @@ def _rate(rate: float, found: list[Run | None]) -> dict:
     }
 
 
-def _accuracy(run: Run) -> float:
-    return 0.0 if run.record.status == "diverged" else run.record.final.top1
+def _accuracy(run: Run, chance: float | None) -> float:
+    return chance or 0.0 if run.record.status == "diverged" else run.record.final.top1
 
 
-def _winner(tried: list[dict]) -> dict:
+def _winner(tried: list[dict], chance: float | None) -> dict:
     """Choose the rate with the highest mean, the smallest of several; none where every run diverged."""
-    if any(entry["mean"] is None for entry in tried) or not any(entry["mean"] for entry in tried):
-        return {"winner": None, "at_edge": None}
+    unknown = {"winner": None, "at_edge": None} | ({} if chance is None else {"usable": None})
+    if any(entry["mean"] is None for entry in tried) or all(entry["diverged"] == len(entry["top1"]) for entry in tried):
+        return unknown
     best = min(tried, key=lambda entry: (-entry["mean"], entry["rate"]))["rate"]
     rates = [entry["rate"] for entry in tried]
-    return {"winner": best, "at_edge": best in (min(rates), max(rates))}
+    found = {"winner": best, "at_edge": best in (min(rates), max(rates))}
+    return found if chance is None else found | {"usable": _usable(tried, best)}
+
+
+def _usable(tried: list[dict], best: float) -> list[float]:
+    """Return the ends of the run of rates around the best that are within one standard error of its mean.
+
+    The error is of the spread of seeds at one rate, pooled over the rates whose means exceed half of the best.
+    """
+    ordered = sorted(tried, key=lambda entry: entry["rate"])
+    place = next(number for number, entry in enumerate(ordered) if entry["rate"] == best)
+    top = ordered[place]["mean"]
+    spreads = [statistics.variance(entry["top1"]) for entry in ordered if entry["mean"] > top / 2 and entry["top1"][1:]]
+    error = math.sqrt(statistics.fmean(spreads) / len(ordered[place]["top1"])) if spreads else 0.0
+    low = high = place
+    while low > 0 and ordered[low - 1]["mean"] >= top - error:
+        low -= 1
+    while high + 1 < len(ordered) and ordered[high + 1]["mean"] >= top - error:
+        high += 1
+    return [ordered[low]["rate"], ordered[high]["rate"]]

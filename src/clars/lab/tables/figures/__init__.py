@@ -3,13 +3,15 @@
 from pathlib import Path
 
 from clars.lab.tables.definition import ResolvedTable
-from clars.lab.tables.figures import batches, curves, layers
+from clars.lab.tables.figures import batches, curves, layers, rates
 
 _DRAW = {
     "curves": curves.figure,
     "accuracy-by-batch": batches.accuracy_by_batch,
     "steps-to-target": batches.steps_to_target,
     "layers": layers.figure,
+    "accuracy-by-rate": rates.accuracy_by_rate,
+    "warmup-gain": rates.warmup_gain,
 }
 
 

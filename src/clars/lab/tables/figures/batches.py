@@ -8,19 +8,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clars.lab.tables.definition import ResolvedTable
-from clars.lab.tables.figures.style import MARKERS, PALETTE, canvas, heading, not_run
+from clars.lab.tables.figures.style import canvas, heading, look, not_run
 from clars.lab.tables.scaling import Line, lines, steps_to
 from clars.lab.tables.summary import interval
 from clars.lab.tables.verdict import accuracy
 
 _COLUMNS = 2
+_LINES = {"scaled": "-", "linear": "-", "sqrt": ":", "tuned": "--"}
 
 
 def accuracy_by_batch(table: ResolvedTable, out: Path, path: Path) -> None:
     """Draw the mean final accuracy with its 95 % interval, diverged runs at the accuracy they ended with."""
 
     def draw(axes: Axes, line: Line, look: dict) -> None:
-        values = [[accuracy(run) for run in runs] for _, runs in line.points]
+        values = [[accuracy(run, table.head.chance) for run in runs] for _, runs in line.points]
         errors = [interval(accuracies) or 0.0 for accuracies in values]
         batches = [batch for batch, _ in line.points]
         axes.errorbar(batches, [statistics.fmean(each) for each in values], errors, capsize=3, **look)
@@ -32,7 +33,8 @@ def accuracy_by_batch(table: ResolvedTable, out: Path, path: Path) -> None:
             axes.set_ylabel("top-1, %")
             low, high = axes.get_ylim()
             axes.set_ylim(max(low, -2), min(high, 102))  # an interval may reach past what an accuracy can be
-        dashed = "; dashed: rate tuned at each batch" if any(line.tuned for line in found) else ""
+        dashed = "; dashed: rate tuned at each batch" if any(line.rates == "tuned" for line in found) else ""
+        dashed += "; dotted: scaled by the root of the batch" if any(line.rates == "sqrt" for line in found) else ""
         _legend(picture, panels.values(), f"mean and 95 % interval{dashed}")
 
 
@@ -79,10 +81,9 @@ def _panels(
         axes.set_xlabel("batch")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     for line in found:
-        number = methods[line.label] % len(PALETTE)
-        look = {"color": PALETTE[number], "marker": MARKERS[number], "linestyle": "--" if line.tuned else "-"}
-        filling = {"markerfacecolor": "white"} if line.tuned else {}
-        draw(panels[line.network], line, {**look, **filling, "label": line.label, "markersize": 5})
+        style = look(methods[line.label]) | {"linestyle": _LINES[line.rates], "label": line.label, "markersize": 5}
+        filling = {} if _LINES[line.rates] == "-" else {"markerfacecolor": "white"}
+        draw(panels[line.network], line, style | filling)
     picture.suptitle(heading(table, 68 if columns > 1 else 52), x=0.01, ha="left", weight="bold")
     return panels
 
