@@ -108,9 +108,17 @@ def test_a_grid_has_an_end(table, tmp_path, monkeypatch):
     monkeypatch.setattr(search, "MOST_RATES", 5)
     found = candidates(table, tmp_path)[:1]
     for _ in range(6):
-        run_search(found, 1000.0)
+        run_search(found, 64.0)
         found = extended(found, 10)
     assert list(found[0].jobs) == [1, 2, 4, 8, 16]
+
+
+def test_a_grid_of_which_no_rate_learns_stays_as_it_is(table, tmp_path):
+    found = candidates(table, tmp_path)[:1]
+    for job in search.jobs_of(found):
+        write_run_into(job.folder, job.resolved, job.seed, 14.0 if job.seed == 100 else 11.0)
+    assert [list(one.jobs) for one in extended(found, 10)] == [[1, 2, 4]]
+    assert [list(one.jobs) for one in extended(found, None)] == [[0.5, 1, 2, 4]]
 
 
 def test_usable_rates_are_within_a_standard_error_of_the_best(table, tmp_path):

@@ -118,10 +118,10 @@ def _search(found: list, how: Search, targets: list[Path], machine: tuple) -> No
 
     _run_jobs(search.jobs_of(found), targets[0], *machine)
     while how.extend:
-        before, found = search.jobs_of(found), search.extended(found, how.chance)
+        before, found = {job.folder for job in search.jobs_of(found)}, search.extended(found, how.chance)
         if len(search.jobs_of(found)) == len(before):
             break
-        _run_jobs(search.jobs_of(found), targets[0], *machine)
+        _run_jobs([job for job in search.jobs_of(found) if job.folder not in before], targets[0], *machine)
     summary = search.summarise(found, how.title, how.version, how.chance)
     terminal.console().print(search_as_rich(summary, f"Base rates of {how.title}"))
     for target in targets:

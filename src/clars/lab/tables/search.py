@@ -20,6 +20,7 @@ from clars.lab.tables.rows import RATE, Source
 FILE = SEARCH
 RULE = "highest mean validation top-1 after the last epoch; the smaller of equal rates; a diverged run counts as {0:g}"
 MOST_RATES = 20  # of a grid that is extended
+LEARNT = 1.5  # times the accuracy of guessing
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,16 @@ def extended(found: Sequence[Candidate], chance: float | None) -> list[Candidate
 def _extended(one: Candidate, chance: float | None) -> Candidate:
     rates = sorted(one.jobs)
     best = _winner(_tried(one, {job.folder: _finished(job) for job in jobs_of([one])}, chance), chance)
-    if not best["at_edge"] or not 1 < len(rates) < MOST_RATES:
+    if not best["at_edge"] or not 1 < len(rates) < MOST_RATES or not _learns(one, best["winner"], chance):
         return one
     low, high = rates[0] * rates[0] / rates[1], rates[-1] * rates[-1] / rates[-2]
     rates = [low, *rates] if best["winner"] == rates[0] else [*rates, high]
     return candidate(one.key, one.resolved, rates, one.seeds, one.folder, one.changes)
+
+
+def _learns(one: Candidate, rate: float, chance: float | None) -> bool:
+    found = [_accuracy(run, chance) for run in map(_finished, one.jobs[rate]) if run]
+    return statistics.fmean(found) > LEARNT * (chance or 0.0)
 
 
 def candidate(
