@@ -211,6 +211,7 @@ def test_the_table_and_its_figures(table, demo, tmp_path):
     [
         ("scaled: [clars, lars]", "tuned: [clars]", "product.tuned: has no effect beside product.rates"),
         ("      rates: [linear, sqrt, tuned]\n", "", "product.scaled: has no effect without"),
+        (TABLE[TABLE.index("    search:") :], "", "accuracy-by-rate shows the search of a product"),
         ("warmup_of: lars,", "warmup_of: adam,", "warmup_of: 'adam' is none of"),
         ("scaled: [clars, lars]", "scaled: [adam]", "product.scaled: 'adam' is none of"),
     ],

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from clars.errors import UserError
 from clars.lab import models
 from clars.lab.recipes.load import load
 from clars.lab.recipes.schema import Model, Optimizer
+from clars.lab.training import script
 from clars.lab.training.build import build_optimizer, require_strategy
 
 
@@ -47,3 +49,19 @@ def test_deepspeed_clips_by_a_setting_of_its_own():
     with pytest.raises(UserError, match="clip_norm cannot be had under zero2"):
         require_strategy(Optimizer(name="clars", clip_norm=1.0), "zero2")
     require_strategy(Optimizer(name="clars", clip_norm=1.0), "fsdp2")
+
+
+def test_a_gradient_is_cut_down_to_its_norm(recipe):
+    """Without momentum and decay, a step moves the weights by the rate times the gradient's norm, which is larger."""
+    plain = {"name": "sgd", "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+    moved = {}
+    for most in (1e-3, 1e3):
+        path = recipe(optimizer=plain | {"clip_norm": most}, schedule={"base_rate": 0.1, "base_batch": 64}, epochs=1)
+        assert script.main([str(path), "--out", f"out{most}"]) == 0
+        resolved = load(str(path))
+        torch.manual_seed(0)
+        weights = load_file(f"out{most}/small/seed0/model.safetensors")
+        start = models.create(resolved.recipe.model, 10, 1, 8)
+        moved[most] = sum((weights[name] - value).square().sum() for name, value in start.named_parameters()) ** 0.5
+    steps = moved[1e-3] / (1e-3 * resolved.peak_rate)
+    assert steps <= 1437 // resolved.recipe.batch_size * 1.001 < moved[1e3] / (1e-3 * resolved.peak_rate)

@@ -86,13 +86,13 @@ def tune(
     if "/" in name or name.endswith((".yaml", ".yml")):
         tried = numbers(rates, "--rates", float), seeds_of(seeds)
         found, title, version, out = _search_of_recipe(name, overrides, tried, out, publish or tier != "lite")
-        how = Search(title, version, None, False)
-        return _search(found, how, [out], (launch, mixed_precision, parallel, overwrite))
+        what = Subject(title, version, None, False)
+        return _search(found, what, [out], (launch, mixed_precision, parallel, overwrite))
     table = _table_to_search(name, tier, publish, rates or seeds or overrides)
     _searched(table, out or _table_out(table) / "search", (launch, mixed_precision, parallel, overwrite), publish)
 
 
-class Search(NamedTuple):
+class Subject(NamedTuple):
     """What is searched: of a table or recipe, what a diverged run counts as, and whether grids are extended."""
 
     title: str
@@ -105,25 +105,25 @@ def _searched(table: "ResolvedTable", out: Path, machine: tuple, publish: bool =
     """Run the search of a table in `out`, and write what it finds there, or also beside the table's results."""
     from clars.lab.tables import search
 
-    how = Search(
+    what = Subject(
         table.folder, table.version, table.head.chance, table.tier.search.extend if table.tier.search else False
     )
-    _search(search.candidates(table, out), how, [out, table.results] if publish else [out], machine)
+    _search(search.candidates(table, out), what, [out, table.results] if publish else [out], machine)
 
 
-def _search(found: list, how: Search, targets: list[Path], machine: tuple) -> None:
+def _search(found: list, what: Subject, targets: list[Path], machine: tuple) -> None:
     from clars.lab.files import write_json
     from clars.lab.tables import search
     from clars.lab.tables.render import search_as_rich
 
     _run_jobs(search.jobs_of(found), targets[0], *machine)
-    while how.extend:
-        before, found = {job.folder for job in search.jobs_of(found)}, search.extended(found, how.chance)
+    while what.extend:
+        before, found = {job.folder for job in search.jobs_of(found)}, search.extended(found, what.chance)
         if len(search.jobs_of(found)) == len(before):
             break
         _run_jobs([job for job in search.jobs_of(found) if job.folder not in before], targets[0], *machine)
-    summary = search.summarise(found, how.title, how.version, how.chance)
-    terminal.console().print(search_as_rich(summary, f"Base rates of {how.title}"))
+    summary = search.summarise(found, what.title, what.version, what.chance)
+    terminal.console().print(search_as_rich(summary, f"Base rates of {what.title}"))
     for target in targets:
         write_json(target / search.FILE, summary)
         say(f"wrote {target / search.FILE}")

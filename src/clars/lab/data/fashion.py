@@ -25,7 +25,7 @@ CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
-FILES = {"train": "train", "test": "t10k"}
+FILES, IMAGES, LABELS = {"train": "train", "test": "t10k"}, "images-idx3-ubyte", "labels-idx1-ubyte"
 REMEDY = (
     f"Install Debian's package {PACKAGE}, or give data.path=DIR, a folder with the files train-images-idx3-ubyte,"
     " train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, each perhaps with .gz, or with the"
@@ -41,7 +41,7 @@ class _Part(NamedTuple):
 
 
 def load(data: schema.Data, evaluation: Literal["test", "validation"]) -> Splits:
-    """Return what to train on, of 50,000 images the first `data.train_examples` of a fixed order, and what to test on.
+    """Return what to train on, 50,000 images or always the same `data.train_examples` of them, and what to test on.
 
     The 10,000 others of the training files, as many of each class, are those for validation, and never trained on.
     Pixels lie in [0, 1] before `data.mean` and `data.std` are applied; without them the training images get mean 0 and
@@ -75,31 +75,32 @@ def load(data: schema.Data, evaluation: Literal["test", "validation"]) -> Splits
 
 def reachable(data: schema.Data) -> tuple[bool, str]:
     """Say whether the images are on this machine, and where they are or what to do about it."""
-    for folder in _folders(data):
-        if idx.find(folder, "train-images-idx3-ubyte"):
-            return True, f"folder {folder}"
+    if _has_files(_folder(data)):
+        return True, f"folder {_folder(data)}"
     found, where = source.reachable(_on_hub(data))
     return (True, where) if found else (False, f"not on this machine. {REMEDY}")
 
 
-def _folders(data: schema.Data) -> list[Path]:
-    return [Path(data.path).expanduser()] if data.path else [PACKAGED]
+def _folder(data: schema.Data) -> Path:
+    return Path(data.path).expanduser() if data.path else PACKAGED
+
+
+def _has_files(folder: Path) -> bool:
+    return any(idx.find(folder, f"{name}-{IMAGES}") for name in FILES.values())
 
 
 def _files(data: schema.Data) -> tuple[_Part, _Part] | None:
     """Read IDX files; None where there are none."""
-    for folder in _folders(data):
-        if any(idx.find(folder, f"{name}-images-idx3-ubyte") for name in FILES.values()):
-            return _part(folder, FILES["train"]), _part(folder, FILES["test"])
-    return None
+    folder = _folder(data)
+    return (_part(folder, FILES["train"]), _part(folder, FILES["test"])) if _has_files(folder) else None
 
 
 def _part(folder: Path, name: str) -> _Part:
-    paths = [idx.find(folder, f"{name}-{what}") for what in ("images-idx3-ubyte", "labels-idx1-ubyte")]
-    for path, what in zip(paths, ("images-idx3-ubyte", "labels-idx1-ubyte")):
-        if path is None:
-            raise DataError(f"{folder} has no {name}-{what}, with or without .gz. {REMEDY}")
-    images, labels = map(idx.read, paths)
+    stems = f"{name}-{IMAGES}", f"{name}-{LABELS}"
+    for stem in stems:
+        if idx.find(folder, stem) is None:
+            raise DataError(f"{folder} has no {stem}, with or without .gz. {REMEDY}")
+    images, labels = (idx.read(idx.find(folder, stem)) for stem in stems)
     if images.shape[1:] != (SIZE, SIZE) or labels.dim() != 1:
         raise DataError(
             f"{folder}: images {tuple(images.shape)} and labels {tuple(labels.shape)} are not Fashion-MNIST's."

@@ -116,5 +116,7 @@ def ignored(recipe: Recipe) -> Iterator[tuple[str, str]]:
         for key in _OF_OTHERS:
             if key in data.model_fields_set:
                 yield f"data.{key}", f"data.name = {data.name!r}"
+        if data.in_memory and data.in_memory != "device":
+            yield "data.in_memory", f"data.name = {data.name!r}, whose images are held in memory"
     if "warmup_from" in schedule.model_fields_set and not schedule.warmup_epochs:
         yield "schedule.warmup_from", "schedule.warmup_epochs = 0"

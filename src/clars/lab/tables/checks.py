@@ -8,8 +8,11 @@ from clars.lab.recipes.schema import Head, Product, Search, Tier
 MOST_ROWS = 10_000
 
 
-def wrong_head(head: Head, tiers: Iterable[Tier]) -> Iterator[str]:
+def wrong_head(head: Head, tiers: Sequence[Tier]) -> Iterator[str]:
     """Yield what is wrong with what the tiers share: methods that none of them has."""
+    for name in ("accuracy-by-rate", "warmup-gain"):
+        if name in head.figures and not all(tier.product and tier.search for tier in tiers):
+            yield f"figures: {name} shows the search of a product; a tier has none. Leave it out."
     known = [name for tier in tiers for name in (*row_names(tier), *(tier.product.methods if tier.product else ()))]
     for number, comparison in enumerate(head.comparisons):
         yield from _unknown(f"comparisons.{number}", (comparison.first, comparison.second), list(dict.fromkeys(known)))

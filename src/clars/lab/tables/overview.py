@@ -82,7 +82,7 @@ def overview() -> str:
         cells = [name, claim, table.tier_name, one.status, one.cost, f"`clars table {table.command}`"]
         lines.append(f"| {' | '.join(cells)} |")
         verdicts += [f"- {table.command}: {each.comparison.claim} {each.sentence}" for each in one.judgements]
-        if one is [each for each in shown if each.table.folder == table.folder][-1]:
+        if table.tier_name == tiers(table.folder)[-1]:
             lines += [f"| {' | '.join(_superseded(old, table))} |" for old in _older(table)]
     lite = sum(one.seconds for one in shown if one.table.tier_name == "lite" and one.runs)
     total = (

@@ -7,7 +7,8 @@ from typing import Protocol
 
 import torch
 from accelerate import Accelerator
-from torch.optim import Optimizer
+from timm.optim import Muon
+from torch.optim import AdamW, Optimizer
 
 from clars.errors import UserError
 from clars.graphs.graphed import Graphed
@@ -86,6 +87,8 @@ def _problem(run: Run, frozen_steps: int, noise_every: int | None) -> str | None
         )
     if accelerator.mixed_precision == "fp16":
         return f"with fp16 each step asks the device whether gradients overflowed. Use bf16, {WITHOUT}"
+    if isinstance(run.inner, (AdamW, Muon)):
+        return f"{type(run.inner).__name__} counts its steps on the processor. Use another optimizer, {WITHOUT}"
     if norms is not None and norms.estimator.blocks > 1:
         return f"estimator: subset draws other examples in each step. Use exact or group, {WITHOUT}"
     if frozen_steps:
