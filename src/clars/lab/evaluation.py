@@ -16,11 +16,14 @@ from clars.lab.loading.loader import Loader
 
 
 class Scores(NamedTuple):
-    """Percentages over all examples; `top5` is None below six classes; `loss` is the mean cross entropy."""
+    """Percentages over all examples, and the mean cross entropy.
 
-    top1: float
+    `top5` is None below six classes, all of them after an epoch without an evaluation.
+    """
+
+    top1: float | None
     top5: float | None
-    loss: float
+    loss: float | None
 
 
 @torch.no_grad()

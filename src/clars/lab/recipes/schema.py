@@ -163,12 +163,14 @@ class Evaluation(Settings):
     """Where accuracy is measured, and with which BatchNorm statistics.
 
     `recalibrated` re-estimates the running statistics over the training set before each evaluation: with very few
-    steps the running averages still remember their initial values.
+    steps the running averages still remember their initial values. It is measured after `every` epochs, and after the
+    last.
     """
 
     split: Literal["test", "validation"] = "test"
     batch_norm: Literal["running", "recalibrated"] = "running"
     batch_size: Annotated[int, Field(gt=0, le=2**16)] = 512
+    every: Annotated[int, Field(gt=0)] = 1
 
 
 class Average(Settings):

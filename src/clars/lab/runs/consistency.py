@@ -108,13 +108,26 @@ def _wrong_lines(metrics: list[dict]) -> Iterator[str]:
 
 
 def _wrong_best(record: Record, metrics: list[dict]) -> Iterator[str]:
-    accuracies = [line.get("top1") for line in metrics]
-    if None in accuracies:
-        yield f"epoch {accuracies.index(None) + 1} has no top1"
-    elif record.best is None or record.best.top1 != max(accuracies):
-        yield f"best.top1 is {record.best and record.best.top1}, the highest of the metrics is {max(accuracies)}"
-    elif record.best.epoch != accuracies.index(max(accuracies)) + 1:
-        yield f"best.epoch is {record.best.epoch}, by the metrics it is {accuracies.index(max(accuracies)) + 1}"
+    accuracies = {number: line.get("top1") for number, line in enumerate(metrics, start=1)}
+    missing = [number for number in _evaluated(record, metrics) if accuracies[number] is None]
+    measured = {number: value for number, value in accuracies.items() if value is not None}
+    highest = max(measured, key=measured.get, default=None)  # the first of equals
+    if missing:
+        yield f"epoch {missing[0]} has no top1"
+    elif highest is None:
+        if record.best is not None:
+            yield f"best.top1 is {record.best.top1}, the metrics have none"
+    elif record.best is None or record.best.top1 != measured[highest]:
+        yield f"best.top1 is {record.best and record.best.top1}, the highest of the metrics is {measured[highest]}"
+    elif record.best.epoch != highest:
+        yield f"best.epoch is {record.best.epoch}, by the metrics it is {highest}"
+
+
+def _evaluated(record: Record, metrics: list[dict]) -> Iterable[int]:
+    """Return the epochs after which a run measured by its own settings; the end is another matter."""
+    evaluation = (record.settings or {}).get("evaluation")
+    every = evaluation.get("every", 1) if isinstance(evaluation, dict) else 1
+    return range(every, len(metrics) + 1, every) if type(every) is int and every > 0 else ()
 
 
 def _wrong_end(record: Record, metrics: list[dict]) -> Iterator[str]:

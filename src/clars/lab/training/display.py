@@ -48,9 +48,9 @@ class Display:
         """Show how many optimizer steps are done."""
         self.bars.update(self.one, completed=step, total=steps)
 
-    def epoch(self, loss: float, top1: float) -> None:
-        """Show the numbers of the last evaluation."""
-        self.bars.update(self.one, note=f"loss {loss:.3f}  top-1 {top1:.2f} %")
+    def epoch(self, loss: float, top1: float | None) -> None:
+        """Show the numbers of the epoch that is over; `top1` is None where nothing was evaluated."""
+        self.bars.update(self.one, note=f"loss {loss:.3f}" + ("" if top1 is None else f"  top-1 {top1:.2f} %"))
 
     def end(self, title: str, outcome: str) -> None:
         """Print one line about a run that is over."""

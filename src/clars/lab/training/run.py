@@ -40,6 +40,7 @@ from clars.optim import CLARS
 from clars.sharding.restore import put_weights
 from clars.sharding.state import gather_weights
 
+NOT_MEASURED = Scores(None, None, None)
 CHECK_EVERY = 50  # steps between looks at the loss: each look waits for the device
 
 
@@ -133,14 +134,14 @@ class TrainingRun:
         Raises:
             KeyboardInterrupt, Fault: after the record says so; the same job goes on from its last whole state.
         """
-        status, scores = "finished", Scores(None, None, None)
+        status, scores = "finished", NOT_MEASURED
         try:
             with explained():
                 for epoch in range(self.progress.epoch, self.recipe.epochs):
                     loss = self._train_epoch(epoch)
-                    scores = self._evaluate()
-                    if not math.isfinite(scores.loss):  # the last step may be the one that went astray
-                        raise Diverged
+                    scores = self._evaluate() if self._evaluates_after(epoch) else NOT_MEASURED
+                    if scores.loss is not None and not math.isfinite(scores.loss):
+                        raise Diverged  # the last step may be the one that went astray
                     self._close_epoch(epoch, loss, scores)
                 if scores.top1 is None:  # the run was killed between its last epoch and its record
                     scores = _scores(self.folder.last_epoch())
@@ -239,6 +240,9 @@ class TrainingRun:
             raise Diverged
         return mean
 
+    def _evaluates_after(self, epoch: int) -> bool:
+        return (epoch + 1) % self.recipe.evaluation.every == 0 or epoch + 1 == self.recipe.epochs
+
     def _evaluate(self) -> Scores:
         settings = self.recipe.evaluation
         plain = self.average.network(self.plain)
@@ -250,7 +254,7 @@ class TrainingRun:
 
     def _close_epoch(self, epoch: int, train_loss: float, scores: Scores) -> None:
         now = self.progress
-        if now.best_top1 is None or scores.top1 > now.best_top1:
+        if scores.top1 is not None and (now.best_top1 is None or scores.top1 > now.best_top1):
             now = replace(now, best_top1=scores.top1, best_epoch=epoch + 1)
         self.progress = replace(now, epoch=epoch + 1, loss_sum=0.0, wall_seconds=now.wall_seconds + self._lap())
         self.loss_sum = torch.zeros_like(self.loss_sum)
