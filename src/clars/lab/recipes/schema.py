@@ -26,7 +26,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy takes
 # 1 == True == 1.0, of which Literal would take each for the others.
 Channels = Annotated[Literal[1, 3], BeforeValidator(lambda value: value if type(value) is int else str(value))]
 Figure = Literal[
-    *("curves", "accuracy-by-batch", "steps-to-target", "layers"),
+    *("curves", "accuracy-by-batch", "steps-to-target", "layers", "spread"),
     *("accuracy-by-rate", "warmup-gain"),
 ]
 Rates = Literal["linear", "sqrt", "tuned"]

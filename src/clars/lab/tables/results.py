@@ -57,6 +57,6 @@ def keep(table: ResolvedTable, out: Path, results: Path) -> list[Path]:
     for name, own in found.items():
         for run in own:
             record = compact.write(run, results, name)
-            if "layers" in table.head.figures:
+            if {"layers", "spread"} & set(table.head.figures):
                 layers.write_compact(run, record)
     return generate(table, results).files

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from clars.lab.tables.definition import ResolvedTable
-from clars.lab.tables.figures import batches, curves, layers, rates
+from clars.lab.tables.figures import batches, curves, layers, rates, spread
 
 _DRAW = {
     "curves": curves.figure,
     "accuracy-by-batch": batches.accuracy_by_batch,
     "steps-to-target": batches.steps_to_target,
     "layers": layers.figure,
+    "spread": spread.figure,
     "accuracy-by-rate": rates.accuracy_by_rate,
     "warmup-gain": rates.warmup_gain,
 }
