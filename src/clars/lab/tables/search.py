@@ -77,7 +77,8 @@ def _extended(one: Candidate, chance: float | None) -> Candidate:
     best = _winner(_tried(one, {job.folder: _finished(job) for job in jobs_of([one])}, chance), chance)
     if not best["at_edge"] or not 1 < len(rates) < MOST_RATES or not _learns(one, best["winner"], chance):
         return one
-    low, high = rates[0] * rates[0] / rates[1], rates[-1] * rates[-1] / rates[-2]
+    # The quotient first: 0.8 / 0.4 is 2 exactly, and 0.8 * 0.8 / 0.4 is 1.6000000000000003.
+    low, high = rates[0] * (rates[0] / rates[1]), rates[-1] * (rates[-1] / rates[-2])
     rates = [low, *rates] if best["winner"] == rates[0] else [*rates, high]
     return candidate(one.key, one.resolved, rates, one.seeds, one.folder, one.changes)
 
