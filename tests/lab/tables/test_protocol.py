@@ -104,6 +104,14 @@ def test_a_grid_goes_on_while_its_best_lies_at_an_end(table, tmp_path, best, wan
     assert (method["winner"], method["at_edge"]) == (best, False)
 
 
+def test_a_rate_beyond_the_grid_is_round(table, tmp_path):
+    """0.8 * 0.8 / 0.4 is 1.6000000000000003."""
+    one = candidates(table, tmp_path)[0]
+    found = [search.candidate(one.key, one.resolved, [0.2, 0.4, 0.8], one.seeds, one.folder, one.changes)]
+    run_search(found, 3.2)
+    assert list(extended(found, 10)[0].jobs) == [0.2, 0.4, 0.8, 1.6]
+
+
 def test_a_grid_has_an_end(table, tmp_path, monkeypatch):
     monkeypatch.setattr(search, "MOST_RATES", 5)
     found = candidates(table, tmp_path)[:1]
