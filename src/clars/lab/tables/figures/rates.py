@@ -10,6 +10,7 @@ from clars.lab.tables.figures.style import canvas, heading, look, not_run
 
 Curve = dict[float, list[float]]  # of a method: the accuracies of all seeds by rate
 _COLUMNS = 2
+_BELOW, _GAIN = 20, 5  # points below the best, and of gain or loss, that are shown: beyond them a rate fails
 
 
 def accuracy_by_rate(table: ResolvedTable, out: Path, path: Path) -> None:
@@ -20,7 +21,8 @@ def accuracy_by_rate(table: ResolvedTable, out: Path, path: Path) -> None:
             not_run(picture)
         for number, ((network, batch), curves) in enumerate(panels.items()):
             axes = _axes(picture, len(panels), number, f"{network}, batch {batch:,}", "peak rate")
-            axes.set(xscale="log", ylabel="top-1, validation split, %")
+            best = max(statistics.fmean(each) for curve in curves.values() for each in curve.values())
+            axes.set(xscale="log", ylabel="top-1, validation split, %", ylim=(best - _BELOW, best + 1))
             for method, curve in curves.items():
                 settings = table.tier.product.methods[method]
                 style = _style(table, settings.warmup_of or method, settings.warmup_of is not None)
@@ -30,7 +32,9 @@ def accuracy_by_rate(table: ResolvedTable, out: Path, path: Path) -> None:
                 low, high = ([end(curve[rate]) for rate in rates] for end in (min, max))
                 axes.fill_between(rates, low, high, color=style["color"], alpha=0.12, linewidth=0)
         _finish(
-            picture, table, "line: mean of the seeds; band: from the worst to the best of them; dashed: with warmup"
+            picture,
+            table,
+            f"line: mean of the seeds; band: from worst to best; dashed: with warmup; {_BELOW} points below the best cut off",
         )
 
 
@@ -46,6 +50,7 @@ def warmup_gain(table: ResolvedTable, out: Path, path: Path) -> None:
             axes = _axes(picture, len(panels), number, title, "peak rate / best peak rate without warmup")
             axes.set(ylabel="gain by warmup, points")
             axes.set_xscale("log", base=2)
+            axes.set_ylim(-_GAIN, _GAIN)
             axes.axhline(0, color="#888888", linewidth=1)
             for warm, plain in pairs.items():
                 one, other = curves.get(warm, {}), curves.get(plain, {})
@@ -54,7 +59,11 @@ def warmup_gain(table: ResolvedTable, out: Path, path: Path) -> None:
                     gains = [statistics.fmean(one[rate]) - statistics.fmean(other[rate]) for rate in shared]
                     label = table.tier.product.methods[plain].label
                     axes.plot([rate / best for rate in shared], gains, label=label, **_style(table, plain, False))
-        _finish(picture, table, "mean of the seeds with warmup minus that without, at the same peak rate")
+        _finish(
+            picture,
+            table,
+            f"mean of the seeds with warmup minus that without, at one peak rate; beyond {_GAIN} points cut off",
+        )
 
 
 def _panels(table: ResolvedTable) -> dict[tuple[str, int], dict[str, Curve]]:
@@ -72,7 +81,8 @@ def _panels(table: ResolvedTable) -> dict[tuple[str, int], dict[str, Curve]]:
 
 
 def _style(table: ResolvedTable, method: str, dashed: bool) -> dict[str, object]:
-    style = look(list(table.tier.product.methods).index(method)) | {"linestyle": "--" if dashed else "-"}
+    plain = [name for name, each in table.tier.product.methods.items() if each.warmup_of is None]
+    style = look(plain.index(method)) | {"linestyle": "--" if dashed else "-"}
     return style | ({"markerfacecolor": "white"} if dashed else {})
 
 
