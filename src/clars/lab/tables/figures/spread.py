@@ -18,7 +18,10 @@ _COLUMNS = 2
 
 
 def figure(table: ResolvedTable, out: Path, path: Path) -> None:
-    """Draw each row that has per-example norms: a curve for each layer, the geometric mean of its runs, by depth."""
+    """Draw each row that has per-example norms: a curve for each layer, the geometric mean of its runs.
+
+    Colours go by depth, from the first layer, dark, to the last, which alone are named.
+    """
     found = [(row, histories) for row in table.rows if (histories := _histories(row, out))]
     lines = max(1, -(-len(found) // _COLUMNS))
     with canvas(path, 10.5, 1.4 + 3.8 * lines) as picture:
@@ -45,11 +48,18 @@ def _panel(axes: Axes, histories: list[LayerHistory], batch: int) -> None:
     means = np.ma.exp(np.ma.log(ratios).mean(axis=0))
     for index, name in enumerate(names):
         color = colormaps["viridis"](0.9 * index / max(1, len(names) - 1))
-        axes.plot(steps[:until], means[:, index], color=color, linewidth=1.2, label=name)
+        named = name if index in (0, len(names) - 1) else "_nolegend_"
+        axes.plot(steps[:until], means[:, index], color=color, linewidth=1.2, label=named)
     axes.plot(steps[:until], np.ma.median(means, axis=1), color="black", linewidth=2.4, label="median of the layers")
     axes.axhline(math.sqrt(batch), color="#777777", linestyle="--", label="root of the batch")
     axes.set(yscale="log", xlabel="step", ylabel="S / ||g||")
-    axes.legend(fontsize=7, ncols=2)
+    axes.yaxis.set_major_formatter(_plain)
+    axes.yaxis.set_minor_formatter(_plain)
+    axes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+
+
+def _plain(value: float, _: int) -> str:
+    return f"{value:g}"
 
 
 def _ratio(history: LayerHistory) -> np.ma.MaskedArray:
