@@ -34,7 +34,7 @@ def accuracy_by_rate(table: ResolvedTable, out: Path, path: Path) -> None:
         _finish(
             picture,
             table,
-            f"line: mean of the seeds; band: from worst to best; dashed: with warmup; {_BELOW} points below the best cut off",
+            f"mean of the seeds, band from worst to best; dashed: with warmup; cut off {_BELOW} points below the best",
         )
 
 
