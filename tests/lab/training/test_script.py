@@ -10,6 +10,8 @@ from machine import interrupt
 from PIL import Image
 from safetensors.torch import load_file
 
+from clars.lab import runs
+from clars.lab.runs import compact
 from clars.lab.runs.record import Record
 from clars.lab.training import run, script
 
@@ -142,6 +144,15 @@ def test_divergence_is_recorded(recipe):
     record = read()
     assert record.status == "diverged"
     assert record.final.top1 == 0.0 and record.final.loss is None
+
+
+def test_a_run_that_diverges_in_its_first_epoch_can_be_published(recipe, tmp_path):
+    """It has no line of metrics, and no file of them."""
+    assert train(recipe(optimizer={"name": "sgd"}, schedule={"base_rate": 1e30, "base_batch": 64})) == 3
+    own = runs.read_folder(Path("runs/tiny/small/seed0"))
+    assert own.metrics == [] and own.record.digests.metrics is None
+    published = compact.read(compact.write(own, tmp_path / "results", "small"))
+    assert (published.record, published.metrics) == (own.record, [])
 
 
 def test_divergence_in_the_very_last_step(recipe):

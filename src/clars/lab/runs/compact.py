@@ -9,6 +9,8 @@ from clars.lab.files import write_json
 from clars.lab.runs import layout, metrics
 from clars.lab.runs.record import REMEDY, Record, Run
 
+_NO_LINES = hashlib.sha256().hexdigest()  # of a run that diverged in its first epoch, and has no metrics.jsonl
+
 
 def write(run: Run, results: Path, name: str) -> Path:
     """Write a run as `<results>/<name>/seed<k>.json`, and return that path."""
@@ -28,7 +30,7 @@ def read(path: Path) -> Run:
         raise UserError(f"{path} is no record of a run: it holds no record and lines of metrics. {REMEDY}")
     record, lines = Record.parse(content["record"], path), content["metrics"]
     stated = record.digests
-    if stated and stated.metrics != hashlib.sha256(metrics.encoded(lines)).hexdigest():
+    if stated and (stated.metrics or _NO_LINES) != hashlib.sha256(metrics.encoded(lines)).hexdigest():
         raise UserError(f"{path}: its metrics were changed, as their digest in the record tells. {REMEDY}")
     return Run(record, lines, path)
 
