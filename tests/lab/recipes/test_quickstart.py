@@ -6,6 +6,11 @@ from clars.lab.tables.definition import load_table
 from clars.lab.tables.summary import counted
 
 
+def searched(recipe):
+    """Return the recipe at the small batch whose search gives the base rate of a row."""
+    return recipe.removesuffix("-sqrt").replace("512", "64")
+
+
 def test_base_rates_are_the_winners_of_the_search():
     table = load_table("quickstart")
     search = json.loads((table.results / "search.json").read_text(encoding="utf-8"))
@@ -15,9 +20,9 @@ def test_base_rates_are_the_winners_of_the_search():
     for name, method in search["methods"].items():
         resolved = table.load(name.partition("@")[0])
         assert method["recipe_sha256"] == resolved.sha256 and not method["at_edge"]
-        winners[resolved.recipe.optimizer.name] = method["winner"]
-    for resolved in (row.resolved for row in table.rows):
-        assert resolved.recipe.schedule.base_rate == winners[resolved.recipe.optimizer.name]
+        winners[resolved.short_name] = method["winner"]
+    for row in table.rows:
+        assert row.resolved.recipe.schedule.base_rate == winners[searched(row.plan.recipe)]
 
 
 def test_every_row_has_a_record_of_every_seed():
@@ -41,3 +46,12 @@ def test_rows_differ_only_where_they_say():
         )
         assert recipe.optimizer.momentum == first.optimizer.momentum
         assert recipe.optimizer.weight_decay == first.optimizer.weight_decay
+
+
+def test_a_row_at_the_large_batch_has_the_optimizer_that_was_searched():
+    table = load_table("quickstart")
+    for row in table.rows:
+        small = table.load(searched(row.plan.recipe)).recipe
+        assert row.resolved.recipe.optimizer == small.optimizer
+        warmups = [each.schedule.warmup_epochs for each in (row.resolved.recipe, small)]
+        assert warmups[0] == warmups[1]

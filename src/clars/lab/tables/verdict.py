@@ -81,7 +81,8 @@ class Judgement:
         words = (HOLDS, FAILS, OPEN, *([VOID] if any(cell.void for cell in self.cells) else []))
         counts = {word: sum(cell.verdict == word for cell in self.cells) for word in words}
         told = ", ".join(f"{'is ' if word == VOID else ''}{word} in {count}" for word, count in counts.items())
-        return f"{self.first} minus {self.second}, {len(self.cells)} cells: the claim {told}."
+        cells = "1 cell" if len(self.cells) == 1 else f"{len(self.cells)} cells"
+        return f"{self.first} minus {self.second}, {cells}: the claim {told}."
 
 
 def judge(table: ResolvedTable, out: Path) -> list[Judgement]:
