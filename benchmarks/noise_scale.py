@@ -39,7 +39,7 @@ from clars.lab.tables.summary import interval
 from clars.lab.training.display import Display
 from clars.lab.training.run import MachineOptions, TrainingRun
 
-RECIPE = "quickstart/sgd-64"
+RECIPE = "quickstart/sgd-64@v1"
 TARGET = 90.0
 EPOCHS = {16: 8, 32: 10, 128: 25, 512: 60}  # by batch: enough to get there
 RATES = [0.0125 * 2**k for k in range(7)]

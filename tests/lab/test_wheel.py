@@ -85,7 +85,9 @@ def test_recipes_are_listed_copied_and_run(installed):
 def test_a_table_is_made_and_not_published_into_the_package(installed):
     shown = installed("table", "quickstart", "--rows", "clars-512", "--seeds", "0")
     assert "wrote runs/quickstart/table.md" in shown
-    assert re.search(r"\| CLARS \| 512 .*\| 1 \| 0 \|", (installed.folder / "runs/quickstart/table.md").read_text())
+    assert re.search(
+        r"\| CLARS, linear \| 512 .*\| 1 \| 0 \|", (installed.folder / "runs/quickstart/table.md").read_text()
+    )
     refused = installed("table", "quickstart", "--no-run", "--publish", code=2)
     assert "belongs to the installed package" in refused
 

@@ -38,7 +38,7 @@ def test_a_whole_tier_with_its_verdicts(demo, result):
     what = "reproduced here" if result else "runs, no result"
     assert lite[3] == f"[{what}](demo/results/v1/lite/table.md), 5 seeds"
     assert full == ["", "", "full", "not run here", "", "`clars table demo --tier full`"]
-    sentence = "- demo: CLARS needs no warmup. CLARS minus LARS, warmup, 1 cells: the claim holds in 0"
+    sentence = "- demo: CLARS needs no warmup. CLARS minus LARS, warmup, 1 cell: the claim holds in 0"
     assert (sentence in overview()) == result
 
 
