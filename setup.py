@@ -7,7 +7,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 SHIPPED = ("recipes", "configs", "checkpoints")
-LEFT_OUT = shutil.ignore_patterns("*.png", "__pycache__")
+LEFT_OUT = shutil.ignore_patterns("*.png", "*.layers.json", "__pycache__")
 
 
 class WithShipped(build_py):

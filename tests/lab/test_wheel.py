@@ -65,7 +65,11 @@ def test_what_is_in_it(wheel):
         assert f"{shipped}/{name}" in names
     assert f"{shipped}/checkpoints/manifest.json" in names
     assert any(name.startswith("clars/native/kernels/") and name.endswith(".cpp") for name in names)
-    assert not [name for name in names if name.endswith((".png", ".pyc")) or name.startswith(("tests", "recipes"))]
+    assert not [
+        name
+        for name in names
+        if name.endswith((".png", ".layers.json", ".pyc")) or name.startswith(("tests", "recipes"))
+    ]
     assert wheel.stat().st_size < 5e6
 
 
