@@ -105,12 +105,13 @@ def write_run(out: Path, name: str, seed: int = 0, top1: float = 90.0, **changes
 
 def write_run_into(folder: Path, resolved: Resolved, seed: int = 0, top1: float = 90.0, **changes) -> Path:
     """Write a run of `resolved` into `folder`."""
-    course = changes.pop("course", None)
+    course, losses = changes.pop("course", None), changes.pop("first_epoch_losses", None)
     if course:
         changes["best"] = {"top1": max(course), "epoch": course.index(max(course)) + 1}
     record, lines = make_record(resolved, seed, top1, **changes), Metrics(folder / "metrics.jsonl")
     for epoch, accuracy in enumerate(course or accuracies(top1, record.epochs), start=1):
-        lines.append({"epoch": epoch, "step": 3 * epoch, "top1": accuracy})
+        first = {"first_epoch_losses": losses} if losses and epoch == 1 else {}
+        lines.append({"epoch": epoch, "step": 3 * epoch, "top1": accuracy} | first)
     seal(folder, record)
     return folder
 

@@ -11,6 +11,7 @@ from clars.errors import RecipeError
 from clars.lab.cli import main
 from clars.lab.tables import search, verdict
 from clars.lab.tables.definition import load_table
+from clars.lab.tables.figures import first_epoch
 from clars.lab.tables.overview import overview
 from clars.lab.tables.results import generate
 from clars.lab.tables.search import candidates, extended, summarise
@@ -28,7 +29,7 @@ TABLE = """\
 title: A table
 claim: A claim.
 chance: 10
-figures: [accuracy-by-rate, warmup-gain, accuracy-by-batch]
+figures: [accuracy-by-rate, warmup-gain, accuracy-by-batch, first-epoch]
 comparisons:
   - {first: clars, second: lars, primary: true, claim: "One."}
   - {first: clars, second: lars, rates: linear, second_rates: sqrt, batches: [512], primary: true, claim: "Two."}
@@ -217,10 +218,25 @@ def test_the_table_and_its_figures(table, demo, tmp_path):
     table = searched(table, demo)
     run_rows(table, tmp_path / "out", rows_of(clars_64=80, lars_64=70, clars_512_tuned=75, lars_512_tuned=60))
     made = generate(table, tmp_path / "out")
-    assert {file.name for file in made.files} >= {"accuracy-by-rate.png", "warmup-gain.png", "accuracy-by-batch.png"}
+    pictures = {"accuracy-by-rate.png", "warmup-gain.png", "accuracy-by-batch.png", "first-epoch.png"}
+    assert {file.name for file in made.files} >= pictures
     text = (tmp_path / "out" / "table.md").read_text()
     assert "**Primary: One.**" in text and "corrected by Holm's method" in text and "10 %" in text
     assert "usable" in text and "| net | CLARS | 64 | 2 | 2 to 2 |" in text
+
+
+def test_the_first_epoch_shows_tuned_rows_at_the_largest_batch_that_measured_it(table, demo, tmp_path):
+    table = searched(table, demo)
+    run_rows(table, tmp_path, rows_of(clars_64=80, lars_512_tuned=60))
+    assert first_epoch.panels(table, tmp_path) == {}  # records of before
+    for losses in ([2.0, 1.0, 0.5], [2.2, 1.2, 0.7]):
+        seed = int(losses[0] > 2)
+        row = {"net/clars-512-tuned": [70.0] * (seed + 1)}
+        run_rows(table, tmp_path, row, first_epoch_losses=losses)
+    found = first_epoch.panels(table, tmp_path)
+    assert list(found) == [("net", 512)] and list(found["net", 512]) == ["clars"]
+    places, losses = found["net", 512]["clars"]
+    assert places == [1 / 3, 2 / 3, 1] and losses[1] == [2.2, 1.2, 0.7]
 
 
 @pytest.mark.parametrize(

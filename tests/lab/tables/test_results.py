@@ -47,3 +47,14 @@ def test_runs_in_two_precisions_make_no_table(demo):
             keep(table, out, table.results)
         assert not table.results.exists()
         (out / name / "seed1" / "run.json").unlink()
+
+
+def test_runs_of_two_protocols_make_no_table(demo):
+    """Records of before protocols were numbered stand beside either."""
+    table, out = load_table("demo"), demo / "runs" / "demo"
+    write_run(out, "large", 0)
+    write_run(out, "small", 0, protocol=2)
+    assert generate(table, out).rows[1].n == 1
+    write_run(out, "small", 1, protocol=3)
+    with pytest.raises(UserError, match=r"one protocol, and here it is 2 in \S*small/seed0/run\.json; 3 in \S*seed1"):
+        generate(table, out)

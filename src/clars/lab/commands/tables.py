@@ -147,12 +147,12 @@ def _run_jobs(
     from clars.lab.files import held
     from clars.lab.launching import launch as launcher
     from clars.lab.launching.progress import Count, Merged
-    from clars.lab.runs.consistency import require_one_precision
+    from clars.lab.runs.consistency import require_comparable
     from clars.lab.runs.jobs import pending, write_jobs
     from clars.lab.tables.jobs import shares
 
     missing = jobs if overwrite else pending(jobs, precision)
-    require_one_precision(runs.read_folder(job.folder) for job in jobs if job not in missing)
+    require_comparable([runs.read_folder(job.folder) for job in jobs if job not in missing])
     if not missing:
         return
     recipes = [job.resolved.recipe for job in missing]

@@ -27,7 +27,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy takes
 Channels = Annotated[Literal[1, 3], BeforeValidator(lambda value: value if type(value) is int else str(value))]
 Figure = Literal[
     *("curves", "accuracy-by-batch", "steps-to-target", "layers", "spread"),
-    *("accuracy-by-rate", "warmup-gain"),
+    *("accuracy-by-rate", "warmup-gain", "first-epoch"),
 ]
 Rates = Literal["linear", "sqrt", "tuned"]
 Changes = dict[Key, object]  # values by dotted key, as overrides on the command line

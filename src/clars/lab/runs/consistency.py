@@ -3,7 +3,7 @@
 What a record says twice must be the same both times. None of this needs a digest, so it holds for old records too.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -56,20 +56,26 @@ def mismatch(record: Record, resolved: Resolved) -> str | None:
     return None
 
 
-def require_one_precision(found: Iterable[Run]) -> None:
-    """Check that runs whose numbers stand beside each other computed in one precision.
+def require_comparable(found: Sequence[Run]) -> None:
+    """Check that runs whose numbers stand beside each other are of one precision, and of one stated protocol.
 
     Raises:
         UserError: they did not; names the runs of each.
     """
+    _require_one("mixed precision", "one --mixed-precision, by", [(run.record.precision, run) for run in found])
+    stated = [(str(run.record.protocol), run) for run in found if run.record.protocol is not None]
+    _require_one("protocol", "this version of clars, by", stated)
+
+
+def _require_one(what: str, how: str, found: Iterable[tuple[str, Run]]) -> None:
     paths: dict[str, list[str]] = {}
-    for run in found:
-        paths.setdefault(run.record.precision, []).append(str(run.path))
+    for value, run in found:
+        paths.setdefault(value, []).append(str(run.path))
     if len(paths) > 1:
         listed = "; ".join(f"{name} in {shortened(', '.join(own), MOST_PATHS)}" for name, own in sorted(paths.items()))
         raise UserError(
-            f"Runs that are compared have to be of one mixed precision, and here it is {listed}. Remove those of all"
-            " but one, or make all anew with one --mixed-precision, by --overwrite or in another --out."
+            f"Runs that are compared have to be of one {what}, and here it is {listed}. Remove those of all but one, or"
+            f" make all anew with {how} --overwrite or in another --out."
         )
 
 

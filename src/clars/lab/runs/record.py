@@ -24,6 +24,8 @@ from clars.lab import digests, seeds, strict_json
 from clars.lab.files import write_json
 
 REMEDY = "Restore it, or remove it and run again."
+# The rules by which runs and searches are made, as docs/tables.md states them; a change of what numbers mean counts up.
+PROTOCOL = 2
 
 
 def finite(value: object) -> object:
@@ -96,7 +98,8 @@ class Record(_Part):
     sections, `schedule` with `peak_rate`. A loss that is not finite is stored as null. `wall_seconds` is the time of
     the whole run, `examples_per_second` that of training alone. `weights` tells which were evaluated and saved: the
     last ones or their moving average. `mixed_precision` is accelerate's word for what the network computed in, such as
-    no or bf16. It and `digests` are None in records of an older format alone.
+    no or bf16, and `protocol` numbers the rules by which the run was made. Those two and `digests` are None in records
+    of an older format alone.
     """
 
     recipe: str
@@ -127,7 +130,7 @@ class Record(_Part):
     status: Literal["finished", "diverged", "interrupted"]
     weights: Literal["last", "ema"] = "last"
     init: Init | None = None
-
+    protocol: PositiveInt | None = None
     digests: Digests | None = None
 
     @model_validator(mode="before")
@@ -141,8 +144,9 @@ class Record(_Part):
 
     @model_serializer(mode="wrap")
     def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Leave `mixed_precision` out where it is not known: older records stay, byte for byte, what they were."""
-        return {key: value for key, value in write(self).items() if key != "mixed_precision" or value is not None}
+        """Leave out what older records do not have: they stay, byte for byte, what they were."""
+        newer = ("mixed_precision", "protocol")
+        return {key: value for key, value in write(self).items() if key not in newer or value is not None}
 
     @property
     def precision(self) -> str:

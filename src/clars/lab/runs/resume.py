@@ -29,9 +29,10 @@ class Progress:
     """How far a run has come. Seconds are of this run's training and of the whole, over all its parts.
 
     `step` counts optimizer steps and `epoch` the epochs that are over and evaluated; `loss_sum` adds the mean loss of
-    each step since then. `loss_scale` is the state of the scaler of float16's gradients, `noise_every` the number of
-    steps between lines of the noise scale, None where it is not measured. `mixed_precision` is what is computed in, as
-    a record has it; None in states of an older format.
+    each step since then, and `first_losses` are such sums within the first epoch, none after it. `loss_scale` is the
+    state of the scaler of float16's gradients, `noise_every` the number of steps between lines of the noise scale,
+    None where it is not measured. `mixed_precision` is what is computed in, as a record has it; None in states of an
+    older format.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -46,6 +47,7 @@ class Progress:
     loss_scale: dict[str, int | float] | None = None
     noise_every: PositiveInt | None = None
     mixed_precision: str | None = None
+    first_losses: tuple[float, ...] = ()
 
     def require_precision(self, wanted: str, path: Path) -> None:
         """Check that the run goes on in the precision it began in: its record names one.

@@ -13,6 +13,8 @@ def wrong_head(head: Head, tiers: Sequence[Tier]) -> Iterator[str]:
     for name in ("accuracy-by-rate", "warmup-gain"):
         if name in head.figures and not all(tier.product and tier.search for tier in tiers):
             yield f"figures: {name} shows the search of a product; a tier has none. Leave it out."
+    if "first-epoch" in head.figures and not all(tier.product for tier in tiers):
+        yield "figures: first-epoch shows the methods of a product; a tier has none. Leave it out."
     known = [name for tier in tiers for name in (*row_names(tier), *(tier.product.methods if tier.product else ()))]
     for number, comparison in enumerate(head.comparisons):
         yield from _unknown(f"comparisons.{number}", (comparison.first, comparison.second), list(dict.fromkeys(known)))

@@ -12,7 +12,7 @@ from clars.lab.recipes.load import Resolved, load
 from clars.lab.recipes.overrides import read, write
 from clars.lab.recipes.schema import Changes, Search
 from clars.lab.runs import Run, layout
-from clars.lab.runs.consistency import agree, mismatch, require_one_precision
+from clars.lab.runs.consistency import agree, mismatch, require_comparable
 from clars.lab.runs.jobs import Job
 from clars.lab.tables.definition import SEARCH, ResolvedTable
 from clars.lab.tables.rows import RATE, Source
@@ -122,7 +122,7 @@ def summarise(found: Sequence[Candidate], name: str, version: str, chance: float
         UserError: a run contradicts itself or its recipe; or they are of more than one precision.
     """
     ended = {job.folder: _finished(job) for job in jobs_of(found)}
-    require_one_precision(run for run in ended.values() if run)
+    require_comparable([run for run in ended.values() if run])
     done = [run.record for run in ended.values() if run]
     methods = {}
     for one in found:

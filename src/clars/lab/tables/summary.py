@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clars.lab import runs
 from clars.lab.runs import Run
-from clars.lab.runs.consistency import agree, mismatch, require_one_precision
+from clars.lab.runs.consistency import agree, mismatch, require_comparable
 from clars.lab.tables.definition import ResolvedTable, TableRow
 
 
@@ -65,13 +65,13 @@ def by_row(table: ResolvedTable, out: Path) -> dict[str, list[Run]]:
     """Return what `counted` does, of each row by its name.
 
     Raises:
-        UserError: as for `counted`; or the runs are of more than one precision.
+        UserError: as for `counted`; or the runs are of more than one precision or protocol.
 
     Warns:
         SkippedRecord: as for `summarise`.
     """
     found = {row.name: counted(row, out) for row in table.rows}
-    require_one_precision(run for own in found.values() for run in own)
+    require_comparable([run for own in found.values() for run in own])
     return found
 
 

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from clars.lab.evaluation import Scores
 from clars.lab.launching.division import Division
 from clars.lab.runs.jobs import Job
-from clars.lab.runs.record import Init, Record
+from clars.lab.runs.record import PROTOCOL, Init, Record
 from clars.lab.runs.resume import Progress
 from clars.lab.training.command import repeating
 
@@ -58,6 +58,7 @@ def record_of(
         status=status,
         weights="ema" if recipe.ema else "last",
         init=init,
+        protocol=PROTOCOL,
     )
 
 

@@ -34,6 +34,7 @@ from clars.lab.training.average import Average
 from clars.lab.training.batches import batches_of
 from clars.lab.training.build import build_optimizer, build_schedule, require_strategy
 from clars.lab.training.display import Display
+from clars.lab.training.first_epoch import FirstEpoch
 from clars.lab.training.head import FrozenHead
 from clars.lab.training.report import in_force, record_of
 from clars.optim import CLARS
@@ -126,6 +127,7 @@ class TrainingRun:
         self.progress = replace(self._resume(state), noise_every=every, mixed_precision=precision)
         self.noise = noise.Noise(every, self.model, self.inner, state.noise)
         self.loss_sum = torch.tensor(self.progress.loss_sum, dtype=torch.float64)
+        self.first_epoch = FirstEpoch(self.batches.steps, self.progress.first_losses)
         self.schedule: LambdaLR = build_schedule(self.resolved, self.inner, self.batches.steps, self.progress.step)
 
     def __call__(self) -> Record:
@@ -223,6 +225,7 @@ class TrainingRun:
     def _after_step(self) -> None:
         step, every = self.progress.step, self.options.checkpoint_every
         self.average.update(self.plain, step)
+        self.first_epoch.note(step, self.loss_sum)
         self._log_layers(step)
         if self.accelerator.is_main_process and (line := self.noise.line(step)):
             self.folder.log_noise(line)
@@ -231,7 +234,8 @@ class TrainingRun:
         if due or step % CHECK_EVERY == 0:
             loss_sum = self._mean_loss_sum()
             if due and step % self.batches.steps:  # at the end of an epoch, the state is saved after the evaluation
-                self._save(replace(self.progress, loss_sum=loss_sum))
+                sums = self.first_epoch.reduced(self.accelerator) if not self.progress.epoch else ()
+                self._save(replace(self.progress, loss_sum=loss_sum, first_losses=sums))
 
     def _mean_loss_sum(self) -> float:
         """Return the sum over the epoch's steps of their mean losses, or raise Diverged on all processes."""
@@ -256,7 +260,9 @@ class TrainingRun:
         now = self.progress
         if scores.top1 is not None and (now.best_top1 is None or scores.top1 > now.best_top1):
             now = replace(now, best_top1=scores.top1, best_epoch=epoch + 1)
-        self.progress = replace(now, epoch=epoch + 1, loss_sum=0.0, wall_seconds=now.wall_seconds + self._lap())
+        self.progress = replace(
+            now, epoch=epoch + 1, loss_sum=0.0, first_losses=(), wall_seconds=now.wall_seconds + self._lap()
+        )
         self.loss_sum = torch.zeros_like(self.loss_sum)
         line = {
             "step": now.step,
@@ -268,9 +274,10 @@ class TrainingRun:
             "top5": scores.top5,
             "seconds": self.progress.wall_seconds,
         }
+        first = {} if epoch else {"first_epoch_losses": self.first_epoch.losses(self.accelerator)}
         self.accelerator.log({key: value for key, value in line.items() if value is not None}, step=now.step)
         self.display.epoch(train_loss, scores.top1)
-        self.folder.log_epoch(line)
+        self.folder.log_epoch(line | first)
         self._save(self.progress)
 
     def _lap(self) -> float:

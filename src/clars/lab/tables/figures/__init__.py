@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from clars.lab.tables.definition import ResolvedTable
-from clars.lab.tables.figures import batches, curves, layers, rates, spread
+from clars.lab.tables.figures import batches, curves, first_epoch, layers, rates, spread
 
 _DRAW = {
     "curves": curves.figure,
@@ -13,6 +13,7 @@ _DRAW = {
     "spread": spread.figure,
     "accuracy-by-rate": rates.accuracy_by_rate,
     "warmup-gain": rates.warmup_gain,
+    "first-epoch": first_epoch.figure,
 }
 
 

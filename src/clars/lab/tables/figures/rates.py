@@ -3,35 +3,33 @@
 import statistics
 from pathlib import Path
 
-from matplotlib.axes import Axes
-
 from clars.lab.tables.definition import ResolvedTable, read_search
-from clars.lab.tables.figures.style import canvas, heading, look, not_run
+from clars.lab.tables.figures.panels import axes_of, finish, lines, of_method
+from clars.lab.tables.figures.style import canvas, not_run
 
 Curve = dict[float, list[float]]  # of a method: the accuracies of all seeds by rate
-_COLUMNS = 2
 _BELOW, _GAIN = 20, 5  # points below the best, and of gain or loss, that are shown: beyond them a rate fails
 
 
 def accuracy_by_rate(table: ResolvedTable, out: Path, path: Path) -> None:
     """Draw validation accuracy over the peak rate at the largest batch of each network; with warmup dashed."""
     panels = _panels(table)
-    with canvas(path, 10.5, 1.6 + 4.2 * max(1, -(-len(panels) // _COLUMNS))) as picture:
+    with canvas(path, 10.5, 1.6 + 4.2 * lines(len(panels))) as picture:
         if not panels:
             not_run(picture)
         for number, ((network, batch), curves) in enumerate(panels.items()):
-            axes = _axes(picture, len(panels), number, f"{network}, batch {batch:,}", "peak rate")
+            axes = axes_of(picture, len(panels), number, f"{network}, batch {batch:,}", "peak rate")
             best = max(statistics.fmean(each) for curve in curves.values() for each in curve.values())
             axes.set(xscale="log", ylabel="top-1, validation split, %", ylim=(best - _BELOW, best + 1))
             for method, curve in curves.items():
                 settings = table.tier.product.methods[method]
-                style = _style(table, settings.warmup_of or method, settings.warmup_of is not None)
+                style = of_method(table, method)
                 rates = sorted(curve)
                 means = [statistics.fmean(curve[rate]) for rate in rates]
                 axes.plot(rates, means, label=settings.label, markersize=4, **style)
                 low, high = ([end(curve[rate]) for rate in rates] for end in (min, max))
                 axes.fill_between(rates, low, high, color=style["color"], alpha=0.12, linewidth=0)
-        _finish(
+        finish(
             picture,
             table,
             f"mean of the seeds, band from worst to best; dashed: with warmup; cut off {_BELOW} points below the best",
@@ -42,12 +40,12 @@ def warmup_gain(table: ResolvedTable, out: Path, path: Path) -> None:
     """Draw accuracy with warmup minus without it, over the rate as a multiple of the best one without it."""
     panels = _panels(table)
     pairs = {name: each.warmup_of for name, each in table.tier.product.methods.items() if each.warmup_of}
-    with canvas(path, 10.5, 1.6 + 3.6 * max(1, -(-len(panels) // _COLUMNS))) as picture:
+    with canvas(path, 10.5, 1.6 + 3.6 * lines(len(panels))) as picture:
         if not panels:
             not_run(picture)
         for number, ((network, batch), curves) in enumerate(panels.items()):
             title = f"{network}, batch {batch:,}"
-            axes = _axes(picture, len(panels), number, title, "peak rate / best peak rate without warmup")
+            axes = axes_of(picture, len(panels), number, title, "peak rate / best peak rate without warmup")
             axes.set(ylabel="gain by warmup, points")
             axes.set_xscale("log", base=2)
             axes.set_ylim(-_GAIN, _GAIN)
@@ -58,8 +56,8 @@ def warmup_gain(table: ResolvedTable, out: Path, path: Path) -> None:
                     best = max(other, key=lambda rate: statistics.fmean(other[rate]))
                     gains = [statistics.fmean(one[rate]) - statistics.fmean(other[rate]) for rate in shared]
                     label = table.tier.product.methods[plain].label
-                    axes.plot([rate / best for rate in shared], gains, label=label, **_style(table, plain, False))
-        _finish(
+                    axes.plot([rate / best for rate in shared], gains, label=label, **of_method(table, plain))
+        finish(
             picture,
             table,
             f"mean of the seeds with warmup minus that without, at one peak rate; beyond {_GAIN} points cut off",
@@ -78,28 +76,3 @@ def _panels(table: ResolvedTable) -> dict[tuple[str, int], dict[str, Curve]]:
             found.setdefault((source.recipe, int(source.key.rpartition("-")[2])), {})[source.method] = curve
     largest = {network: max(batch for other, batch in found if other == network) for network, _ in found}
     return {place: curves for place, curves in found.items() if place[1] == largest[place[0]]}
-
-
-def _style(table: ResolvedTable, method: str, dashed: bool) -> dict[str, object]:
-    plain = [name for name, each in table.tier.product.methods.items() if each.warmup_of is None]
-    style = look(plain.index(method)) | {"linestyle": "--" if dashed else "-"}
-    return style | ({"markerfacecolor": "white"} if dashed else {})
-
-
-def _axes(picture, panels: int, number: int, title: str, across: str) -> Axes:
-    columns = min(_COLUMNS, panels)
-    axes = picture.add_subplot(-(-panels // columns), columns, number + 1)
-    axes.set_title(title, fontsize=10)
-    axes.set_xlabel(across)
-    return axes
-
-
-def _finish(picture, table: ResolvedTable, title: str) -> None:
-    named = {}
-    for axes in picture.axes:
-        for handle, label in zip(*axes.get_legend_handles_labels()):
-            named.setdefault(label, handle)
-    if named:
-        where = {"loc": "outside lower left", "ncols": 3, "alignment": "left", "fontsize": 9}
-        picture.legend(named.values(), named, title=title, **where)
-    picture.suptitle(heading(table, 80), x=0.01, ha="left", weight="bold")
