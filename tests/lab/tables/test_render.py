@@ -6,9 +6,10 @@ from demo import TABLE, write, write_run
 from rich.console import Console
 
 from clars.lab.tables import search
-from clars.lab.tables.definition import load_table
+from clars.lab.tables.definition import load_table, tiers
 from clars.lab.tables.render import NOTE, as_rich, search_as_rich, write_csv, write_markdown
 from clars.lab.tables.summary import summarise
+from clars.lab.tables.verdict import judge
 
 
 @pytest.fixture
@@ -61,9 +62,31 @@ def test_csv_has_unrounded_numbers_and_empty_cells(demo, rows):
     assert (small["status"], small["top1_mean"], small["n"]) == ("not run", "", "0")
 
 
+def test_public_numbers_stand_beside_the_rows_they_are_given_for(tmp_path):
+    """A name that is no row's would be left out in silence."""
+    tables = [load_table("imagenet", tier) for tier in tiers("imagenet")]
+    rows = {row.name for table in tables for row in table.rows}
+    public = tables[0].head.public
+    assert public and public.keys() <= rows
+    path = tmp_path / "table.md"
+    write_markdown(summarise(tables[-1], tmp_path), [], [], tables[-1], path)
+    (line,) = (line for line in path.read_text().splitlines() if "77.38 (NUS)" in line)
+    assert cells(line)[:3] == ["resnet50", "LARS, 1-d out, warmup", "4096"]
+
+
+@pytest.mark.parametrize("name", ["warmup", "imagenet", "quickstart", "denominator"])
+def test_the_published_tables_fit_80_columns(name):
+    """The networks' column pushed the methods together until nothing of them could be read."""
+    table = load_table(name)
+    text = terminal(as_rich(summarise(table, table.results), judge(table, table.results), table), width=80)
+    assert "…" not in text
+    words = " ".join(text.split())
+    assert all(f"-- {row.plan.network}" in words for row in table.rows if row.plan.network)
+
+
 def test_the_terminal_table_fits_80_columns(rows):
     text = terminal(as_rich(rows, [], load_table("demo")), width=80)
-    assert all(word in text for word in ("Digits", "CLARS", "92.00 ± 2.83", "± 25.41", "not run", "diverged"))
+    assert all(word in text for word in ("Digits", "CLARS", "92.00 ± 2.83", "± 25.41", "not run", "lost"))
     assert "…" not in text
     assert " ".join(NOTE.split()) in " ".join(text.split())
 

@@ -301,9 +301,10 @@ class Comparison(Settings):
 class Head(Settings):
     """What the tiers of a table share: what it says, what is compared, and which figures show it.
 
-    `targets` are top-1 accuracies in percent by recipe, for the steps it takes to reach them. `paper` holds the paper's
-    top-1 by row name as far as it is known; giving it, even empty, gives the table its column. `chance` is the accuracy
-    of guessing, in percent: with it, runs that diverged count as that, and cells in which no method learns are void.
+    `targets` are top-1 accuracies in percent by recipe, for the steps it takes to reach them. `paper` holds the
+    paper's top-1 by row name as far as it is known; giving it, even empty, gives the table its column. `public` holds
+    numbers of others to compare a row with, as text with its source, by row name. `chance` is the accuracy of
+    guessing, in percent: with it, runs that diverged count as that, and cells in which no method learns are void.
     `supersedes` says what was wrong with the version before.
     """
 
@@ -313,6 +314,7 @@ class Head(Settings):
     figures: Annotated[list[Figure], Field(min_length=1)] = ["curves"]
     targets: dict[str, Annotated[float, Field(gt=0, lt=100)]] = {}
     paper: dict[str, float] | None = None
+    public: dict[str, str] = {}
     chance: Annotated[float, Field(gt=0, lt=100)] | None = None
     supersedes: str | None = None
 

@@ -4,7 +4,7 @@ import csv
 import io
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich import box
@@ -21,7 +21,7 @@ from clars.lab.tables.summary import RowSummary
 from clars.lab.tables.verdict import Cell, Judgement, rule
 
 HEADER = ("method", "batch", "warmup epochs", "peak rate", "top-1, %", "95 % interval", "n", "diverged")
-TERMINAL_HEADER = ("method", "batch", "warmup", "rate", "top-1, %", "95 %", "n", "diverged")
+TERMINAL_HEADER = ("method", "batch", "warmup", "rate", "top-1, %", "95 %", "n", "lost")
 COLUMNS = (
     *("network", "label", "recipe", "batch", "warmup_epochs", "peak_rate"),
     *("top1_mean", "top1_sd", "top1_half_width_95", "n", "diverged", "status", "paper", "command", "evidence"),
@@ -50,10 +50,14 @@ def write_markdown(
     Below it stand the verdicts on what is compared, and the largest batch of each method where the table asks.
     """
     paper = table.head.paper
-    told = [[] if paper is None else [f"{row.paper:g}" if row.paper is not None else ""] for row in rows]
-    lines = [[*_named(row), *cells(row), *own, _links(row, path) or row.status] for row, own in zip(rows, told)]
+    others = (["paper, %"] if paper is not None else []) + (["public"] if any(row.public for row in rows) else [])
+    told = [{"paper, %": "" if row.paper is None else f"{row.paper:g}", "public": row.public} for row in rows]
+    lines = [
+        [*_named(row), *cells(row), *(own[name] for name in others), _links(row, path) or row.status]
+        for row, own in zip(rows, told)
+    ]
     networks = ["network"] if any(row.network for row in rows) else []
-    header = [*networks, *HEADER, *([] if paper is None else ["paper, %"]), "evidence (seed)"]
+    header = [*networks, *HEADER, *others, "evidence (seed)"]
     parts = [f"# {_title(table)}", table.head.claim, *([] if table.tier.result else [NO_RESULT])]
     parts += [_markdown(header, lines, left=len(networks) + 1, last="---"), NOTE]
     if judgements:
@@ -94,11 +98,20 @@ def write_differences(judgements: Sequence[Judgement], path: Path) -> None:
 
 def as_rich(rows: Sequence[RowSummary], judgements: Sequence[Judgement], table: ResolvedTable) -> Group:
     """Return the table for the terminal, without the evidence, and the verdicts."""
-    networks = ["network"] if any(row.network for row in rows) else []
     note = NOTE if table.tier.result else f"{NO_RESULT}\n{NOTE}"
-    body = _terminal(_title(table), [*networks, *TERMINAL_HEADER], [[*_named(row), *cells(row)] for row in rows], note)
+    body = _terminal(_title(table), TERMINAL_HEADER, list(_below_networks(rows)), note)
     verdicts = (terminal.cell(f"{one.comparison.claim} {one.sentence}") for one in judgements)
     return Group(body, *verdicts, terminal.cell(rule(table) if judgements else "", style="dim"))
+
+
+def _below_networks(rows: Sequence[RowSummary]) -> Iterator[list[str]]:
+    """Yield the lines of the rows, with one that names the network before the first of each: a column has no place."""
+    network = None
+    for row in rows:
+        if row.network != network:
+            network = row.network
+            yield [f"-- {network}"]
+        yield cells(row, digits=3)
 
 
 def search_as_rich(summary: dict, title: str) -> Group:
@@ -116,14 +129,14 @@ def search_as_rich(summary: dict, title: str) -> Group:
     return _terminal(title, header, lines, f"Best: {summary['rule']}.")
 
 
-def cells(row: RowSummary) -> list[str]:
-    """Return the texts of a row under `HEADER`."""
+def cells(row: RowSummary, digits: int = 6) -> list[str]:
+    """Return the texts of a row under `HEADER`, its rate with so many digits."""
     accuracy = row.status if row.mean is None else f"{row.mean:.2f}"
     return [
         row.label,
         str(row.batch),
         f"{row.warmup_epochs:g}",
-        "" if row.peak_rate is None else f"{row.peak_rate:g}",
+        "" if row.peak_rate is None else f"{row.peak_rate:.{digits}g}",
         accuracy if row.sd is None else f"{accuracy} ± {row.sd:.2f}",
         "" if row.half_width is None else f"± {row.half_width:.2f}",
         str(row.n),
@@ -195,7 +208,7 @@ def _write_rows(header: Sequence[str], lines: Sequence[Sequence[object]], path: 
 def _terminal(title: str, header: Sequence[str], lines: Sequence[Sequence[str]], note: str) -> Group:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     first, *others = header
-    table.add_column(first, min_width=15)
+    table.add_column(first, min_width=12, overflow="fold")
     for name in others:
         table.add_column(name, justify="right", no_wrap=True)
     for line in lines:

@@ -24,7 +24,7 @@ class RowSummary:
     `network` is given in a product only, `peak_rate` where the base rate is known. `mean`, `sd` (sample standard
     deviation, n - 1) and `half_width` (of the 95 % interval of the mean) are of the final top-1 accuracy in percent
     over the `n` finished runs; None where n is too small to form them. `evidence` holds the files the numbers come
-    from, and `paper` the paper's top-1 where it is known.
+    from, and `paper` the paper's top-1 where it is known, `public` what others report.
     """
 
     label: str
@@ -41,6 +41,7 @@ class RowSummary:
     diverged: int
     evidence: tuple[Path, ...]
     paper: float | None = None
+    public: str = ""
 
     @property
     def status(self) -> str:
@@ -57,8 +58,8 @@ def summarise(table: ResolvedTable, out: Path) -> list[RowSummary]:
     Warns:
         SkippedRecord: a record does not belong to the row's recipe as it is now; it is not counted.
     """
-    paper, found = table.head.paper or {}, by_row(table, out)
-    return [_summary(row, found[row.name], paper.get(row.name)) for row in table.rows]
+    found, paper, public = by_row(table, out), table.head.paper or {}, table.head.public
+    return [_summary(row, found[row.name], paper.get(row.name), public.get(row.name, "")) for row in table.rows]
 
 
 def by_row(table: ResolvedTable, out: Path) -> dict[str, list[Run]]:
@@ -105,7 +106,7 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> float | None:
     return float(stats.t.ppf((1 + confidence) / 2, n - 1) * statistics.stdev(values) / math.sqrt(n))
 
 
-def _summary(row: TableRow, found: list[Run], paper: float | None) -> RowSummary:
+def _summary(row: TableRow, found: list[Run], paper: float | None, public: str) -> RowSummary:
     resolved = row.resolved
     finished = [run.record.final.top1 for run in found if run.record.status == "finished"]
     return RowSummary(
@@ -123,4 +124,5 @@ def _summary(row: TableRow, found: list[Run], paper: float | None) -> RowSummary
         diverged=len(found) - len(finished),
         evidence=tuple(run.path for run in found),
         paper=paper,
+        public=public,
     )
