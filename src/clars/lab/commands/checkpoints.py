@@ -21,7 +21,12 @@ def _say(line: object) -> None:
 # Imports of a command's own stand in the command, as in clars.lab.cli.
 @app.command("list")
 def listed() -> None:
-    """List the published checkpoints."""
+    """List the published checkpoints.
+
+    \b
+    Example:
+      clars checkpoints list
+    """
     from clars.lab.checkpoints import manifest, pull
 
     for name, (entry, _) in manifest.every().items():
@@ -36,7 +41,12 @@ def listed() -> None:
 def pull(
     name: Name, to: Annotated[Path | None, typer.Option(help="a new folder; the cache of clars by default")] = None
 ) -> None:
-    """Get a checkpoint onto this machine, its files compared with the manifest, and print its folder."""
+    """Get a checkpoint onto this machine, its files compared with the manifest, and print its folder.
+
+    \b
+    Example:
+      clars checkpoints pull digits-resnet8-clars
+    """
     from clars.lab.checkpoints import pull
 
     _say(pull.pull(name, to))
@@ -47,7 +57,12 @@ def verify(
     name: Annotated[str, typer.Argument(help="a name, or a folder")],
     no_data: Annotated[bool, typer.Option("--no-data", help="check the files only")] = False,
 ) -> None:
-    """Check files, format and architecture of a checkpoint, then measure its accuracy again."""
+    """Check files, format and architecture of a checkpoint, then measure its accuracy again.
+
+    \b
+    Example:
+      clars checkpoints verify digits-resnet8-clars
+    """
     from clars.lab.checkpoints.verify import verify
 
     for line in verify(name, data=not no_data):
@@ -63,7 +78,13 @@ def publish(
     replace: Annotated[bool, typer.Option("--replace", help="take the place of the checkpoint of that name")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check all, and write nothing")] = False,
 ) -> None:
-    """Publish a run: measure it again, write its card, and add it to the manifest."""
+    """Publish a run: measure it again, write its card, and add it to the manifest.
+
+    \b
+    Examples:
+      clars checkpoints publish runs/quickstart/clars-512/seed0 --dry-run
+      clars checkpoints publish runs/quickstart/clars-512/seed0 --name digits-mine --repo me/digits-mine
+    """
     from clars.lab.checkpoints.publish import PublishOptions, publish
 
     publish(run, name, PublishOptions(repo, allow_dirty, replace, dry_run, tell=_say))

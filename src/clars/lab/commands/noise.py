@@ -40,7 +40,12 @@ def noise(
         Path | None, typer.Option(metavar="FILE", callback=_picture, help="write the figure to this .png file as well")
     ] = None,
 ) -> None:
-    """Train or read a run, and draw its gradient noise scale over training."""
+    """Train or read a run, and draw its gradient noise scale over training.
+
+    \b
+    Example:
+      clars noise quickstart/clars-64 --figure noise.png
+    """
     from clars.lab.recipes.load import load
 
     resolved = load(recipe, overrides or ())

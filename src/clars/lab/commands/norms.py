@@ -25,7 +25,13 @@ def plan(
     group: Annotated[int, typer.Option(min=1, help="examples that are measured together")] = 1,
     timed: Annotated[bool, typer.Option("--timed", help="time every method, and choose by that")] = False,
 ) -> None:
-    """Print which exact method forms the norms of each layer of a model, here and for these shapes, or none."""
+    """Print which exact method forms the norms of each layer of a model, here and for these shapes, or none.
+
+    \b
+    Examples:
+      clars norms plan resnet50
+      clars norms plan mobilenetv2_100 --pixels 64 --batch 4 --timed
+    """
     import torch
     from torch.nn import functional as F
 

@@ -16,7 +16,13 @@ def listed(
     context: typer.Context,
     write: Annotated[bool, typer.Option("--write", help="write the overview of all tables, recipes/README.md")] = False,
 ) -> None:
-    """List the recipes, or copy one to change it."""
+    """List the recipes, or copy one to change it.
+
+    \b
+    Examples:
+      clars recipes
+      clars recipes copy quickstart/clars-512
+    """
     from clars.errors import RecipeError
     from clars.lab.recipes import load, registry
 
@@ -40,7 +46,12 @@ def copy(
     recipe: Annotated[str, typer.Argument(help="folder/name or folder/name@v1")],
     to: Annotated[Path | None, typer.Option(help="the new file; NAME.yaml in this folder by default")] = None,
 ) -> None:
-    """Copy a recipe to a file of your own, to change and to run: `clars run NAME.yaml`."""
+    """Copy a recipe to a file of your own, to change and to run: `clars run NAME.yaml`.
+
+    \b
+    Example:
+      clars recipes copy quickstart/clars-512 --to mine.yaml
+    """
     from clars.lab.recipes.registry import copy as copy_recipe
 
     say(f"wrote {copy_recipe(recipe, to)}")

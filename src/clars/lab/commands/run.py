@@ -1,7 +1,7 @@
 """`clars show` and `clars run`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,9 +9,17 @@ from clars.lab.commands.options import Launch, Overrides, Overwrite, Precision, 
 from clars.lab.seeds import LARGEST
 from clars.lab.terminal import say
 
+if TYPE_CHECKING:
+    from clars.lab.recipes.load import Resolved
+
 
 def show(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Print a recipe with all its settings, the defaults and overrides included."""
+    """Print a recipe with all its settings, the defaults and overrides included.
+
+    \b
+    Example:
+      clars show quickstart/clars-512 batch_size=256
+    """
     from clars.lab.recipes.load import load
     from clars.lab.recipes.writing import dump
 
@@ -53,12 +61,25 @@ def run(
         float | None, typer.Option(min=1, metavar="SECONDS", help="give up on a process that does not answer; 600")
     ] = None,
     log_with: Annotated[str | None, typer.Option(help="a tracker that accelerate knows, such as tensorboard")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would run, and run nothing")] = False,
 ) -> None:
-    """Train a recipe, through `accelerate launch`."""
+    """Train a recipe, through `accelerate launch`.
+
+    \b
+    Examples:
+      clars run quickstart/clars-512 epochs=2
+      clars run warmup/resnet8 batch_size=512 schedule.base_rate=256 --seed 0 --seed 1
+      clars run imagenet/resnet50 --dry-run --launch ddp
+    """
     from clars.lab.launching import launch as launcher
     from clars.lab.recipes.load import load
 
     resolved = load(recipe, [*(overrides or ()), *([f"init={init}"] if init else ())])
+    batch, group = resolved.recipe.batch_size, resolved.recipe.optimizer.together
+    config = launcher.find_config(launch, [batch], [group])
+    if dry_run:
+        _forecast(resolved, launcher.processes(config), micro_batch, config)
+        return
     arguments = [resolved.full_name, *resolved.overrides]
     arguments += [f"--seed={number}" for number in seed or [0]]
     arguments += ["--out", str(out)] if out else []
@@ -70,5 +91,16 @@ def run(
     arguments += ["--cuda-graph"] if cuda_graph else []
     arguments += ["--timeout", str(timeout)] if timeout else []
     arguments += ["--log-with", log_with] if log_with else []
-    batch, group = resolved.recipe.batch_size, resolved.recipe.optimizer.together
-    raise typer.Exit(launcher.launch(arguments, launcher.find_config(launch, [batch], [group])))
+    raise typer.Exit(launcher.launch(arguments, config))
+
+
+def _forecast(resolved: "Resolved", processes: int | str, micro_batch: int | None, config: Path) -> None:
+    from rich.table import Table
+
+    from clars.lab import terminal
+    from clars.lab.training.forecast import forecast
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for subject, text in (("launch", str(config)), *forecast(resolved, processes, micro_batch)):
+        table.add_row(terminal.cell(subject), terminal.cell(text))
+    terminal.console().print(table)

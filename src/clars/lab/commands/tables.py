@@ -43,6 +43,12 @@ def table(
     """Run what a table lacks, then write table.md, table.csv and figure.png and show the table.
 
     Base rates that were not searched yet are searched first, in OUT/search.
+
+    \b
+    Examples:
+      clars table quickstart
+      clars table warmup --rows 'resnet8/clars-*' --seeds 0
+      clars table scaling --no-run
     """
     resolved, chosen = _table(folder, tier, out, search), seeds_of(seeds)
     out = out or _table_out(resolved)
@@ -82,7 +88,13 @@ def tune(
     overwrite: Overwrite = False,
     publish: Publish = False,
 ) -> None:
-    """Search the base rates of a table, or of a recipe, on the validation split, and write search.json."""
+    """Search the base rates of a table, or of a recipe, on the validation split, and write search.json.
+
+    \b
+    Examples:
+      clars tune warmup
+      clars tune quickstart/clars-512 --rates 128,256,512
+    """
     if "/" in name or name.endswith((".yaml", ".yml")):
         tried = numbers(rates, "--rates", float), seeds_of(seeds)
         found, title, version, out = _search_of_recipe(name, overrides, tried, out, publish or tier != "lite")

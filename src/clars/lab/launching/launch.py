@@ -60,6 +60,11 @@ def find_config(name: str, batches: Iterable[int] = (), groups: Iterable[int] = 
     return known[name]
 
 
+def processes(config: Path) -> int | str:
+    """Return how many processes a configuration launches, or "gpu": as many as there are GPUs."""
+    return _settings(config).get("num_processes", 1)
+
+
 def command(arguments: Sequence[str], config: Path) -> list[str]:
     """Return the `accelerate launch` command that runs recipes/train.py with `arguments`.
 

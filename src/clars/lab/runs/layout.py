@@ -7,6 +7,7 @@ from clars.lab.recipes.load import Resolved
 
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
+METRICS_CSV = "metrics.csv"  # the same numbers for a spreadsheet, without those that are lists; made anew each epoch
 LAYERS = "layers.jsonl"
 NOISE = "noise.jsonl"
 WEIGHTS = "model.safetensors"

@@ -3,7 +3,9 @@
 `noise.jsonl` has one a logged step.
 """
 
+import csv
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable
@@ -12,7 +14,7 @@ from pathlib import Path
 
 from clars.errors import UserError
 from clars.lab import strict_json
-from clars.lab.files import replacing
+from clars.lab.files import replacing, write_text
 from clars.lab.runs.record import finite
 
 
@@ -101,6 +103,21 @@ def parsed(content: bytes, path: Path) -> list[dict]:
                 f"{path}: line {number} is not JSON as a run writes it: {error}. Restore the file, or run it again."
             ) from None
     return lines
+
+
+def write_csv(lines: Path, path: Path) -> None:
+    """Write the lines of a .jsonl file as a table, whole or not at all; a value that is a list has no column."""
+    found = read_lines(lines)
+    names = [name for name in dict.fromkeys(key for line in found for key in line) if not _lists(name, found)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    write_text(path, text.getvalue())
+
+
+def _lists(name: str, lines: list[dict]) -> bool:
+    return any(isinstance(line.get(name), list) for line in lines)
 
 
 def encoded(lines: Iterable[dict]) -> bytes:

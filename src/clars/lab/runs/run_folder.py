@@ -18,7 +18,7 @@ from clars.lab.runs.resume import State
 
 @dataclass
 class RunFolder:
-    """`run.json`, `metrics.jsonl`, `model.safetensors`, if asked for `layers.jsonl`, `noise.jsonl`; and the state.
+    """The record, metrics, weights, and if asked for layers.jsonl and noise.jsonl; until it is over, the state.
 
     Args:
         path: the folder.
@@ -47,7 +47,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Take away the run that is replaced."""
-        for name in (layout.RECORD, *layout.BESIDE.values(), layout.STATE) if self.writes else ():
+        for name in (layout.RECORD, *layout.BESIDE.values(), layout.METRICS_CSV, layout.STATE) if self.writes else ():
             (self.path / name).unlink(missing_ok=True)
 
     def load(self) -> State:
@@ -81,6 +81,8 @@ class RunFolder:
     def log_epoch(self, line: dict[str, object]) -> None:
         """Add a line to `metrics.jsonl`."""
         self._append(layout.METRICS, line)
+        if self.writes:
+            metrics.write_csv(self.path / layout.METRICS, self.path / layout.METRICS_CSV)
 
     def log_layers(self, lines: list[dict[str, object]]) -> None:
         """Add lines to `layers.jsonl`."""

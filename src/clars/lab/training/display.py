@@ -48,9 +48,15 @@ class Display:
         """Show how many optimizer steps are done."""
         self.bars.update(self.one, completed=step, total=steps)
 
-    def epoch(self, loss: float, top1: float | None) -> None:
-        """Show the numbers of the epoch that is over; `top1` is None where nothing was evaluated."""
-        self.bars.update(self.one, note=f"loss {loss:.3f}" + ("" if top1 is None else f"  top-1 {top1:.2f} %"))
+    def epoch(self, number: int, epochs: int, loss: float, top1: float | None) -> None:
+        """Show the numbers of the epoch that is over; `top1` is None where nothing was evaluated.
+
+        A run that is alone leaves a line for each epoch; in a table's runs they would bury what was told.
+        """
+        note = f"loss {loss:.3f}" + ("" if top1 is None else f"  top-1 {top1:.2f} %")
+        self.bars.update(self.one, note=note)
+        if self.count.total == 1 and self.console.is_terminal:
+            self.tell(f"epoch {number}/{epochs}  {note}")
 
     def end(self, title: str, outcome: str) -> None:
         """Print one line about a run that is over."""

@@ -276,7 +276,7 @@ class TrainingRun:
         }
         first = {} if epoch else {"first_epoch_losses": self.first_epoch.losses(self.accelerator)}
         self.accelerator.log({key: value for key, value in line.items() if value is not None}, step=now.step)
-        self.display.epoch(train_loss, scores.top1)
+        self.display.epoch(epoch + 1, self.recipe.epochs, train_loss, scores.top1)
         self.folder.log_epoch(line | first)
         self._save(self.progress)
 

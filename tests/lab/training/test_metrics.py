@@ -1,5 +1,6 @@
-"""The training loss within the first epoch, in the first line of the metrics."""
+"""The lines of the metrics: what the first says of its epoch, and the same numbers for a spreadsheet."""
 
+import csv
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -53,3 +54,13 @@ def test_a_run_that_was_broken_off_within_the_epoch_has_the_same(recipe, monkeyp
     assert train(path, "--out", "parts", "--checkpoint-every", "1") == 0
     assert numbers("whole") == numbers("parts")
     assert lines("whole")[0]["first_epoch_losses"] == lines("parts")[0]["first_epoch_losses"]
+
+
+def test_metrics_are_there_for_a_spreadsheet_as_well(recipe):
+    assert train(recipe(epochs=2), "--out", "runs") == 0
+    with Path("runs/small/seed0/metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, line in zip(rows, lines("runs"), strict=True):
+        assert {key: float(value) for key, value in row.items() if value} == {
+            key: value for key, value in line.items() if isinstance(value, int | float)
+        }
