@@ -34,9 +34,10 @@ test-operators: $(TESTABLE)  ## the tests of norms and optimizers without compil
 test-oldest: $(OLDEST)  ## those, with the oldest torch and packages that are supported, in .venv-oldest
 	.venv-oldest/bin/python -m pytest -n 2 -m "not slow and not full" tests/norms tests/optim
 
-lint: $(TESTABLE)  ## check style
+lint: $(TESTABLE)  ## check style, and the types of public names
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: $(BENCHABLE)  ## measure the cost of a step, alone, beside other tools and as it grows; most of an hour
 	$(BIN)/python benchmarks/step_time.py

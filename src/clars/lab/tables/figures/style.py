@@ -11,9 +11,19 @@ from matplotlib.figure import Figure
 from clars.lab.files import replacing
 from clars.lab.tables.definition import ResolvedTable
 
-# Okabe and Ito's colours, which people with any common kind of colour vision can tell apart; yellow is too faint.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # as many, so that a colour is never needed to tell two methods apart
+# Okabe and Ito's colours, which people with any common kind of colour vision can tell apart; yellow is too faint, and
+# has a brown in its place.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
+MARKERS = (
+    "o",
+    "s",
+    "^",
+    "D",
+    "v",
+    "P",
+    "X",
+    "*",
+)  # as many, so that a colour is never needed to tell two methods apart
 REFERENCES = ("#222222", "#777777", "#b0b0b0")
 STYLE = {
     "font.size": 10,
@@ -42,7 +52,7 @@ def canvas(path: Path, width: float, height: float) -> Iterator[Figure]:
 
 
 def look(number: int) -> dict[str, object]:
-    """Return colour and marker of the method of a number; no two of the first 49 look the same."""
+    """Return colour and marker of the method of a number; no two of the first 64 look the same."""
     rounds, place = divmod(number, len(PALETTE))
     return {"color": PALETTE[place], "marker": MARKERS[(place + rounds) % len(MARKERS)]}
 
