@@ -9,7 +9,7 @@ OLDEST := .venv-oldest/.installed
 export OMP_NUM_THREADS ?= 1
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.venv/torch_extensions
 
-.PHONY: help install quickstart test test-all test-zero test-oldest test-operators lint bench gpu tables clean
+.PHONY: help install quickstart test test-all test-zero test-oldest test-operators lint bench gpu tables docs clean
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -63,8 +63,12 @@ tables: $(INSTALLED)  ## regenerate every committed table and figure from its co
 	done
 	$(BIN)/clars recipes --write
 
+docs: $(TESTABLE)  ## build the site of the documentation, build/site/index.html
+	$(BIN)/python docs/pages.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:  ## remove the environment and all runs
-	rm -rf .venv .venv-oldest runs
+	rm -rf .venv .venv-oldest runs build
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

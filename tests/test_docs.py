@@ -19,7 +19,13 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "recipes").glob("*/README.md")), *s
 PAGES += [*sorted((ROOT / "checkpoints").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 FIRST_LOOK = ".venv/bin/clars run quickstart/clars-512 epochs=2"
 BY_CI = {"make install", FIRST_LOOK, "make quickstart", "make test", "make lint", "make test-oldest"}
-NOT_RUN = {"make bench", "make test-all", "git clone", "make gpu"}  # takes many minutes, the network, or a GPU
+NOT_RUN = {
+    "make bench",
+    "make docs",
+    "make test-all",
+    "git clone",
+    "make gpu",
+}  # many minutes, the network, a GPU; or tested
 NOT_RUN |= {".venv/bin/clars run quickstart/clars-512 --cuda-graph"}
 
 

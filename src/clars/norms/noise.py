@@ -63,8 +63,8 @@ class NoiseScale:
     Args:
         model: the model, plain or wrapped; with DeepSpeed, the engine.
         norms: the `ExampleNorms` at work in the model, such as an optimizer's `norms`; by default one is made.
-        estimator, group: of the `ExampleNorms` that is made: "exact", or "group" of so many examples, which may cost
-            less and tell less.
+        estimator: of the `ExampleNorms` that is made: "exact", or "group", which may cost less and tells less.
+        group: the examples of a group.
         smoothing: how much of the averages stays at each step, in [0, 1).
         process_group: the processes over which gradients are averaged; by default those of the wrapper, or all.
 

@@ -39,7 +39,8 @@ class CLARS(MomentumOptimizer):
         model: the parameters that are trainable now are optimised; those unfrozen later are not. Dimension 0 of its
             input is the batch.
         lr: the global rate; layer k moves with lr * ratio_k.
-        momentum, nesterov: as in torch.optim.SGD; without Nesterov, heavy-ball momentum.
+        momentum: as in torch.optim.SGD.
+        nesterov: as there; without it, heavy-ball momentum.
         weight_decay: added to the gradient, and part of the ratio's denominator unless decay_in_ratio is False.
         trust_coefficient: eta.
         layers: "module" (weight and bias of a module are one layer) or "parameter"; see `clars.layers`.
@@ -48,9 +49,9 @@ class CLARS(MomentumOptimizer):
             Options: lr, momentum, weight_decay, trust_coefficient, nesterov, adapt, max_ratio, decay_in_ratio,
             rate_in_buffer. Layers with adapt=False have the ratio 1 and are not tracked.
         norms: an `ExampleNorms` of the same layers, made before; by default one is made.
-        estimator, group, fraction: of the `ExampleNorms` that is made: "exact", "group" with the number of examples
-            whose contributions are summed before the norm is taken (8 by default), or "subset" with the share of the
-            batch to measure (1/8 by default).
+        estimator: of the `ExampleNorms` that is made: "exact", "group" or "subset".
+        group: how many examples' contributions are summed before the norm is taken; 8 by default.
+        fraction: the share of the batch to measure; 1/8 by default.
         eps: added to the denominator, in the gradient's unit.
         norm_floor: smallest root-mean-square weight assumed of a layer; see `MomentumOptimizer`.
         max_ratio: the largest ratio that an adapted layer may have.
