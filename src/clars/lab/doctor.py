@@ -33,7 +33,7 @@ class Finding:
 
 def report() -> Iterator[Table]:
     """Yield the report, a table for the terminal for each part."""
-    parts = {"This machine": machine(), "Data sets of the recipes": data_sets(), "Recipes": recipes()}
+    parts = {"This machine": machine(), "Data sets of the recipes": data_sets(), "Recipes; what to do where data are missing stands above": recipes()}
     for title, findings in parts.items():
         table = Table(title=title, box=box.SIMPLE, show_header=False, title_justify="left")
         for finding in findings:
@@ -73,12 +73,11 @@ def recipes() -> Iterator[Finding]:
         if recipe is None:
             yield Finding(name, False, problem)
             continue
-        here, text = data.reachable(recipe.data)
+        here, _ = data.reachable(recipe.data)
         known = timm.is_model(recipe.model.name)
-        needs = f"{recipe.model.name} on {_title(recipe.data)}, batch {recipe.batch_size}, {recipe.epochs} epochs"
-        lacks = [] if here else [text]
-        lacks += [] if known else [f"timm {timm.__version__} has no model {recipe.model.name!r}"]
-        yield Finding(name, not lacks, "; ".join([needs, *lacks]))
+        lacks = [] if known else [f"timm {timm.__version__} has no model {recipe.model.name!r}"]
+        text = "; ".join([f"{recipe.model.name} on {recipe.data.path or recipe.data.name}", *lacks])
+        yield Finding(name, here and known, text)
 
 
 def _recipes() -> Iterator[tuple[str, Recipe | None, str]]:
