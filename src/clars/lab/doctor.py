@@ -33,7 +33,11 @@ class Finding:
 
 def report() -> Iterator[Table]:
     """Yield the report, a table for the terminal for each part."""
-    parts = {"This machine": machine(), "Data sets of the recipes": data_sets(), "Recipes; what to do where data are missing stands above": recipes()}
+    parts = {
+        "This machine": machine(),
+        "Data sets of the recipes": data_sets(),
+        "Recipes; what to do where data are missing stands above": recipes(),
+    }
     for title, findings in parts.items():
         table = Table(title=title, box=box.SIMPLE, show_header=False, title_justify="left")
         for finding in findings:

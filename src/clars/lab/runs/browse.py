@@ -8,7 +8,7 @@ from pathlib import Path
 from clars.errors import UserError
 from clars.lab.runs import layout
 from clars.lab.runs.find import read_folder
-from clars.lab.runs.record import Run
+from clars.lab.runs.record import Run, flat
 
 NOTHING = "Train one by `clars run RECIPE`, or name the folder that was given as --out."
 
@@ -68,7 +68,7 @@ def compare(first: Sequence[Run], second: Sequence[Run]) -> Comparison:
 def settings(run: Run) -> dict[str, object]:
     """Return what decides a run's numbers by its whole name, such as optimizer.momentum, and what it ran on."""
     record = run.record
-    found = {"recipe": f"{record.recipe}@{record.version}"} | dict(_flat(record.settings or {}, ""))
+    found = {"recipe": f"{record.recipe}@{record.version}"} | dict(flat(record.settings or {}))
     machine = {"device": record.device, "strategy": record.strategy, "mixed precision": record.precision}
     return found | machine | {"commit": record.git.commit}
 
@@ -104,14 +104,6 @@ def _mean(values: Sequence[float | None], digits: int = 2) -> str:
         return ""
     spread = f" ± {statistics.stdev(there):.{digits}f}" if len(there) > 1 else ""
     return f"{statistics.fmean(there):,.{digits}f}{spread}"
-
-
-def _flat(section: dict, above: str) -> Iterator[tuple[str, object]]:
-    for name, value in section.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
 
 
 def _text(value: object) -> str:

@@ -1,6 +1,7 @@
 """The record of a run: everything needed to believe its numbers or to repeat it."""
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -196,6 +197,15 @@ class Run:
     record: Record
     metrics: list[dict]
     path: Path
+
+
+def flat(settings: Mapping[str, object], above: str = "") -> Iterator[tuple[str, object]]:
+    """Yield settings by their whole names, such as optimizer.momentum."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
 
 
 def _own_digest(content: dict) -> str:

@@ -13,7 +13,7 @@ from clars.lab.launching.faults import explained
 from clars.lab.launching.single_process import PRECISIONS
 from clars.lab.recipes.load import load
 from clars.lab.runs.jobs import Job, pending, read_jobs, require_distinct
-from clars.lab.training import graph
+from clars.lab.training import graph, trackers
 from clars.lab.training.display import Display
 from clars.lab.training.run import MachineOptions, TrainingRun
 
@@ -91,9 +91,7 @@ def _run_all(words: argparse.Namespace) -> int:
 def _run(run: TrainingRun, log_with: str | None) -> str:
     job, accelerator, display = run.job, run.accelerator, run.display
     if log_with:
-        settings = {"recipe": job.resolved.full_name, "seed": job.seed, "sha256": job.resolved.sha256}
-        accelerator.project_configuration.logging_dir = str(job.folder)
-        accelerator.init_trackers(job.resolved.short_name, settings)
+        trackers.begin(accelerator, job, run.machine)
     result = run()
     for tracker in accelerator.trackers:
         tracker.finish()
