@@ -43,14 +43,14 @@ def test_a_missing_package_says_what_to_do(monkeypatch):
 def test_what_each_recipe_needs():
     found = by_subject(doctor.recipes())
     assert found["demo/large"].ok
-    assert found["demo/large"].text == "resnet8 on digits, batch 512, 3 epochs"
+    assert found["demo/large"].text == "resnet8 on digits"
 
 
 @pytest.mark.parametrize(
     "old, new, text",
     [
         ("name: resnet8", "name: resnet-eight", "has no model 'resnet-eight'"),
-        ("name: digits", "name: mine, path: nowhere", "data.path='nowhere' is not a folder"),
+        ("name: digits", "name: mine, path: nowhere", "resnet8 on nowhere"),
         ("epochs: 3", "epochs: 0", "epochs = 0 must be greater than 0"),
     ],
 )
@@ -66,4 +66,5 @@ def test_each_data_set_is_named_once(repository):
     write(repository / "recipes", bad=SMALL.replace("name: digits", "name: mine, path: nowhere"))
     found = list(doctor.data_sets())
     assert {finding.subject: finding.ok for finding in found} == {"digits": True, "nowhere": False}
+    assert any("data.path='nowhere' is not a folder" in finding.text for finding in found)
     assert len(found) == 2
