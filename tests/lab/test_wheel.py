@@ -64,6 +64,8 @@ def test_what_is_in_it(wheel):
     for name in ("recipes/train.py", "recipes/quickstart/v1/table.yaml", "configs/accelerate/cpu.yaml"):
         assert f"{shipped}/{name}" in names
     assert f"{shipped}/checkpoints/manifest.json" in names
+    assert f"{shipped}/recipes/quickstart/results/v2/lite/search.json" in names  # the rates that its rows take
+    assert not [name for name in names if re.search(r"/seed\d+\.", name)]
     assert any(name.startswith("clars/native/kernels/") and name.endswith(".cpp") for name in names)
     assert not [
         name
