@@ -37,6 +37,11 @@ def console(**options: object) -> "Console":
     return Console(markup=False, highlight=False, emoji=False, **options)
 
 
+def plural(number: int, one: str, several: str = "") -> str:
+    """Return a number of things in words: 1 seed, 2 seeds; `several` where that is not `one` with an s."""
+    return f"{number} {one if number == 1 else several or f'{one}s'}"
+
+
 def cell(text: object, style: str = "") -> "Text":
     """Return text for rich, of a cell or a line."""
     from rich.text import Text

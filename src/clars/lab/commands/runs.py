@@ -113,4 +113,5 @@ def _gain(found: "Comparison") -> str:
         return "No seed has finished in both, so there is no difference to state."
     mean, half = statistics.fmean(found.gains), interval(found.gains)
     width = "" if half is None else f" ± {half:.2f} (95 % interval)"
-    return f"Second minus first, top-1: {mean:+.2f}{width} points over {len(found.gains)} seeds that both have."
+    seeds = terminal.plural(len(found.gains), "seed")
+    return f"Second minus first, top-1: {mean:+.2f}{width} points over {seeds} that both have."

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from clars.errors import UserError
+from clars.lab.terminal import plural
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def divide(global_batch: int, world_size: int, limit: int | None, group: int = 1
     if not whole:
         raise UserError(
             f"optimizer.group={group}: batch_size={global_batch} cannot be cut into micro-batches of whole groups for "
-            f"{world_size} {'process' if world_size == 1 else 'processes'} of at most {min(share, limit or share)} "
+            f"{plural(world_size, 'process', 'processes')} of at most {min(share, limit or share)} "
             f"examples each. Choose a batch_size that is a multiple of {world_size * group}, and a --micro-batch that "
             f"is one of {group}."
         )

@@ -9,6 +9,7 @@ from clars.lab.recipes.schema import Comparison
 from clars.lab.runs.find import Run
 from clars.lab.tables.definition import ResolvedTable, TableRow
 from clars.lab.tables.summary import counted, interval
+from clars.lab.terminal import plural
 
 PAIRS = 5
 LEVEL = 0.05
@@ -81,7 +82,7 @@ class Judgement:
         words = (HOLDS, FAILS, OPEN, *([VOID] if any(cell.void for cell in self.cells) else []))
         counts = {word: sum(cell.verdict == word for cell in self.cells) for word in words}
         told = ", ".join(f"{'is ' if word == VOID else ''}{word} in {count}" for word, count in counts.items())
-        cells = "1 cell" if len(self.cells) == 1 else f"{len(self.cells)} cells"
+        cells = plural(len(self.cells), "cell")
         return f"{self.first} minus {self.second}, {cells}: the claim {told}."
 
 

@@ -10,6 +10,7 @@ from clars.lab.launching import devices
 from clars.lab.launching.division import divide
 from clars.lab.recipes.load import Resolved
 from clars.lab.recipes.schema import Recipe
+from clars.lab.terminal import plural
 from clars.lab.training.batches import batches_of
 
 COPIES = {
@@ -51,10 +52,8 @@ def forecast(resolved: Resolved, processes: int | str, micro_batch: int | None) 
         train, test = len(splits.train), len(splits.test)
         yield "examples", f"{train:,} to train on, {test:,} to measure on ({recipe.evaluation.split})"
         yield "steps", f"{steps * recipe.epochs:,} = {recipe.epochs} epochs x {steps:,}"
-    parts = (
-        f"{cut.micro_batch} examples x {counted(cut.accumulation, 'pass', 'es')} x {counted(world, 'process', 'es')}"
-    )
-    yield "batch", f"{cut.global_batch} = {parts}"
+    parts = plural(cut.micro_batch, "example"), plural(cut.accumulation, "pass", "passes")
+    yield "batch", f"{cut.global_batch} = {' x '.join((*parts, plural(world, 'process', 'processes')))}"
     schedule = recipe.schedule
     yield (
         "rate",
@@ -62,11 +61,6 @@ def forecast(resolved: Resolved, processes: int | str, micro_batch: int | None) 
     )
     assumed = "" if here else f"; for {CLASSES:,} classes"
     yield "memory", _memory(recipe, classes, cut.micro_batch) + assumed
-
-
-def counted(number: int, word: str, ending: str = "s") -> str:
-    """Return a number of things, in the singular where it is 1."""
-    return f"{number} {word}{'' if number == 1 else ending}"
 
 
 def activations(model: nn.Module, shape: tuple[int, int, int]) -> int:

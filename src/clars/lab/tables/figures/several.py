@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 
 from clars.lab.runs import Run
 from clars.lab.tables.figures.style import canvas, look
+from clars.lab.terminal import plural
 
 KINDS = (".png", ".svg", ".pdf")
 _PANELS = {"top1": "top-1 accuracy, %", "train_loss": "training loss"}
@@ -39,7 +40,7 @@ def _curve(axes: Axes, name: str, runs: Sequence[Run], key: str, number: int) ->
                 values[line["epoch"]].append(line[key])
     epochs = sorted(values)
     style = look(number)
-    label = f"{name} ({len(runs)} {'seed' if len(runs) == 1 else 'seeds'})"
+    label = f"{name} ({plural(len(runs), 'seed')})"
     axes.plot(epochs, [statistics.fmean(values[epoch]) for epoch in epochs], label=label, markersize=4, **style)
     low, high = ([end(values[epoch]) for epoch in epochs] for end in (min, max))
     axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
