@@ -37,9 +37,11 @@ def seed_step(device: "torch.device", *place: int) -> None:
 
 
 def seed_example(*place: int) -> None:
-    """Begin the random choices for one example anew, those of `random` and of torch on the processor."""
+    """Begin the random choices for one example anew, those of `random`, NumPy and torch on the processor."""
+    import numpy as np
     import torch
 
     number = derived(*place)
     random.seed(number)
+    np.random.seed(number)
     torch.default_generator.manual_seed(number)  # torch.manual_seed would also seed every device, for each example

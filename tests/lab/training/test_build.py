@@ -1,5 +1,7 @@
 """The optimizers of others: their arguments, and where they are refused."""
 
+import re
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,7 +11,7 @@ from clars.lab import models
 from clars.lab.recipes.load import load
 from clars.lab.recipes.schema import Model, Optimizer
 from clars.lab.training import script
-from clars.lab.training.build import build_optimizer, require_strategy
+from clars.lab.training.build import build_optimizer, build_schedule, require_strategy
 
 
 def built(recipe, **settings):
@@ -65,3 +67,39 @@ def test_a_gradient_is_cut_down_to_its_norm(recipe):
         moved[most] = sum((weights[name] - value).square().sum() for name, value in start.named_parameters()) ** 0.5
     steps = moved[1e-3] / (1e-3 * resolved.peak_rate)
     assert steps <= 1437 // resolved.recipe.batch_size * 1.001 < moved[1e3] / (1e-3 * resolved.peak_rate)
+
+
+def test_optimizers_of_timm_by_name(recipe):
+    optimizer, resolved = built(recipe, name="timm.lamb", weight_decay=0.1, eps=1e-5, arguments={"betas": [0.8, 0.9]})
+    without, decayed = optimizer.param_groups
+    assert type(optimizer).__name__ == "Lamb" and decayed["lr"] == resolved.peak_rate
+    assert (decayed["betas"], decayed["eps"], decayed["weight_decay"]) == ([0.8, 0.9], 1e-5, 0.1)
+    assert without["weight_decay"] == 0.0 and all(parameter.dim() == 1 for parameter in without["params"])
+
+
+def test_layer_decay_comes_into_force(recipe):
+    """timm leaves a factor for schedules of its own; ours has to take it up."""
+    optimizer, resolved = built(recipe, name="timm.adamw", arguments={"layer_decay": 0.5})
+    schedule = build_schedule(resolved, optimizer, steps_per_epoch=10, done=5)  # where warmup is over
+    factors = [group["lr_scale"] for group in optimizer.param_groups]
+    assert min(factors) < 0.2 and max(factors) == 1.0
+    assert schedule.get_last_lr() == pytest.approx([max(schedule.get_last_lr()) * factor for factor in factors])
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"name": "timm.lion2"}, "has no optimizer 'lion2'. Did you mean 'lion'"),
+        ({"name": "timm.lion", "arguments": {"beta": 1}}, "cannot be made with {'beta': 1}"),
+        ({"name": "timm.kron"}, "Kron keeps 'Q', a list, which a run cannot save"),
+        ({"name": "timm.adahessian"}, "does not step by gradients alone"),
+    ],
+)
+def test_optimizers_of_timm_that_cannot_be_had(recipe, settings, told):
+    with pytest.raises(UserError, match=re.escape(told)):
+        built(recipe, **settings)
+
+
+def test_a_momentum_that_a_method_lacks(recipe):
+    with pytest.warns(UserWarning, match="optimizer.momentum has no effect with optimizer.name = 'timm.lion'"):
+        built(recipe, name="timm.lion", momentum=0.8)

@@ -16,10 +16,13 @@ NO_BATCH_STATISTICS = {
     "model": {"name": "test_convnext2"},
     "data": {"name": "digits", "image_size": 32, "channels": 1},
 }
+ERASED = {"name": "digits", "image_size": 8, "channels": 1, "random_erasing": 0.5}
 CHANGES = {
     **{name: {"optimizer": {"name": name}} for name in ("clars", "lars", "sgd", "lamb")},
     "adamw": {"optimizer": {"name": "adamw", "clip_norm": 1.0}},
     "muon": {"optimizer": {"name": "muon"}, "schedule": {"base_rate": 0.02, "base_batch": 64, "scaling": "sqrt"}},
+    "timm.lamb": {"optimizer": {"name": "timm.lamb"}, "schedule": {"base_rate": 0.02, "base_batch": 64}},
+    "mixing": {"mixing": {"mixup": 0.2, "cutmix": 1.0}, "data": ERASED},
     "frozen": {"schedule": {"base_rate": 4.0, "base_batch": 64, "frozen_head_epochs": 1.6}},
     "subset": {"optimizer": {"name": "clars", "estimator": "subset", "fraction": 0.25}},
     "dropout": {**NO_BATCH_STATISTICS, "model": {"name": "test_convnext2", "arguments": {"drop_rate": 0.3}}},

@@ -1,9 +1,10 @@
 """From a decoded image to a normalised tensor. Random choices follow the seeds of `torch` and `random`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from PIL.Image import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
 from torchvision.transforms import Compose, PILToTensor, RandomCrop, RandomHorizontalFlip
 
@@ -21,16 +22,24 @@ def build(data: schema.Data, training: bool) -> Transform:
     `crop`: the same; in training then a random crop after padding by 4 pixels, and a random mirror image.
     `imagenet`: in training a random resized crop and a random mirror image; in evaluation the shorter side is
     brought to 8/7 of `image_size`, then the centre is cut out.
+    With `data.randaugment` images in training go through timm's RandAugment before they become tensors.
     """
     mean, std = statistics(data)
     common = {"input_size": data.image_size, "mean": mean, "std": std, "interpolation": "bilinear"}
     if data.augmentation == "imagenet":
-        return create_transform(**common, is_training=training, color_jitter=None)
+        return create_transform(**common, is_training=training, color_jitter=None, auto_augment=data.randaugment)
     plain = create_transform(**common, is_training=True, no_aug=True)
+    if data.randaugment and training:
+        plain.transforms.insert(2, _randaugment(data.randaugment, mean))  # after resizing and cutting out
     if data.augmentation == "crop" and training:
         # After normalisation: the padding is then the mean colour.
         return Compose([plain, RandomCrop(data.image_size, padding=MARGIN), RandomHorizontalFlip()])
     return plain
+
+
+def _randaugment(description: str, mean: Sequence[float]) -> Callable[[Image], Image]:
+    """Return timm's RandAugment; what an image is moved away from becomes the mean colour."""
+    return rand_augment_transform(description, {"img_mean": tuple(round(255 * value) for value in mean)})
 
 
 def mode_of(data: schema.Data) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from clars.errors import UserError, nearest
 from clars.lab.launching import devices, exits, single_process
 from clars.lab.recipes import registry
+from clars.lab.recipes.reading import read_file
 
 AUTO = "auto"
 
@@ -185,8 +186,6 @@ def _require_machine(config: Path) -> None:
 
 
 def _settings(config: Path) -> dict:
-    from clars.lab.recipes.load import read_file  # imports what a mistake in --launch is told without
-
     return read_file(config)[0]
 
 

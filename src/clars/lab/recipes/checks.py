@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 
-from clars.lab.recipes.schema import Data, Recipe
+from clars.lab.recipes.schema import TIMM, Data, Optimizer, Recipe
 
 _LAYERWISE_ONLY = ("layers", "overrides")
 _MOMENTUM_ONLY = ("trust_coefficient", "norm_floor", "max_ratio", "decay_in_ratio", "rate_in_buffer")
 _CLARS_ONLY = ("estimator", "group", "fraction")
 _CLARS = ("clars", "author2019")
+_NOT_TIMM = ("nesterov", *_LAYERWISE_ONLY, *_MOMENTUM_ONLY, *_CLARS_ONLY)
 _NO_EFFECT = {
     "sgd": (*_LAYERWISE_ONLY, *_MOMENTUM_ONLY, "eps", *_CLARS_ONLY),
     "muon": (*_LAYERWISE_ONLY, *_MOMENTUM_ONLY, "eps", *_CLARS_ONLY),
@@ -15,6 +16,15 @@ _NO_EFFECT = {
     "lamb": ("nesterov", *_MOMENTUM_ONLY, *_CLARS_ONLY),
     "lars": _CLARS_ONLY,
 }
+
+
+def _no_effect(optimizer: Optimizer) -> tuple[str, ...]:
+    """Return the settings that a method does not have."""
+    if optimizer.name.startswith(TIMM):
+        return _NOT_TIMM
+    return (*_NO_EFFECT.get(optimizer.name, ()), "arguments")
+
+
 EMBEDDED = ("digits", "glyphs")  # data sets that this package brings
 FASHION = "fashion"
 _OF_OTHERS = ("validation_fraction", "hold_out", "config", "image_column", "label_column", "train_split", "test_split")
@@ -42,6 +52,8 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if schedule.frozen_head_epochs and recipe.optimizer.name == "lamb":  # whose bias correction counts all steps
         yield "schedule.frozen_head_epochs", "cannot be combined with optimizer.name = 'lamb'; leave one of them out"
     yield from _impossible_estimator(recipe)
+    yield from _impossible_beginning(recipe)
+    yield from _impossible_augmentation(recipe)
     for key in ("mean", "std"):
         values = getattr(data, key)
         if values is not None and len(values) != data.channels:
@@ -82,17 +94,52 @@ def _impossible_estimator(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "optimizer.fraction", "cannot be combined with optimizer.estimator = 'group'; leave one of them out"
 
 
+def _impossible_beginning(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    if recipe.init is not None and recipe.model.pretrained:
+        yield "init", f"= {recipe.init!r} cannot be with model.pretrained: a network begins with one of them"
+    if recipe.self_supervised is None:
+        return
+    without = {
+        "init": recipe.init,
+        "mixing": recipe.mixing,
+        "label_smoothing": recipe.label_smoothing,
+        "schedule.frozen_head_epochs": recipe.schedule.frozen_head_epochs,
+    }
+    for key, value in without.items():
+        if value:
+            yield key, "has no meaning with self_supervised, where no classifier is trained; leave it out"
+    if recipe.data.streaming:
+        yield "data.streaming", "= true cannot be with self_supervised, whose accuracy takes all images; leave it out"
+    if recipe.data.augmentation != "none":
+        yield (
+            "data.augmentation",
+            f"= {recipe.data.augmentation!r} cannot be with self_supervised, which makes views of whole images; leave"
+            " it out",
+        )
+
+
+def _impossible_augmentation(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    data, mixing = recipe.data, recipe.mixing
+    if mixing is not None and not mixing.mixup and not mixing.cutmix:
+        yield "mixing", "mixes nothing; give mixing.mixup, mixing.cutmix, or both"
+    if mixing is not None and recipe.batch_size % 2:
+        yield "batch_size", f"= {recipe.batch_size} cannot be with mixing, which takes images by twos"
+    if data.randaugment is not None and (embedded(data) or data.name == FASHION or data.in_memory):
+        held = f"data.in_memory = {_written(data)}" if data.in_memory else f"data.name = {data.name!r}"
+        yield "data.randaugment", f"changes images as they are decoded, and {held} holds them decoded; leave it out"
+
+
 def ignored(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Yield the key and the reason of every setting that is written down but changes nothing."""
     data, optimizer, schedule = recipe.data, recipe.optimizer, recipe.schedule
     if schedule.name != "polynomial" and "power" in schedule.model_fields_set:
         yield "schedule.power", f"schedule.name = {schedule.name!r}"
-    for key in _NO_EFFECT.get(optimizer.name, ()):
+    for key in _no_effect(optimizer):
         if key in optimizer.model_fields_set:
             yield f"optimizer.{key}", f"optimizer.name = {optimizer.name!r}"
-    if recipe.layer_statistics and optimizer.name in ("sgd", "adamw", "muon"):
+    if recipe.layer_statistics and (optimizer.name in ("sgd", "adamw", "muon") or optimizer.name.startswith(TIMM)):
         yield "layer_statistics", f"optimizer.name = {optimizer.name!r}"
-    without = optimizer.momentum == 0 and "nesterov" not in _NO_EFFECT.get(optimizer.name, ())
+    without = optimizer.momentum == 0 and "nesterov" not in _no_effect(optimizer)
     if without and optimizer.nesterov and "nesterov" in optimizer.model_fields_set:
         yield "optimizer.nesterov", "optimizer.momentum = 0"
     for key in ("fraction", "group") if optimizer.name in _CLARS and optimizer.estimator == "exact" else ():

@@ -1,6 +1,5 @@
 """From a name and overrides to a checked recipe."""
 
-import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,10 +9,11 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from clars.errors import RecipeError
-from clars.lab.recipes import checks, registry
+from clars.lab.recipes import base, checks, registry
 from clars.lab.recipes.messages import explain
 from clars.lab.recipes.overrides import apply, read
-from clars.lab.recipes.reading import LARGEST, parse
+from clars.lab.recipes.pretrained import with_statistics
+from clars.lab.recipes.reading import read_file
 from clars.lab.recipes.schema import Recipe, Settings
 
 S = TypeVar("S", bound=Settings)
@@ -21,7 +21,10 @@ S = TypeVar("S", bound=Settings)
 
 @dataclass(frozen=True)
 class Resolved:
-    """A recipe with its origin: `folder/name`, and the SHA-256 of its file, without overrides."""
+    """A recipe with its origin: `folder/name`, and the SHA-256 of its file, without overrides.
+
+    Of a recipe with a base it is that of the text that both make together, `writing.dump` of all their settings.
+    """
 
     name: str
     version: str
@@ -63,34 +66,22 @@ def load(name: str, overrides: Sequence[str] = ()) -> Resolved:
     values = read(overrides)
     bare, version, path = registry.find(name)
     data, sha256 = read_file(path)
+    data, sha256, below = base.resolve(data, path) if "base" in data else (data, sha256, None)
     sources = dict(zip(values, overrides))
 
     def where(key: str) -> str:
         for changed, override in sources.items():
             if f"{key}.".startswith(f"{changed}.") or f"{changed}.".startswith(f"{key}."):
                 return f"override {override!r}"
-        return str(path)
+        return str(path if below is None else below.of(key))
 
-    recipe = validate(Recipe, apply(data, values), where)
+    recipe = with_statistics(validate(Recipe, apply(data, values), where))
     place = f"{path} with {', '.join(overrides)}" if overrides else str(path)
     if problems := [f"{place}: {key} {reason}." for key, reason in checks.impossible(recipe)]:
         raise RecipeError("\n".join(problems))
     for key, cause in checks.ignored(recipe):
         warnings.warn(f"{place}: {key} has no effect with {cause}.", UserWarning, stacklevel=2)
     return Resolved(bare, version, path, sha256, tuple(overrides), recipe)
-
-
-def read_file(path: Path, *, aliases: bool = False) -> tuple[dict, str]:
-    """Return the mapping that a YAML file holds, perhaps with `aliases`, and the SHA-256 of its bytes."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {error.strerror}.") from None
-    data = parse(content, str(path), aliases=aliases)
-    if not isinstance(data, dict):
-        raise RecipeError(f"{path}: holds no keys and values; see another recipe for the form.")
-    return data, hashlib.sha256(content).hexdigest()
 
 
 def validate(schema: type[S], data: dict, where: Callable[[str], str]) -> S:

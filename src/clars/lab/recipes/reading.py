@@ -5,9 +5,11 @@ Plain scalars are those of the core schema of YAML 1.2; `5e-4` is a number. What
 NumPy's hold, and characters that a terminal obeys.
 """
 
+import hashlib
 import math
 import re
 import unicodedata
+from pathlib import Path
 
 import yaml
 
@@ -136,6 +138,19 @@ def parse(source: bytes | str, where: str, *, aliases: bool = False) -> object:
         raise RecipeError(f"{where}{line}: cannot be read as YAML: {error.problem or error.context}.") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise RecipeError(f"{where}: cannot be read as YAML: {' '.join(str(error).split())}.") from None
+
+
+def read_file(path: Path, *, aliases: bool = False) -> tuple[dict, str]:
+    """Return the mapping that a YAML file holds, perhaps with `aliases`, and the SHA-256 of its bytes."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}.") from None
+    data = parse(content, str(path), aliases=aliases)
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}: holds no keys and values; see another recipe for the form.")
+    return data, hashlib.sha256(content).hexdigest()
 
 
 def steering(text: str, allowed: str) -> str | None:

@@ -16,21 +16,19 @@ from pydantic import (
 from clars.presets import author2019
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-Key = Annotated[str, Field(pattern=r"^[^.=\s]+(\.[^.=\s]+)*$")]
 # The upper ends lie beyond every use that is known; what lies beyond them is a slip, and would take the machine.
 Pixels = Annotated[int, Field(gt=0, le=4096)]
 Batch = Annotated[int, Field(gt=0, le=2**24)]
+# What accelerate calls the types that a network computes in.
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+Width = Annotated[int, Field(gt=0, le=2**16)]
 Examples = Annotated[int, Field(gt=0, lt=2**31)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy takes
 # 1 == True == 1.0, of which Literal would take each for the others.
 Channels = Annotated[Literal[1, 3], BeforeValidator(lambda value: value if type(value) is int else str(value))]
-Figure = Literal[
-    *("curves", "accuracy-by-batch", "steps-to-target", "layers", "spread"),
-    *("accuracy-by-rate", "warmup-gain", "first-epoch"),
-]
-Rates = Literal["linear", "sqrt", "tuned"]
-Changes = dict[Key, object]  # values by dotted key, as overrides on the command line
+
+
+TIMM = "timm."  # before the name of an optimizer that timm's factory makes
+Arguments = dict[str, bool | int | float | str]
 
 
 def _from_words(value: bool | str) -> bool | str:
@@ -49,10 +47,16 @@ class Settings(BaseModel):
 
 
 class Model(Settings):
-    """A timm model, the small networks of this package included."""
+    """A timm model, the small networks of this package included.
+
+    `pretrained` begins with weights: with true those that timm has on the Hub under the model's name, or those of a
+    file (.safetensors, .pth). Where the classes are others in number, the classifier begins anew. With true, the data's
+    `mean` and `std` are those that the weights were trained with, unless given.
+    """
 
     name: str
-    arguments: dict[str, bool | int | float | str] = {}
+    arguments: Arguments = {}
+    pretrained: bool | Annotated[str, Field(pattern=r"\.(safetensors|pth|pt|bin)$")] = False
 
 
 class Data(Settings):
@@ -65,6 +69,8 @@ class Data(Settings):
     memory of the machine, `device` in that of the device that trains, where batches are made. `streaming` reads a data
     set from its place on the way, shuffled within a buffer of `shuffle_buffer` images. `prefetch` is how many batches
     each of the `workers` prepares ahead; `auto` is as many workers as there are cores, at most 8.
+    `randaugment` is timm's description of RandAugment, such as rand-m9-mstd0.5, for images that are decoded each time.
+    `random_erasing` is the share of training images in which a rectangle becomes noise.
     """
 
     name: str
@@ -79,6 +85,8 @@ class Data(Settings):
     mean: list[float] | None = None
     std: list[PositiveFloat] | None = None
     augmentation: Literal["none", "crop", "imagenet"] = "none"
+    randaugment: Annotated[str, Field(pattern=r"^rand(-[a-z]+[0-9.]*)*$", max_length=100)] | None = None
+    random_erasing: Annotated[float, Field(ge=0, le=1)] = 0.0
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     hold_out: bool = False
     train_examples: Examples | None = None
@@ -93,7 +101,9 @@ class Optimizer(Settings):
     """The method. `layers` and `overrides` have a meaning for layer-wise methods only.
 
     `adamw` is torch's and `muon` timm's, which orthogonalises weights of convolutions too and steps the rest as AdamW
-    does. `clip_norm` is what the norm of the whole gradient is cut down to before the step.
+    does. `timm.NAME` is what timm's factory makes of that name (`timm.optim.list_optimizers()`), as timm's own training
+    does: biases and other parameters of one dimension are not decayed. `arguments` goes to the factory, such as
+    {layer_decay: 0.75}. `clip_norm` is what the norm of the whole gradient is cut down to before the step.
 
     `trust_coefficient`, `max_ratio`, `decay_in_ratio`, `rate_in_buffer` and `norm_floor` are CLARS's and LARS's.
     `estimator` is CLARS's: whether the norm of every example is formed, those of groups of `group` of them, or those of
@@ -101,7 +111,11 @@ class Optimizer(Settings):
     values where none are given: those of its first author's code. `eps` is the method's own where none is given.
     """
 
-    name: Literal["clars", "author2019", "lars", "sgd", "lamb", "adamw", "muon"]
+    name: (
+        Literal["clars", "author2019", "lars", "sgd", "lamb", "adamw", "muon"]
+        | Annotated[str, Field(pattern=r"^timm\.[a-z0-9]+$")]
+    )
+    arguments: dict[str, bool | int | float | str | list[float]] = {}
     momentum: Fraction = 0.9
     nesterov: bool = True
     weight_decay: NonNegativeFloat = 5e-4
@@ -183,12 +197,44 @@ class Average(Settings):
     warmup: bool = False
 
 
+class Mixing(Settings):
+    """Mixup and CutMix of timm: two images of a micro-batch become one, and so do their labels.
+
+    `mixup` and `cutmix` are the parameters of the beta distributions of the shares, 0 for none; where both are given,
+    `switch` is the share of CutMix. `probability` is how often anything is mixed, and `mode` for what a share is drawn:
+    the whole micro-batch, each pair, or each image.
+    """
+
+    mixup: NonNegativeFloat = 0.0
+    cutmix: NonNegativeFloat = 0.0
+    switch: Annotated[float, Field(ge=0, le=1)] = 0.5
+    probability: Annotated[float, Field(gt=0, le=1)] = 1.0
+    mode: Literal["batch", "pair", "elem"] = "batch"
+
+
+class SelfSupervised(Settings):
+    """Training without labels, by SimSiam (arXiv 2011.10566): a network predicts, from one view of an image, another.
+
+    Views are windows of at least the share `smallest_crop` of an image, mirrored by chance, with other brightness and
+    contrast, by a factor of up to 1 + `jitter`. `projector` is the width of its two hidden layers and of its output,
+    `predictor` that of the one hidden layer. Accuracy is that of logistic regression on the network's features.
+    """
+
+    projector: Width = 128
+    predictor: Width = 32
+    smallest_crop: Annotated[float, Field(gt=0, le=1)] = 0.2
+    jitter: Annotated[float, Field(ge=0, lt=1)] = 0.4
+
+
 class Recipe(Settings):
     """One row of a table: everything that decides the numbers, nothing about the machine.
 
-    `init` names a published checkpoint, or its folder, whose weights the network begins with.
+    `base` names a recipe with its version, such as warmup/resnet8@v2, whose settings hold where this file has none.
+    `init` names a published checkpoint, or its folder, whose weights the network begins with. `precision` is what the
+    network computes in; without it, the launch says so.
     """
 
+    base: str | None = None
     description: str
     model: Model
     data: Data
@@ -198,132 +244,14 @@ class Recipe(Settings):
     batch_size: Batch
     epochs: Annotated[int, Field(gt=0, le=1_000_000)]
     label_smoothing: Fraction = 0.0
+    mixing: Mixing | None = None
+    self_supervised: SelfSupervised | None = None
+    precision: Literal[*PRECISIONS] | None = None
     ema: Average | None = None
     init: str | None = None
     layer_statistics: Annotated[int, Field(ge=0, lt=2**31, description="write layers.jsonl each N steps; 0: never")] = 0
 
-
-class Row(Settings):
-    """One row of a table: a label, the recipe (by name, without version) that fills it, and what it changes of it.
-
-    `name` is the folder of its runs, the recipe's name by default.
-    """
-
-    label: str
-    recipe: str
-    name: Name | None = None
-    set: Changes = {}
-
-
-class Method(Settings):
-    """One method of a product: its settings, those of single batches beside them, and whose base rate it takes.
-
-    `warmup_of` names the method that this one is with warmup, for figures that show them beside each other.
-    """
-
-    label: str
-    warmup_of: str | None = None
-    set: Changes = {}
-    at: dict[Batch, Changes] = {}
-    rate_of: str | None = None
-
-
-class Product(Settings):
-    """Rows for each recipe (a network on its data), method and global batch.
-
-    Rates follow from the best at the recipe's base batch by its schedule's scaling; the methods in `tuned` have a
-    second row at every other batch, with the rate that was best there. With `rates` there is a row for each of these
-    instead: scaled in this way from the best at the base batch, for methods in `scaled` (all by default), or tuned.
-    """
-
-    recipes: Annotated[list[str], Field(min_length=1)]
-    methods: Annotated[dict[Name, Method], Field(min_length=1)]
-    batches: Annotated[list[Batch], Field(min_length=1)]
-    batches_of: dict[str, list[Batch]] = {}
-    tuned: list[str] = []
-    rates: Annotated[list[Rates], Field(min_length=1)] | None = None
-    scaled: list[str] | None = None
-
-
-class Search(Settings):
-    """A search for base rates on the validation split: the same grid size for every method.
-
-    The names in `grid` are recipes where rows are listed, methods where they are a product. At another batch than the
-    base, a product's rates are tried times a power of two: that nearest to the batch's factor, or its root, by
-    `scaling`. With `extend` a grid goes on, rate by rate, for as long as the best lies at an end of it.
-    """
-
-    grid: dict[str, list[PositiveFloat]]
-    scaling: Literal["linear", "sqrt", "none"] = "none"
-    extend: bool = False
-    seeds: Annotated[list[Seed], Field(min_length=1, max_length=1000)]
-    set: Changes = {}
-
-
-class Tier(Settings):
-    """The rows of a table at one scale, the seeds of each, and the search behind the base rates.
-
-    `set` changes every recipe. `result: false` says that the runs only show that they work: a tier without a result.
-    """
-
-    rows: list[Row] = []
-    product: Product | None = None
-    set: Changes = {}
-    seeds: Annotated[list[Seed], Field(min_length=1, max_length=1000)]
-    search: Search | None = None
-    result: bool = True
-
-
-class Tiers(Settings):
-    """A table at the scale of a plain machine, of one GPU, and of the paper."""
-
-    lite: Tier | None = None
-    medium: Tier | None = None
-    full: Tier | None = None
-
-
-class Comparison(Settings):
-    """Two methods of a product, or two listed rows, by name, whose difference is judged seed by seed.
-
-    `rates` and `second_rates` say of which rows where a product has several at a batch; the second's are those of the
-    first by default. Intervals of comparisons that are `primary` are corrected for their number.
-    """
-
-    first: str
-    second: str
-    claim: str
-    batches: list[Batch] | None = None
-    rates: Rates | None = None
-    second_rates: Rates | None = None
-    primary: bool = False
-
-
-class Head(Settings):
-    """What the tiers of a table share: what it says, what is compared, and which figures show it.
-
-    `targets` are top-1 accuracies in percent by recipe, for the steps it takes to reach them. `paper` holds the
-    paper's top-1 by row name as far as it is known; giving it, even empty, gives the table its column. `public` holds
-    numbers of others to compare a row with, as text with its source, by row name. `chance` is the accuracy of
-    guessing, in percent: with it, runs that diverged count as that, and cells in which no method learns are void.
-    `supersedes` says what was wrong with the version before.
-    """
-
-    title: str
-    claim: str
-    comparisons: list[Comparison] = []
-    figures: Annotated[list[Figure], Field(min_length=1)] = ["curves"]
-    targets: dict[str, Annotated[float, Field(gt=0, lt=100)]] = {}
-    paper: dict[str, float] | None = None
-    public: dict[str, str] = {}
-    chance: Annotated[float, Field(gt=0, lt=100)] | None = None
-    supersedes: str | None = None
-
-
-class Table(Head):
-    """`table.yaml` of a recipe folder."""
-
-    tiers: Tiers
-
-
-class SingleTable(Head, Tier):
-    """`table.yaml` of a folder with one tier, lite, whose keys stand at the top."""
+    @property
+    def mixed_precision(self) -> str | None:
+        """What accelerate calls the precision that the recipe asks for; None where the launch decides."""
+        return self.precision and PRECISIONS[self.precision]

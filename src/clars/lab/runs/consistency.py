@@ -158,6 +158,8 @@ def _against_recipe(record: Record, resolved: Resolved) -> Iterator[str]:
         yield f"it has {record.epochs} epochs, the recipe {recipe.epochs}"
     if record.weights != ("ema" if recipe.ema else "last"):
         yield f"weights are {record.weights}, the recipe has {'an' if recipe.ema else 'no'} ema"
+    if recipe.mixed_precision not in (None, record.precision):
+        yield f"mixed_precision is {record.precision}, the recipe has precision {recipe.precision}"
     schedule = dict(record.schedule)
     if schedule.pop("peak_rate", None) != resolved.peak_rate:
         yield f"schedule.peak_rate is {quoted(record.schedule.get('peak_rate'))}, by the recipe {resolved.peak_rate:g}"

@@ -93,6 +93,31 @@ def require_distinct(jobs: Sequence[Job]) -> None:
             raise UserError(f"{job.folder}: two of the runs asked for would lie there. Ask for each once.")
 
 
+def precision_of(jobs: Sequence[Job], asked: str | None) -> str | None:
+    """Return what all jobs are to compute in, as accelerate calls it; None leaves it to the launch.
+
+    Args:
+        jobs: their recipes may state a precision.
+        asked: on the command line; None for nothing.
+
+    Raises:
+        UserError: a recipe states another than is asked for, or recipes state several.
+    """
+    by_precision: dict[str | None, str] = {}
+    for job in jobs:
+        recipe = job.resolved.recipe
+        if asked is not None and recipe.mixed_precision not in (None, asked):
+            raise UserError(
+                f"--mixed-precision {asked}: {job.resolved.full_name} has precision {recipe.precision}. Leave one of"
+                " them out, or set precision as well."
+            )
+        by_precision.setdefault(asked or recipe.mixed_precision, job.resolved.full_name)
+    if len(by_precision) > 1:
+        listed = ", ".join(f"{name} in {precision or 'no stated one'}" for precision, name in by_precision.items())
+        raise UserError(f"One launch computes in one precision, and recipes ask for several: {listed}. Run them apart.")
+    return next(iter(by_precision), asked)
+
+
 def _is_done(job: Job, precision: str | None) -> bool:
     if not (job.folder / layout.RECORD).exists():
         return False

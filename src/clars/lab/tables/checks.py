@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from clars.errors import nearest
-from clars.lab.recipes.schema import Head, Product, Search, Tier
+from clars.lab.tables.schema import Head, Product, Search, Tier
 
 MOST_ROWS = 10_000
 

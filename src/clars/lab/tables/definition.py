@@ -9,11 +9,13 @@ from pydantic import NonNegativeFloat, PositiveFloat
 
 from clars.errors import RecipeError
 from clars.lab.recipes import registry
-from clars.lab.recipes.load import Resolved, load, read_file, validate
+from clars.lab.recipes.load import Resolved, load, validate
 from clars.lab.recipes.overrides import write
-from clars.lab.recipes.schema import Changes, Head, Settings, SingleTable, Table, Tier
+from clars.lab.recipes.reading import read_file
+from clars.lab.recipes.schema import Settings
 from clars.lab.tables.checks import wrong_head, wrong_tier
 from clars.lab.tables.rows import RATE, Plan, Source, plans
+from clars.lab.tables.schema import Changes, Head, SingleTable, Table, Tier
 
 TIERS = ("lite", "medium", "full")
 SEARCH = "search.json"

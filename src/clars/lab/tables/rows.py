@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from clars.lab.recipes.schema import Changes, Product, Tier
+from clars.lab.tables.schema import Changes, Product, Tier
 
 RATE, SCALING = "schedule.base_rate", "schedule.scaling"
 

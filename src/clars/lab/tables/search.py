@@ -10,12 +10,12 @@ from clars.errors import RecipeError
 from clars.lab import runs
 from clars.lab.recipes.load import Resolved, load
 from clars.lab.recipes.overrides import read, write
-from clars.lab.recipes.schema import Changes, Search
 from clars.lab.runs import Run, layout
 from clars.lab.runs.consistency import agree, mismatch, require_comparable
 from clars.lab.runs.jobs import Job
 from clars.lab.tables.definition import SEARCH, ResolvedTable
 from clars.lab.tables.rows import RATE, Source
+from clars.lab.tables.schema import Changes, Search
 
 FILE = SEARCH
 RULE = "highest mean validation top-1 after the last epoch; the smaller of equal rates; a diverged run counts as {0:g}"

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clars.lab.recipes.schema import Comparison
 from clars.lab.runs.find import Run
 from clars.lab.tables.definition import ResolvedTable, TableRow
+from clars.lab.tables.schema import Comparison
 from clars.lab.tables.summary import counted, interval
 from clars.lab.terminal import plural
 

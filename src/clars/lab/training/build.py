@@ -1,13 +1,17 @@
 """From the sections of a recipe to torch's objects."""
 
+import warnings
+
+import timm
 from timm.optim import Muon
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from clars.errors import RecipeError, UserError
+from clars.errors import RecipeError, UserError, nearest
 from clars.lab.recipes import schema
 from clars.lab.recipes.load import Resolved
+from clars.lab.training import foreign
 from clars.lab.training.schedule import rate_factor
 from clars.optim import CLARS, LAMB, LARS
 
@@ -19,8 +23,9 @@ def build_optimizer(resolved: Resolved, model: nn.Module) -> Optimizer:
         RecipeError: the optimizer section does not fit the model, e.g. an override that matches no layer.
     """
     settings = resolved.recipe.optimizer
+    make = _of_timm if settings.name.startswith(schema.TIMM) else _MAKERS[settings.name]
     try:
-        return _MAKERS[settings.name](model, resolved.peak_rate, settings)
+        return make(model, resolved.peak_rate, settings)
     except ValueError as error:
         raise RecipeError(f"{resolved.path}: optimizer: {error}") from error
 
@@ -60,6 +65,29 @@ def _author2019(model: nn.Module, lr: float, settings: schema.Optimizer) -> CLAR
     return CLARS.author2019(model, lr, **_measured(settings), **_common(settings), **_of_momentum(settings))
 
 
+def _of_timm(model: nn.Module, lr: float, settings: schema.Optimizer) -> Optimizer:
+    name = settings.name.removeprefix(schema.TIMM)
+    if name not in timm.optim.list_optimizers():
+        raise ValueError(
+            f"name = {settings.name!r}: timm {timm.__version__} has no optimizer {name!r}."
+            f"{nearest(name, timm.optim.list_optimizers())}"
+        )
+    if "momentum" in settings.model_fields_set and not timm.optim.get_optimizer_info(name).has_momentum:
+        warnings.warn(
+            f"optimizer.momentum has no effect with optimizer.name = {settings.name!r}; see its betas.", stacklevel=3
+        )
+    given = dict(settings.arguments) if settings.eps is None else {"eps": settings.eps, **settings.arguments}
+    decayed = {"weight_decay": settings.weight_decay, "momentum": settings.momentum}
+    try:
+        made = timm.optim.create_optimizer_v2(model, name, lr, **decayed, **given)
+    # Makers reject what they are given, and machines that lack something, in as many ways as there are authors.
+    except Exception as error:
+        raise ValueError(f"name = {settings.name!r} cannot be made with {given or 'no arguments'}: {error}") from error
+    if not isinstance(made, SGD):
+        foreign.require(model, made)
+    return made
+
+
 _MAKERS = {
     **{"sgd": _sgd, "adamw": _adamw, "muon": _muon},
     **{"lamb": _lamb, "lars": _lars, "clars": _clars, "author2019": _author2019},
@@ -92,7 +120,8 @@ def require_strategy(settings: schema.Optimizer, strategy: str) -> None:
         UserError: it is not: Muon orthogonalises whole matrices, the state of others' optimizers is kept whole, and
             DeepSpeed clips by a setting of its own.
     """
-    if settings.name in ("adamw", "muon") and strategy not in ("single", "ddp"):
+    of_others = settings.name in ("adamw", "muon") or settings.name.startswith(schema.TIMM)
+    if of_others and strategy not in ("single", "ddp"):
         raise UserError(f"optimizer.name = {settings.name!r} cannot be had under {strategy}. Launch with ddp.")
     if settings.clip_norm is not None and strategy.startswith("zero"):
         raise UserError(f"optimizer.clip_norm cannot be had under {strategy}. Launch with ddp or fsdp2.")
@@ -104,7 +133,8 @@ def build_schedule(resolved: Resolved, optimizer: Optimizer, steps_per_epoch: in
     steps = recipe.epochs * steps_per_epoch
     scaling = resolved.peak_rate / recipe.schedule.base_rate
     for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group["lr"])
+        # timm's layer_decay leaves a factor, which only timm's own schedules would multiply by
+        group.setdefault("initial_lr", group["lr"] * group.get("lr_scale", 1.0))
     # last_epoch counts steps; the schedule is asked once more, after the last step, for a rate that is not used
     return LambdaLR(
         optimizer,

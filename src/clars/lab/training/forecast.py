@@ -5,13 +5,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from clars.lab import data, models
+from clars.lab import data
 from clars.lab.launching import devices
 from clars.lab.launching.division import divide
 from clars.lab.recipes.load import Resolved
 from clars.lab.recipes.schema import Recipe
 from clars.lab.terminal import plural
 from clars.lab.training.batches import batches_of
+from clars.lab.training.objective import network
 
 COPIES = {
     "sgd": 3,
@@ -60,14 +61,19 @@ def forecast(resolved: Resolved, processes: int | str, micro_batch: int | None) 
         f"peak {resolved.peak_rate:g}, after {schedule.warmup_epochs:g} epochs of warmup; then {schedule.name}",
     )
     assumed = "" if here else f"; for {CLASSES:,} classes"
+    if recipe.model.pretrained:
+        yield (
+            "begins with",
+            f"weights of {recipe.model.name if recipe.model.pretrained is True else recipe.model.pretrained}",
+        )
     yield "memory", _memory(recipe, classes, cut.micro_batch) + assumed
 
 
-def activations(model: nn.Module, shape: tuple[int, int, int]) -> int:
+def activations(model: nn.Module, shape: tuple[int, int, int], views: int = 1) -> int:
     """Return the bytes that a forward pass keeps for the backward pass, for one example [channels, height, width].
 
     Nothing is computed: the pass is on torch's meta device, where attention keeps its whole matrix, which kernels of
-    devices may not. Parameters do not count.
+    devices may not. Parameters do not count. `views` are how many tensors of images the model takes.
     """
     kept: dict[int, int] = {}
     own = {id(parameter) for parameter in model.parameters()}
@@ -82,17 +88,17 @@ def activations(model: nn.Module, shape: tuple[int, int, int]) -> int:
     alive: list[torch.UntypedStorage] = []
     model.train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(torch.empty(_PROBE, *shape, device="meta"))
+        model(*(torch.empty(_PROBE, *shape, device="meta") for _ in range(views)))
     return sum(kept.values()) // _PROBE
 
 
 def _memory(recipe: Recipe, classes: int, micro_batch: int) -> str:
     pixels, channels = recipe.data.image_size, recipe.data.channels
-    model = models.create(recipe.model, classes, channels, pixels).to("meta")
+    model, views = network(recipe, classes).to("meta"), 1 if recipe.self_supervised is None else 2
     numbers = sum(parameter.numel() for parameter in model.parameters())
-    fixed = 4 * numbers * (COPIES[recipe.optimizer.name] + (recipe.ema is not None))
+    fixed = 4 * numbers * (COPIES.get(recipe.optimizer.name, 4) + (recipe.ema is not None))
     try:
-        moving = activations(model, (channels, pixels, pixels)) * micro_batch
+        moving = activations(model, (channels, pixels, pixels), views) * micro_batch
     except Exception:  # a network of somebody's own may do what torch cannot follow without numbers
         return f"{_size(fixed)} for {numbers:,} weights, their gradients and the optimizer; activations unknown"
     what = f"{numbers:,} weights, gradients, optimizer"

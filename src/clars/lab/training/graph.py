@@ -7,12 +7,12 @@ from typing import Protocol
 
 import torch
 from accelerate import Accelerator
-from timm.optim import Muon
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from clars.errors import UserError
 from clars.graphs.graphed import Graphed
 from clars.lab.launching.division import Division
+from clars.lab.training.momentum import OURS
 
 OPTION = "--cuda-graph"
 WITHOUT = "or leave the option out."
@@ -87,7 +87,7 @@ def _problem(run: Run, frozen_steps: int, noise_every: int | None) -> str | None
         )
     if accelerator.mixed_precision == "fp16":
         return f"with fp16 each step asks the device whether gradients overflowed. Use bf16, {WITHOUT}"
-    if isinstance(run.inner, (AdamW, Muon)):
+    if not isinstance(run.inner, OURS):
         return f"{type(run.inner).__name__} counts its steps on the processor. Use another optimizer, {WITHOUT}"
     if norms is not None and norms.estimator.blocks > 1:
         return f"estimator: subset draws other examples in each step. Use exact or group, {WITHOUT}"

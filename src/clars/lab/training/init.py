@@ -7,17 +7,20 @@ from clars.lab.checkpoints import config, pull
 from clars.lab.data import Splits
 from clars.lab.recipes.load import Resolved
 from clars.lab.runs.record import Init
+from clars.lab.training import pretrained
 
 
 def begin(resolved: Resolved, model: nn.Module, splits: Splits) -> Init | None:
-    """Give a network the weights that the recipe's `init` names; return what was done, or None without it.
+    """Give a network the weights that the recipe's `init` or `model.pretrained` names; return what was done, or None.
 
-    The classifier keeps its fresh weights where the classes are others, by number or by name.
+    The classifier keeps its fresh weights where the classes are others, with `init` by number or by name.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is of another architecture or another input.
     """
     name = resolved.recipe.init
+    if resolved.recipe.model.pretrained:
+        return pretrained.begin(resolved.recipe, model)
     if name is None:
         return None
     found = pull.read(name)

@@ -4,21 +4,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.optim import Muon
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import SGD
 
+from clars.lab.training import foreign
+from clars.optim.layerwise import LayerwiseOptimizer
 from clars.sharding.find import plain_model
 from clars.sharding.state import gather_momentum, put_momentum
 
 STEP = "step"
-FOREIGN = (AdamW, Muon)  # run where parameters are whole (see `build.require_strategy`), and keep steps of each
+OURS = (SGD, LayerwiseOptimizer)  # the others run where parameters are whole (see `build.require_strategy`)
 
 
 def gather(optimizer: Any, model: nn.Module, inner: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the state of `inner`, which steps beneath `optimizer`; see `gather_momentum`."""
-    if isinstance(inner, FOREIGN):
-        return _tensors(plain_model(model), inner)
+    if not isinstance(inner, OURS):
+        return foreign.gather(plain_model(model), inner)
     names = _buffers(inner)
     if len(names) == 1:
         return gather_momentum(optimizer, model, *names)
@@ -29,12 +30,8 @@ def gather(optimizer: Any, model: nn.Module, inner: torch.optim.Optimizer) -> di
 
 def expected(model: nn.Module, inner: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return a tensor of the right shape for each name that `gather` may return."""
-    if isinstance(inner, FOREIGN):
-        averages = ("exp_avg", "exp_avg_sq")
-        whole = averages if isinstance(inner, AdamW) else ("momentum_buffer", *averages)
-        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        found = {f"{key}.{name}": parameter for name, parameter in named for key in whole}
-        return found | {f"{STEP}.{name}": torch.zeros(()) for name, _ in named}
+    if not isinstance(inner, OURS):
+        return foreign.expected(model, inner)
     found, names = dict(model.named_parameters()), _buffers(inner)
     if len(names) == 1:
         return found
@@ -49,8 +46,8 @@ def put(
 
     Of these, a loss scale may have left some out; states of older versions do not say how many.
     """
-    if isinstance(inner, FOREIGN):
-        _put_tensors(plain_model(model), inner, state)
+    if not isinstance(inner, OURS):
+        foreign.put(plain_model(model), inner, state)
         return
     names = _buffers(inner)
     if len(names) == 1:
@@ -67,21 +64,3 @@ def put(
 def _buffers(inner: torch.optim.Optimizer) -> tuple[str, ...]:
     """Return the names of the tensors that an optimizer keeps of a parameter."""
     return getattr(inner, "buffers", ("momentum_buffer",))
-
-
-def _tensors(model: nn.Module, inner: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{key}.{name}": value.detach().cpu()
-        for name, parameter in model.named_parameters()
-        for key, value in inner.state.get(parameter, {}).items()
-        if isinstance(value, Tensor)
-    }
-
-
-def _put_tensors(model: nn.Module, inner: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
-    parameters = dict(model.named_parameters())
-    for each, tensor in state.items():
-        key, _, name = each.partition(".")
-        parameter = parameters[name]
-        # Numbers of steps stay on the processor, where both optimizers keep them.
-        inner.state[parameter][key] = tensor.clone() if key == STEP else tensor.to(parameter, copy=True)

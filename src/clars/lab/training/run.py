@@ -10,13 +10,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from clars.errors import Fault, UserError
-from clars.lab import data, models, seeds
-from clars.lab.evaluation import Scores, dtype_of, evaluate, recalibrate, share_buffers
+from clars.lab import data, seeds
+from clars.lab.evaluation import Scores, recalibrate, share_buffers
 from clars.lab.launching import strategy
 from clars.lab.launching.division import Division, divide
 from clars.lab.launching.exits import ignore_stops
@@ -36,6 +35,7 @@ from clars.lab.training.build import build_optimizer, build_schedule, require_st
 from clars.lab.training.display import Display
 from clars.lab.training.first_epoch import FirstEpoch
 from clars.lab.training.head import FrozenHead
+from clars.lab.training.objective import Objective, objective
 from clars.lab.training.report import in_force, record_of
 from clars.optim import CLARS
 from clars.sharding.restore import put_weights
@@ -98,10 +98,9 @@ class TrainingRun:
         self.workers = workers(asked, self.splits.train, processes, accelerator.device)
         self.loader = Loader(self.splits.train, self.batches, accelerator.device, self.workers, recipe.data.prefetch)
         set_seed(job.seed)
-        self.plain: nn.Module = models.create(  # without the wrapper of a strategy
-            recipe.model, self.splits.num_classes, recipe.data.channels, recipe.data.image_size
-        )
-        self.init = init.begin(self.resolved, self.plain, self.splits)
+        self.objective: Objective = objective(recipe, self.splits, self.division, accelerator.device)
+        self.plain: nn.Module = self.objective.network  # without the wrapper of a strategy
+        self.init = init.begin(self.resolved, self.objective.trunk, self.splits)
         if self.init:
             display.tell(f"{job.folder}: begins with {self.init.checkpoint}, its head {self.init.head}")
         self.average = Average(self.resolved, self.plain)
@@ -163,7 +162,7 @@ class TrainingRun:
         weights = self.average.state() or gather_weights(self.optimizer, self.model)
         self.noise.end()
         written = self._record(status, scores)
-        self.folder.finish(written, weights)
+        self.folder.finish(written, self.objective.released(weights))
         return written
 
     def _train_epoch(self, epoch: int) -> float:
@@ -176,7 +175,7 @@ class TrainingRun:
         for number, (x, y) in enumerate(self.loader, self.batches.first_step * cut.accumulation):
             self._seed(epoch, number)
             with self.accelerator.accumulate(self.model):
-                self.loss_sum = self.loss_sum + self.step(*self._sent(x, y)).double() / cut.accumulation
+                self.loss_sum = self.loss_sum + self.step(*self._inputs(x, y)).double() / cut.accumulation
             if self.accelerator.sync_gradients:
                 self.schedule.step()
                 self._await_device()
@@ -200,13 +199,13 @@ class TrainingRun:
         if isinstance(self.inner, CLARS):
             self.inner.norms.estimator.seed(seeds.derived(*place, 1))
 
-    def _sent(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _inputs(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         device = self.accelerator.device
-        return x.to(device, dtype_of(self.plain), non_blocking=True), y.to(device, non_blocking=True)
+        return self.objective.inputs(x.to(device, non_blocking=True), y.to(device, non_blocking=True))
 
-    def _step(self, x: Tensor, y: Tensor) -> Tensor:
+    def _step(self, *inputs: Tensor) -> Tensor:
         """Take a micro-batch, and with the last one of a batch the optimizer's step; return its loss."""
-        loss = self._forward_backward(x, y)
+        loss = self._forward_backward(*inputs)
         if self.accelerator.sync_gradients:
             self.head.before_step(self.progress.step)
             self.noise.before_step()
@@ -216,9 +215,8 @@ class TrainingRun:
         self.optimizer.zero_grad()
         return loss
 
-    def _forward_backward(self, x: Tensor, y: Tensor) -> Tensor:
-        logits = self.model(x).float()
-        loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)
+    def _forward_backward(self, *inputs: Tensor) -> Tensor:
+        loss = self.objective.loss(self.model, *inputs)
         self.accelerator.backward(loss)
         return loss.detach()
 
@@ -253,8 +251,7 @@ class TrainingRun:
         share_buffers(plain)
         if settings.batch_norm == "recalibrated":
             recalibrate(self.accelerator, plain, self.splits.train, settings.batch_size, self.workers)
-        model = self.average.network(self.model)
-        return evaluate(self.accelerator, model, self.splits.test, settings.batch_size, self.workers)
+        return self.objective.scores(self.accelerator, self.average.network(self.model), self.splits, self.workers)
 
     def _close_epoch(self, epoch: int, train_loss: float, scores: Scores) -> None:
         now = self.progress
@@ -313,7 +310,7 @@ class TrainingRun:
         progress.check(self.batches.steps, self.recipe.epochs, self.folder.state)
         progress.require_precision(self.accelerator.mixed_precision, self.folder.state)
         present = self.plain.state_dict()
-        moments = momentum.expected(self.plain, self.inner)
+        moments = momentum.expected(self.plain, self.inner) if state.model else {}
         measured = noise.expected(self.plain, self.inner) if progress.noise_every else {}
         resume.check_tensors(state, present, moments, self.recipe.ema is not None, measured, self.folder.state)
         if state.model:

@@ -12,7 +12,7 @@ from clars.lab.launching import exits, strategy
 from clars.lab.launching.faults import explained
 from clars.lab.launching.single_process import PRECISIONS
 from clars.lab.recipes.load import load
-from clars.lab.runs.jobs import Job, pending, read_jobs, require_distinct
+from clars.lab.runs.jobs import Job, pending, precision_of, read_jobs, require_distinct
 from clars.lab.training import graph, trackers
 from clars.lab.training.display import Display
 from clars.lab.training.run import MachineOptions, TrainingRun
@@ -73,10 +73,11 @@ def _run_all(words: argparse.Namespace) -> int:
     )
     jobs = _jobs(words)
     require_distinct(jobs)
+    precision = precision_of(jobs, words.mixed_precision)
     if words.skip_finished and not words.overwrite:
-        jobs = pending(jobs, words.mixed_precision)
+        jobs = pending(jobs, precision)
     graph.before_start(options.cuda_graph)
-    accelerator = strategy.start(words.log_with, words.timeout, words.mixed_precision)
+    accelerator = strategy.start(words.log_with, words.timeout, precision)
     worst = exits.FINISHED
     main = accelerator.is_main_process
     with explained(), Display(len(jobs), shown=main, done=words.done) as display:
