@@ -217,7 +217,7 @@ def test_a_group_is_a_whole_number_above_zero(demo, group):
 
 def test_a_method_brings_values_of_its_own_and_yields_to_those_that_are_given(demo):
     author = load("demo/large", ["optimizer.name=author2019", "optimizer.group=4"]).recipe.optimizer
-    wanted = AUTHOR2019 | {"group": 4, "name": "author2019", "fraction": None, "clip_norm": None}
+    wanted = AUTHOR2019 | {"group": 4, "name": "author2019", "fraction": None, "clip_norm": None, "arguments": {}}
     given = load("demo/large").recipe.optimizer.model_fields_set - {"name"}
     found = author.model_dump()
     assert {name: found[name] for name in found if name not in given} == {

@@ -1,13 +1,18 @@
 """`--mixed-precision`: what it computes in, what its record says, and with what else it cannot be given."""
 
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
 from machine import distance, interrupt, numbers, record, same
 from torch import nn
 
+from clars.errors import UserError
 from clars.lab import cli
+from clars.lab.recipes.load import load
+from clars.lab.runs import consistency
+from clars.lab.runs.record import Record
 from clars.lab.training import run, script
 
 
@@ -100,3 +105,34 @@ def test_on_a_gpu(recipe, fresh, precision):
     made = record(precision)
     assert made["mixed_precision"] == precision and made["final"]["top1"] > 20
     assert f"--launch gpu --mixed-precision {precision}" in made["command"]
+
+
+def test_a_recipe_states_it(recipe, fresh, capsys):
+    """As the option does; other precisions are refused, and records must be of it."""
+    assert train(recipe(epochs=1), "--mixed-precision", "bf16", "--out", "option") == 0
+    fresh()
+    path = recipe(epochs=1, precision="bf16")
+    assert train(path, "--out", "stated") == 0
+    assert same("option", "stated") and record("stated")["mixed_precision"] == "bf16"
+    fresh()
+    assert train(path, "precision=fp32", "--out", "full") == 0
+    assert record("full")["mixed_precision"] == "no"
+    capsys.readouterr()
+    assert train(path, "--mixed-precision", "no", "--out", "other") == 2
+    assert "--mixed-precision no: tiny/small@v1 has precision bf16. Leave one of them out" in capsys.readouterr().err
+
+
+def test_one_launch_has_one_precision(recipe, fresh, capsys):
+    stated, other = recipe(precision="bf16"), recipe("other")
+    assert train(stated, other) == 2
+    told = capsys.readouterr().err
+    assert "recipes ask for several: tiny/small@v1 in bf16, tiny/other@v1 in no stated one. Run them apart." in told
+
+
+def test_a_record_of_another_precision_than_its_recipe_s(recipe, fresh):
+    path = recipe(epochs=1, precision="bf16")
+    assert train(path, "--out", "stated") == 0
+    resolved, made = load(str(path)), Record.read(Path("stated/small/seed0/run.json"))
+    consistency.agree(made, resolved, Path("run.json"))
+    with pytest.raises(UserError, match="mixed_precision is no, the recipe has precision bf16"):
+        consistency.agree(made.model_copy(update={"mixed_precision": "no"}), resolved, Path("run.json"))

@@ -48,7 +48,7 @@ def resolve(data: dict, path: Path) -> tuple[dict, str, Origins]:
         below, _ = read_file(file)
     except RecipeError as error:
         raise RecipeError(f"{path}: base: {error}") from None
-    if "base" in below:
+    if below.get("base") is not None:
         raise RecipeError(f"{path}: base = {quoted(name)} has a base itself, {quoted(below['base'])}. Name that one.")
     joined = _joined(below, data)
     origins = Origins(path, file, frozenset(_keys(below)) - frozenset(_keys(data)))

@@ -66,7 +66,9 @@ def load(name: str, overrides: Sequence[str] = ()) -> Resolved:
     values = read(overrides)
     bare, version, path = registry.find(name)
     data, sha256 = read_file(path)
-    data, sha256, below = base.resolve(data, path) if "base" in data else (data, sha256, None)
+    below = None
+    if data.get("base") is not None:
+        data, sha256, below = base.resolve(data, path)
     sources = dict(zip(values, overrides))
 
     def where(key: str) -> str:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from clars.errors import nearest
 from clars.lab.recipes.reading import QUOTED, quoted
+from clars.lab.recipes.schema import FORMS
 
 MOST = 10  # mistakes in one message
 
@@ -94,6 +95,8 @@ def _locate(parts: Iterable, data: object) -> tuple[str, object]:
 def _allowed(detail: dict) -> str:
     if detail["type"] in ("model_type", "dict_type"):
         return "a section of keys and values"
+    if detail["type"] == "string_pattern_mismatch":
+        return FORMS.get(detail["ctx"]["pattern"], detail["msg"])
     text = detail["msg"].removeprefix("Input should be ")
     if detail["type"] == "literal_error":
         near = nearest(str(detail["input"]), detail["ctx"]["expected"].split("'")[1::2])

@@ -28,6 +28,11 @@ Channels = Annotated[Literal[1, 3], BeforeValidator(lambda value: value if type(
 
 
 TIMM = "timm."  # before the name of an optimizer that timm's factory makes
+FILES = r"\.(safetensors|pth|pt|bin)$"
+RANDAUGMENT = r"^rand(-[a-z]+[0-9.]*)*$"
+OF_TIMM = r"^timm\.[a-z0-9]+$"
+# What messages say of texts that must have a form.
+FORMS = {FILES: "a file of weights", RANDAUGMENT: "such as rand-m9-mstd0.5", OF_TIMM: "timm.NAME"}
 Arguments = dict[str, bool | int | float | str]
 
 
@@ -56,7 +61,7 @@ class Model(Settings):
 
     name: str
     arguments: Arguments = {}
-    pretrained: bool | Annotated[str, Field(pattern=r"\.(safetensors|pth|pt|bin)$")] = False
+    pretrained: bool | Annotated[str, Field(pattern=FILES)] = False
 
 
 class Data(Settings):
@@ -85,7 +90,7 @@ class Data(Settings):
     mean: list[float] | None = None
     std: list[PositiveFloat] | None = None
     augmentation: Literal["none", "crop", "imagenet"] = "none"
-    randaugment: Annotated[str, Field(pattern=r"^rand(-[a-z]+[0-9.]*)*$", max_length=100)] | None = None
+    randaugment: Annotated[str, Field(pattern=RANDAUGMENT, max_length=100)] | None = None
     random_erasing: Annotated[float, Field(ge=0, le=1)] = 0.0
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     hold_out: bool = False
@@ -112,10 +117,8 @@ class Optimizer(Settings):
     """
 
     name: (
-        Literal["clars", "author2019", "lars", "sgd", "lamb", "adamw", "muon"]
-        | Annotated[str, Field(pattern=r"^timm\.[a-z0-9]+$")]
+        Literal["clars", "author2019", "lars", "sgd", "lamb", "adamw", "muon"] | Annotated[str, Field(pattern=OF_TIMM)]
     )
-    arguments: dict[str, bool | int | float | str | list[float]] = {}
     momentum: Fraction = 0.9
     nesterov: bool = True
     weight_decay: NonNegativeFloat = 5e-4
@@ -131,6 +134,7 @@ class Optimizer(Settings):
     max_ratio: PositiveFloat | None = None
     decay_in_ratio: bool = True
     rate_in_buffer: bool = True
+    arguments: dict[str, bool | int | float | str | list[float]] = {}
 
     @model_validator(mode="before")
     @classmethod
