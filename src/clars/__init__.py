@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from clars.errors import UnsupportedLayerError, UserError
-from clars.extras import load
+from clars.extras import load, push_to_hub
 
 # Now, not at first use: whatever imports the module of that name later would put it in the place of the function.
 from clars.layers import Layer, layers
@@ -32,6 +32,7 @@ __all__ = [
     "layers",
     "load",
     "oracle",
+    "push_to_hub",
 ]
 
 # Where the other names are. Each is imported when it is first asked for: the command line answers without torch.

@@ -34,13 +34,39 @@ def load(name: "str | Path") -> "nn.Module":
     `pretrained_cfg`, from which `timm.data.resolve_model_data_config` tells how images are to be prepared.
 
     Args:
-        name: a name that `clars checkpoints list` shows, pulled where it is not on this machine; or a folder.
+        name: a name that `clars checkpoints list` shows, pulled where it is not on this machine; a folder; or
+            ORG/NAME, perhaps with @REVISION, of the Hub.
 
     Raises:
         ImportError: the extra [recipes] is not installed.
         CheckpointError: there is no such checkpoint, it cannot be reached, or it is not what it says.
     """
     return lab("clars.lab.checkpoints.pull", "clars.load").read(name).network()
+
+
+def push_to_hub(run: "str | Path", repo: str, *, allow_dirty: bool = False) -> str:
+    """Upload a finished run of a recipe to the Hub: weights, card, configuration for timm, record and recipe.
+
+    The run is measured again first. The repository is created unless it is there. Whoever has the name loads it by
+    `clars.load(repo)`, or by `timm.create_model(f"hf-hub:{repo}", pretrained=True)`.
+
+    Args:
+        run: its folder, with run.json in it.
+        repo: ORG/NAME.
+        allow_dirty: take a run of a tree with changes, or outside of git.
+
+    Returns:
+        The address hf://ORG/NAME@COMMIT.
+
+    Raises:
+        ImportError: the extra [recipes] is not installed.
+        CheckpointError: the run is none to be published, does not reach its accuracy again, or the Hub refuses.
+        DataError: the data of the recipe are not on this machine.
+    """
+    from pathlib import Path
+
+    publish = lab("clars.lab.checkpoints.publish", "clars.push_to_hub")
+    return publish.push(Path(run), repo, allow_dirty=allow_dirty)
 
 
 def command() -> None:

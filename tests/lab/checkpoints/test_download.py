@@ -16,15 +16,13 @@ from clars.lab.checkpoints.verify import verify
 ALREADY = 10_000  # bytes of the weights that an earlier attempt has read
 
 
-@pytest.fixture(params=["hf", "http"])
-def weights(request, hub, offered, monkeypatch):
-    """The weights on the Hub, or on a plain server: what they are, and by which name the server knows them."""
+@pytest.fixture
+def weights(hub, offered, monkeypatch):
+    """The weights on a plain server: what they are, and by which name the server knows them."""
     monkeypatch.setattr(http, "SILENCE", 0.3)
     monkeypatch.setattr(download, "PATIENCE", 0.3)
-    if request.param == "http":
-        readdress(f"{hub.address}/plain/{REPO}")
-    file = offered.files[form.WEIGHTS]
-    return file, file.sha256 if request.param == "hf" else form.WEIGHTS
+    readdress(f"{hub.address}/plain/{REPO}")
+    return offered.files[form.WEIGHTS], form.WEIGHTS
 
 
 def begun(hub, offered):
@@ -44,7 +42,7 @@ FAULTS = {
     "one byte at a time": (hub_server.slow, r"it sent \d+ bytes in 0 seconds\. The same command goes on"),
     "a head without end": (hub_server.slow_head, "there was no answer for 0.3 seconds"),
     "redirections without end": (hub_server.around, "it leads from place to place more than 5 times"),
-    "a redirection to a file": (hub_server.to_a_file, "The same command goes on where it stopped"),
+    "a redirection to a file": (hub_server.to_a_file, "The same command tries again, by http from where it stopped"),
     "its own trouble": (hub_server.status(500), r"the server has failed \(500\); the address may be right"),
     "a gateway's trouble": (hub_server.status(503), r"the server has failed \(503\)"),
     "too many requests": (hub_server.status(429), r"too many requests \(429\)"),
@@ -67,6 +65,29 @@ def test_a_server_that_does_not_send_the_file(hub, offered, weights, fault, mess
     assert not pull.place("small", offered).exists()
     del hub.faults[key]
     assert pull.pull("small") == pull.place("small", offered)
+
+
+ON_THE_HUB = {key: FAULTS[key] for key in ("its own trouble", "too many requests", "not there", "a refusal")}
+
+
+@pytest.mark.parametrize("fault, message", ON_THE_HUB.values(), ids=ON_THE_HUB)
+def test_the_hub_does_not_send_the_file(hub, offered, fault, message):
+    """What its own client says of it is told in the same words; its retries are its own."""
+    key = offered.files[form.WEIGHTS].sha256
+    hub.faults[key] = fault
+    with pytest.raises(CheckpointError, match=message):
+        pull.pull("small")
+    assert not pull.place("small", offered).exists()
+    del hub.faults[key]
+    assert sorted(path.name for path in pull.pull("small").iterdir()) == sorted(form.FILES)
+
+
+def test_another_size_on_the_hub_is_not_fetched(hub, offered):
+    commit = hub.repositories[REPO][hub.head(REPO)]
+    commit[form.WEIGHTS] += bytes(1_000_000)
+    with pytest.raises(CheckpointError, match="it has 1025928 bytes, and 25928 were published"):
+        pull.pull("small")
+    assert not any(path.startswith("/store/") for _, path, _ in hub.requests)
 
 
 PARTS = {
@@ -120,7 +141,7 @@ def test_what_was_read_before_and_is_damaged(hub, offered, weights):
 
 def test_a_server_that_is_not_there(hub, offered, weights):
     hub.close()
-    with pytest.raises(CheckpointError, match="The same command goes on where it stopped"):
+    with pytest.raises(CheckpointError, match="The same command tries again, by http from where it stopped"):
         pull.pull("small")
 
 

@@ -5,7 +5,7 @@ import re
 import shlex
 
 import timm
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from clars.errors import printable
 from clars.lab.checkpoints.manifest import Entry
@@ -14,6 +14,37 @@ from clars.lab.recipes.schema import Recipe
 from clars.lab.runs.record import Record
 
 WEIGHTS = {"last": "those after the last step", "ema": "the exponential moving average over the steps"}
+
+
+TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# {{ name }}
+
+{{ what }}
+
+```python
+{{ imported }}import timm
+
+model = timm.create_model("{{ source }}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+```
+
+| | |
+|---|---|
+{{ rows }}
+
+The settings are whole in `recipe.yaml`, the record of the run in `run.json`. In the repository of clars,
+`clars checkpoints verify {{ name }}` checks the files and measures the accuracy again, and
+
+```bash
+clars run {{ command }}
+```
+
+repeats the run. Nothing but this accuracy was measured: not robustness, not calibration, not other data.
+"""
 
 
 def text(value: object) -> str:
@@ -34,40 +65,22 @@ def write(name: str, entry: Entry, record: Record, recipe: Recipe, splits: Split
         repo: `ORG/NAME` on the Hub, where it goes there.
     """
     data = recipe.data
-    shape = f"{data.channels} x {data.image_size} x {data.image_size}"
-    source = f"hf-hub:{repo}" if repo else f"local-dir:checkpoints/{name}"
-    return printable(f"""---
-{_front_matter(name, entry, record, recipe).strip()}
----
-
-# {name}
-
-{text(recipe.model.name)} for {text(recipe.data.name)}: {splits.num_classes} classes, images of {shape}. \
-{text(recipe.description)}.
-
-```python
-{_import(recipe)}import timm
-
-model = timm.create_model("{source}", pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-```
-
-| | |
-|---|---|
-{_rows(entry, record, recipe, splits)}
-
-The settings are whole in `recipe.yaml`, the record of the run in `run.json`. In the repository of clars,
-`clars checkpoints verify {name}` checks the files and measures the accuracy again, and
-
-```bash
-clars run {_command(entry)}
-```
-
-repeats the run. Nothing but this accuracy was measured: not robustness, not calibration, not other data.
-""")
+    made = ModelCard.from_template(
+        _data(name, entry, record, recipe),
+        template_str=TEMPLATE,
+        name=name,
+        what=f"{text(recipe.model.name)} for {text(data.name)}: {splits.num_classes} classes, images of"
+        f" {data.channels} x {data.image_size} x {data.image_size}. {text(recipe.description)}.",
+        imported=_import(recipe),
+        source=f"hf-hub:{repo}" if repo else f"local-dir:checkpoints/{name}",
+        rows=_rows(entry, record, recipe, splits),
+        command=_command(entry),
+    )
+    return printable(f"{made}\n")
 
 
-def _front_matter(name: str, entry: Entry, record: Record, recipe: Recipe) -> str:
+def _data(name: str, entry: Entry, record: Record, recipe: Recipe) -> ModelCardData:
+    """Return what the Hub reads of a card."""
     result = EvalResult(
         task_type="image-classification",
         dataset_type=recipe.data.name,
@@ -79,9 +92,7 @@ def _front_matter(name: str, entry: Entry, record: Record, recipe: Recipe) -> st
         metric_value=round(record.final.top1, 4),
     )
     tags = ["timm", "image-classification", "clars", recipe.optimizer.name]
-    return ModelCardData(
-        license="apache-2.0", library_name="timm", tags=tags, model_name=name, eval_results=[result]
-    ).to_yaml()
+    return ModelCardData(license="apache-2.0", library_name="timm", tags=tags, model_name=name, eval_results=[result])
 
 
 def _rows(entry: Entry, record: Record, recipe: Recipe, splits: Splits) -> str:

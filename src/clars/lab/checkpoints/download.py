@@ -29,13 +29,28 @@ def download(entry: Entry, target: Path) -> None:
     for name, wanted in entry.files.items():
         where = f"{entry.address.rstrip('/')}/{name}"
         if not _is_there(target / name, wanted):
-            with hub.explained(where, "The same command goes on where it stopped."):
+            with hub.explained(where, "The same command tries again, by http from where it stopped."):
                 _fetch(where, target / name, wanted)
 
 
 def _fetch(where: str, target: Path, wanted: File) -> None:
-    """Read a file from where an earlier attempt has come to, at most one byte more than it may have."""
+    """Get one file: from the Hub by its own client, from elsewhere by hand."""
     part = target.with_name(f"{target.name}.part")
+    if where.startswith("hf://"):
+        _require_room(part, wanted.bytes)
+        hub.fetch(where, part, wanted.bytes)
+    else:
+        _go_on(where, part, wanted)
+    if not _is_there(part, wanted):
+        raise CheckpointError(
+            f"{where} is not what was published: its SHA-256 is not {wanted.sha256}, or it has more than "
+            f"{wanted.bytes} bytes. Nothing of it is kept."
+        )
+    os.replace(part, target)
+
+
+def _go_on(where: str, part: Path, wanted: File) -> None:
+    """Read a file from where an earlier attempt has come to, at most one byte more than it may have."""
     have = part.stat().st_size if part.exists() else 0
     _require_room(part, wanted.bytes - have)
     if have < wanted.bytes:
@@ -44,12 +59,6 @@ def _fetch(where: str, target: Path, wanted: File) -> None:
             have = start + _copy(read, local.write, wanted.bytes + 1 - start)
     if have < wanted.bytes:
         raise CheckpointError(f"{where} ended after {have} of {wanted.bytes} bytes. The same command goes on.")
-    if not _is_there(part, wanted):
-        raise CheckpointError(
-            f"{where} is not what was published: its SHA-256 is not {wanted.sha256}, or it has more than "
-            f"{wanted.bytes} bytes. Nothing of it is kept."
-        )
-    os.replace(part, target)
 
 
 def _copy(read: Reader, write: Callable[[bytes], object], most: int) -> int:
@@ -72,9 +81,8 @@ def _copy(read: Reader, write: Callable[[bytes], object], most: int) -> int:
 def _opened(where: str, start: int, total: int) -> Iterator[tuple[Reader, int]]:
     """Yield a function that reads on in a file, and the byte from which it does: `start`, or 0."""
     store = where.partition("://")[0]
-    if store in ("http", "https", "hf"):
-        url, headers = hub.locate(where) if store == "hf" else (where, {})
-        with http.opened(url, headers, start, total) as body:
+    if store in ("http", "https"):
+        with http.opened(where, start, total) as body:
             yield body.read, body.start
     elif store == "file":
         with folder.opened(Path(fsspec.core.url_to_fs(where)[1]), links=True) as (local, _):

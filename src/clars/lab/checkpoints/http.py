@@ -3,7 +3,7 @@
 import asyncio
 import re
 from asyncio import AbstractEventLoop
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -64,12 +64,11 @@ class Body:
 
 
 @contextmanager
-def opened(url: str, headers: Mapping[str, str], start: int, total: int) -> Iterator[Body]:
+def opened(url: str, start: int, total: int) -> Iterator[Body]:
     """Yield the content of a file, from its byte `start` on or, of a server that cannot, from the first.
 
     Args:
         url: of the file.
-        headers: to send, such as those that say who asks; to another host the client does not send these on.
         start: the first byte that is wanted.
         total: how many bytes the whole file has to have.
 
@@ -77,7 +76,7 @@ def opened(url: str, headers: Mapping[str, str], start: int, total: int) -> Iter
         Refused: the server sends something else, or nothing.
         aiohttp.ClientError: the connection fails.
     """
-    headers = {**headers, "Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
+    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
     loop = get_loop()  # a thread of fsspec's, so that this works where another loop runs already, as in notebooks
     session, answer = sync(loop, _session), None
     try:

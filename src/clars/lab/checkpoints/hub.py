@@ -6,13 +6,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_url
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-from huggingface_hub.utils import build_hf_headers, validate_repo_id
+from huggingface_hub import (
+    CommitOperationAdd,
+    HfApi,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    snapshot_download,
+)
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
 
 from clars.errors import CheckpointError, quoted
+from clars.lab.checkpoints.folder import FILES
 from clars.lab.checkpoints.http import Refused, reason
 
+PROBE_SECONDS = 10
 ADDRESS = r"hf://(?:(model|dataset|space)s/)?([\w.-]+/[\w.-]+)(?:@([^/]+))?/(.+)"
 
 
@@ -49,20 +64,48 @@ def upload(folder: Path, repo: str, message: str) -> str:
     return f"hf://{repo}@{commit.oid}"
 
 
-def locate(address: str) -> tuple[str, dict[str, str]]:
-    """Return where a file `hf://ORG/NAME[@REVISION]/PATH` lies over HTTP, and the headers that say who asks.
+def fetch(address: str, target: Path, size: int) -> None:
+    """Put the file `hf://ORG/NAME[@REVISION]/PATH` where `target` says, by the Hub's own client.
+
+    The client goes on by itself where a connection breaks; where it gives up, nothing is kept.
 
     Raises:
-        Refused: it is no such address, or HF_HUB_OFFLINE is set.
+        Refused: it is no such address, or another file lies there than one of `size` bytes.
     """
-    if constants.HF_HUB_OFFLINE:
-        raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
     parts = re.fullmatch(ADDRESS, address)
     if not parts:
         raise Refused("the address of a folder on the Hub is hf://ORG/NAME@REVISION. Correct it.")
     kind, repo, revision, file = parts.groups()
-    url = hf_hub_url(repo, file, repo_type=kind, revision=unquote(revision) if revision else None)
-    return url, build_hf_headers(library_name="clars")
+    named = {"repo_type": kind, "revision": unquote(revision) if revision else None, "library_name": "clars"}
+    there = get_hf_file_metadata(hf_hub_url(repo, file, repo_type=kind, revision=named["revision"]))
+    if there.size != size:
+        raise Refused(f"it has {there.size} bytes, and {size} were published: it is another file. Correct the address.")
+    kept = target.parent / file
+    hf_hub_download(repo, file, local_dir=target.parent, **named)
+    kept.replace(target)
+
+
+def snapshot(name: str) -> Path:
+    """Return the folder of a checkpoint `ORG/NAME[@REVISION]`, in the cache of the Hub's client.
+
+    Without network it is what was downloaded last.
+
+    Raises:
+        CheckpointError: there is no such repository, or it cannot be reached and was never downloaded.
+    """
+    repo, _, revision = name.partition("@")
+    with explained(f"{name} on {endpoint()}", "Check the connection, and say the same again."):
+        try:
+            commit = HfApi(library_name="clars").model_info(repo, revision=revision or None, timeout=PROBE_SECONDS).sha
+        except (HfHubHTTPError, RepositoryNotFoundError):
+            raise
+        except Exception:  # of whichever HTTP library is behind the client: there is no network
+            try:
+                return Path(snapshot_download(repo, revision=revision or None, local_files_only=True))
+            except LocalEntryNotFoundError:
+                pass
+            raise
+        return Path(snapshot_download(repo, revision=commit, allow_patterns=list(FILES), library_name="clars"))
 
 
 @contextmanager

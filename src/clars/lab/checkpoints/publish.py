@@ -80,6 +80,21 @@ def publish(run: Path, name: str | None = None, options: PublishOptions = Publis
         return entry
 
 
+def push(run: Path, repo: str, *, allow_dirty: bool = False) -> str:
+    """Upload the run in a folder as a checkpoint to the Hub, without an entry of a manifest; return its address.
+
+    Raises:
+        CheckpointError: as `publish`, or the Hub refuses.
+        DataError: the data of the recipe are not in reach.
+    """
+    hub.check_repo(repo)
+    record = _record(run / layout.RECORD)
+    resolved = _recipe(record, run, allow_dirty)
+    with tempfile.TemporaryDirectory() as temporary:
+        entry = _stage(run, record, resolved, repo.partition("/")[2], Path(temporary), repo)
+        return hub.upload(Path(temporary), repo, f"{entry.recipe}@{entry.version} seed {entry.seed}")
+
+
 def _record(path: Path) -> Record:
     """Return the record of a run that has a result, or refuse the run."""
     reading.value(folder.content(path), path)  # before another reader waits for a pipe, or takes the last of two keys
@@ -100,6 +115,11 @@ def _recipe(record: Record, run: Path, allow_dirty: bool) -> Resolved:
             f"{run} was made {found}, so no commit tells what ran. Run it from a commit, or say --allow-dirty."
         )
     resolved = load(f"{record.recipe}@{record.version}", record.overrides)
+    if resolved.recipe.self_supervised is not None:
+        raise CheckpointError(
+            f"{run} was trained without labels, so it has no classifier to publish. Its {form.WEIGHTS} is what"
+            " model.pretrained begins with."
+        )
     if record.recipe_sha256 != resolved.sha256:
         raise CheckpointError(f"{run}: {resolved.path} has changed since. Restore it, or run the recipe as it is now.")
     runs.require_whole(run, resolved)

@@ -1,6 +1,7 @@
 """Getting a checkpoint onto this machine: from beside the manifest, the cache, the Hub, or any store of fsspec."""
 
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -12,20 +13,25 @@ from filelock import FileLock
 
 from clars import cache
 from clars.errors import CheckpointError, RecipeError, quoted
-from clars.lab.checkpoints import download, form, manifest
+from clars.lab.checkpoints import download, form, hub, manifest
 from clars.lab.checkpoints.form import Checkpoint
 from clars.lab.checkpoints.manifest import Entry
+
+REPOSITORY = r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?"  # of the Hub
 
 
 def read(name: str | Path) -> Checkpoint:
     """Return a checkpoint: of the folder `name` where it is a path, else of that name, pulled if need be.
 
-    A folder that is that of a name, by whatever path, has to have its files.
+    ORG/NAME, perhaps with @REVISION, is a repository of the Hub where there is no such folder. A folder that is that of
+    a name, by whatever path, has to have its files.
 
     Raises:
         CheckpointError: as `pull`.
     """
     if isinstance(name, Path) or os.sep in name or name.startswith("."):
+        if not Path(name).is_dir() and re.fullmatch(REPOSITORY, str(name)):
+            return _of_the_hub(str(name))
         if not Path(name).is_dir():
             raise CheckpointError(f"{quoted(str(name))} is no folder. `clars checkpoints list` shows the names.")
         return form.read(Path(name), _entry(Path(name)))
@@ -39,17 +45,30 @@ def pull(name: str, to: Path | None = None) -> Path:
     next call. Nothing is put in place before the SHA-256 of every file was compared with the manifest's.
 
     Args:
-        name: of the manifest.
+        name: of the manifest, or ORG/NAME[@REVISION] of the Hub.
         to: a new folder to copy the files into.
 
     Raises:
         CheckpointError: there is no such checkpoint, it cannot be reached, or it is not what was published.
     """
-    entry = manifest.find(name)
     if to is not None and to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise CheckpointError(f"--to {to} is there already. Choose a new folder.")
-    found = _read(name, entry)
+    found = _of_the_hub(name) if re.fullmatch(REPOSITORY, name) else _read(name, manifest.find(name))
     return _copy(found, to) if to else found.path
+
+
+def _of_the_hub(name: str) -> Checkpoint:
+    """Return a checkpoint of a repository that no manifest names; only its own files speak for it."""
+    found = hub.snapshot(name)
+    with tempfile.TemporaryDirectory() as temporary:  # the cache of the Hub's client has links, a checkpoint none
+        for file in form.FILES:
+            if (found / file).is_file():
+                shutil.copyfile(found / file, Path(temporary, file))
+        try:
+            return replace(form.read(Path(temporary)), path=found)
+        except CheckpointError as error:
+            told = str(error).replace(temporary, f"hf://{name}")
+            raise CheckpointError(f"{told} timm.create_model('hf-hub:{name}') reads those of others.") from None
 
 
 def place(name: str, entry: Entry) -> Path:
@@ -86,6 +105,7 @@ def _cached(name: str, entry: Entry) -> Checkpoint:
         staging = folder.with_name(f".{folder.name}.partial")
         staging.mkdir(exist_ok=True)
         download.download(entry, staging)
+        shutil.rmtree(staging / ".cache", ignore_errors=True)  # notes of the Hub's client
         found = form.read(staging, entry)
         staging.rename(folder)
         return replace(found, path=folder)
