@@ -20,7 +20,7 @@ from clars.lab.recipes import schema
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "build" / "pages"
 PINNED = ROOT / "tests" / "api.txt"  # the public names, which a test keeps
-KINDS = ("*.md", "*.png")
+KINDS = ("*.md", "*.png", "*.svg")
 PLACES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs", "recipes", "checkpoints", "benchmarks")
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]*)(#[^)]*)?\)")
 

@@ -41,7 +41,8 @@ def commands():
     lines = [line.partition("#")[0].strip() for block in blocks("bash") for line in block.values[0].splitlines()]
     for line in sorted(set(lines) - {""} - BY_CI):
         if not line.startswith((*NOT_RUN, "cd ")):
-            starts = {"run", "table", "noise", "launch"} & set(line.split()) and "--no-run" not in line
+            words = set(line.split())
+            starts = {"run", "table", "noise", "launch"} & words and not {"--no-run", "--published"} & words
             yield pytest.param(line, marks=[pytest.mark.slow] if starts else [])
 
 

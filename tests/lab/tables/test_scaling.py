@@ -34,7 +34,9 @@ def test_the_largest_batch_without_loss(found):
 
 def test_a_loss_that_is_made_up_for_later_ends_it(found):
     batches = dict(found[0].points)
-    turned = type(found[0])("net", "CLARS", False, [(64, batches[64]), (256, batches[512]), (512, batches[64])])
+    turned = type(found[0])(
+        "net", "clars", "CLARS", "scaled", [(64, batches[64]), (256, batches[512]), (512, batches[64])]
+    )
     assert kept(turned).largest == 64
 
 

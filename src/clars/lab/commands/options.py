@@ -6,6 +6,7 @@ import typer
 
 from clars.lab.launching.single_process import PRECISIONS
 from clars.lab.seeds import problem
+from clars.lab.tables.kinds import KINDS
 
 
 def _known(name: str) -> str:
@@ -20,6 +21,12 @@ def _known(name: str) -> str:
 def _precision(name: str | None) -> str | None:
     if name not in (None, *PRECISIONS):
         raise typer.BadParameter(f"{name!r} is none of {', '.join(PRECISIONS)}")
+    return name
+
+
+def _kind(name: str | None) -> str | None:
+    if name not in (None, *KINDS):
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(KINDS)}")
     return name
 
 
@@ -43,6 +50,11 @@ Parallel = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace runs that are there")]
 Publish = Annotated[bool, typer.Option("--publish", help="write into the results folder beside the recipes as well")]
+
+Figures = Annotated[
+    str | None,
+    typer.Option("--figures", metavar="|".join(KINDS), callback=_kind, help="the kind of the pictures; png by default"),
+]
 
 
 def seeds(text: str | None) -> list[int] | None:

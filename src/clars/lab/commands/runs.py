@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clars.lab import terminal
+from clars.lab.commands.options import Figures
+from clars.lab.tables.kinds import KINDS
 from clars.lab.terminal import say
 
 if TYPE_CHECKING:
@@ -75,19 +77,24 @@ def compare(first: Which, second: Which) -> None:
 @app.command()
 def plot(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs, or those of their seeds")],
-    to: Annotated[Path, typer.Option(metavar="FILE", help="the picture, .png, .svg or .pdf")] = Path("runs.png"),
+    to: Annotated[Path | None, typer.Option(metavar="FILE", help="the picture; runs.png by default")] = None,
+    figures: Figures = None,
 ) -> None:
     """Draw accuracy and training loss of runs over their epochs.
 
     \b
-    Example:
+    Examples:
       clars runs plot runs/quickstart/lars-512 runs/quickstart/clars-512 --to quickstart.png
+      clars runs plot runs/quickstart/clars-64 runs/quickstart/clars-512 --figures svg
     """
-    from clars.lab.runs import browse
-    from clars.lab.tables.figures.several import KINDS, figure
+    kinds = [figures] if figures else KINDS
+    to = to or Path(f"runs.{kinds[0]}")
+    if to.suffix.lower().removeprefix(".") not in kinds:
+        raise typer.BadParameter(f"{to} is no {', '.join(f'.{kind}' for kind in kinds)} file", param_hint="--to")
 
-    if to.suffix.lower() not in KINDS:
-        raise typer.BadParameter(f"{to} is no {', '.join(KINDS)} file", param_hint="--to")
+    from clars.lab.runs import browse
+    from clars.lab.tables.figures.several import figure
+
     figure({str(path): browse.seeds(path) for path in runs}, to)
     say(f"wrote {to}")
 

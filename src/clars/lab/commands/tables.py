@@ -7,6 +7,7 @@ import typer
 
 from clars.lab import terminal
 from clars.lab.commands.options import (
+    Figures,
     Folder,
     Launch,
     Overrides,
@@ -19,11 +20,13 @@ from clars.lab.commands.options import (
 )
 from clars.lab.commands.options import seeds as seeds_of
 from clars.lab.launching import exits
+from clars.lab.tables.kinds import KIND
 from clars.lab.terminal import say
 
 if TYPE_CHECKING:
     from clars.lab.runs.jobs import Job
     from clars.lab.tables.definition import ResolvedTable
+    from clars.lab.tables.results import Generated
 
 
 def table(
@@ -39,8 +42,12 @@ def table(
     publish: Publish = False,
     search: Annotated[bool, typer.Option("--search", help="search base rates anew, whatever is published")] = False,
     no_run: Annotated[bool, typer.Option("--no-run", help="make the table from the runs that are there")] = False,
+    published: Annotated[
+        bool, typer.Option("--published", help="make it from published records, in OUT or runs/FOLDER/published")
+    ] = False,
+    figures: Figures = None,
 ) -> None:
-    """Run what a table lacks, then write table.md, table.csv and figure.png and show the table.
+    """Run what a table lacks, then write table.md, table.csv and its figures and show the table.
 
     Base rates that were not searched yet are searched first, in OUT/search.
 
@@ -49,7 +56,10 @@ def table(
       clars table quickstart
       clars table warmup --rows 'resnet8/clars-*' --seeds 0
       clars table scaling --no-run
+      clars table warmup --published --figures svg
     """
+    if published:
+        return _from_published(folder, tier, out, figures or KIND, publish or search)
     resolved, chosen = _table(folder, tier, out, search), seeds_of(seeds)
     out = out or _table_out(resolved)
     if not no_run:
@@ -63,16 +73,12 @@ def table(
         _run_jobs(jobs, out, *machine)
 
     from clars.lab.tables import results
-    from clars.lab.tables.render import as_rich
 
-    made = results.generate(resolved, out)
-    files = made.files
-    terminal.console().print(as_rich(made.rows, made.judgements, resolved))
+    _show(resolved, results.generate(resolved, out, kind=figures or KIND))
     if publish:
-        if resolved.searched:
-            files.append(_publish_search(resolved))
-        files += results.keep(resolved, out, resolved.results)
-    say("\n".join(f"wrote {file}" for file in files))
+        files = [_publish_search(resolved)] if resolved.searched else []
+        files += results.keep(resolved, out, resolved.results, figures or KIND)
+        say("\n".join(f"wrote {file}" for file in files))
 
 
 def tune(
@@ -102,6 +108,30 @@ def tune(
         return _search(found, what, [out], (launch, mixed_precision, parallel, overwrite))
     table = _table_to_search(name, tier, publish, rates or seeds or overrides)
     _searched(table, out or _table_out(table) / "search", (launch, mixed_precision, parallel, overwrite), publish)
+
+
+def _from_published(folder: str, tier: str, out: Path | None, kind: str, changing: bool) -> None:
+    """Make a table, in `out`, from the records beside its recipes; `changing`: options are given that write there."""
+    from clars.errors import UserError
+    from clars.lab.tables.definition import load_table
+
+    if changing:
+        raise UserError("--published makes a table from what is published; leave out --publish and --search.")
+    resolved = load_table(folder, tier)
+    if not any(resolved.results.glob("**/seed*.json")):
+        raise UserError(f"{resolved.results} holds no records. Run the table: clars table {resolved.command}")
+
+    from clars.lab.tables import results
+
+    _show(resolved, results.generate(resolved, resolved.results, out or _table_out(resolved) / "published", kind))
+
+
+def _show(resolved: "ResolvedTable", made: "Generated") -> None:
+    from clars.lab.tables.render import as_rich
+
+    terminal.console().print(as_rich(made.rows, made.judgements, resolved))
+    lines = [f"wrote {file}" for file in made.files] + [figure.note for figure in made.figures if figure.note]
+    say("\n".join(lines))
 
 
 class Subject(NamedTuple):

@@ -15,6 +15,7 @@ from clars.errors import printable
 from clars.lab import terminal
 from clars.lab.files import write_text
 from clars.lab.tables.definition import ResolvedTable, read_search
+from clars.lab.tables.figures import Drawn
 from clars.lab.tables.scaling import NOTE as KEPT_NOTE
 from clars.lab.tables.scaling import Kept
 from clars.lab.tables.summary import RowSummary
@@ -44,10 +45,12 @@ def write_markdown(
     scaling: Sequence[Kept],
     table: ResolvedTable,
     path: Path,
+    figures: Sequence[Drawn] = (),
 ) -> None:
     """Write the table with its title, its claim, and links from each row to its records, relative to `path`.
 
-    Below it stand the verdicts on what is compared, and the largest batch of each method where the table asks.
+    Below it stand the verdicts on what is compared, the largest batch of each method where the table asks, and its
+    figures.
     """
     paper = table.head.paper
     others = (["paper, %"] if paper is not None else []) + (["public"] if any(row.public for row in rows) else [])
@@ -69,6 +72,8 @@ def write_markdown(
     if searched := _searched(table):
         header = ["network", "method", "batch", "best base rate", "usable base rates", "factor", "rates tried"]
         parts += ["## Rates", _markdown(header, searched, left=2), USABLE]
+    if figures:
+        parts += ["## Figures", *(part for one in figures for part in _figure(one, path))]
     origin = f"Generated from the records by `clars table {table.command}`, version {table.version} of the recipes."
     repeat = " The column `command` of [table.csv](table.csv) repeats any row." if networks else ""
     write_text(path, printable("\n\n".join([*parts, origin + repeat])) + "\n")
@@ -156,6 +161,13 @@ def _searched(table: ResolvedTable) -> list[list[str]]:
             best, span = f"{found['winner']:g}{edge}", f"{low:g} to {high:g}"
             lines.append([source.recipe, label, batch, best, span, f"{high / low:g}", str(len(found["rates"]))])
     return lines
+
+
+def _figure(figure: Drawn, path: Path) -> list[str]:
+    """Return the picture of a figure, a link where a page cannot show its kind, and what was left out of it."""
+    shown = "" if figure.path and figure.path.suffix == ".pdf" else "!"
+    link = [f"{shown}[{figure.title}]({_relative(figure.path, path)})"] if figure.path else []
+    return link + ([figure.note] if figure.note else [])
 
 
 def _title(table: ResolvedTable) -> str:

@@ -1,13 +1,12 @@
 """How far a method scales: steps to a target accuracy, and the largest batch that costs no accuracy."""
 
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
 from clars.lab.runs.find import Run
 from clars.lab.tables.definition import ResolvedTable, TableRow
 from clars.lab.tables.summary import counted
-from clars.lab.tables.verdict import accuracy
+from clars.lab.tables.verdict import mean_accuracy
 
 KEPT = 0.5
 NOTE = (
@@ -21,6 +20,7 @@ class Line:
     """One method on one network over the batches: (batch, runs) in order of the batch."""
 
     network: str
+    method: str
     label: str
     rates: str
     points: list[tuple[int, list[Run]]]
@@ -53,13 +53,13 @@ def lines(table: ResolvedTable, out: Path) -> list[Line]:
         points = [(row.resolved.recipe.batch_size, counted(row, out)) for row in rows]
         points = sorted(((batch, runs) for batch, runs in points if runs), key=lambda point: point[0])
         if points:
-            result.append(Line(network, rows[-1].label, rates, points))
+            result.append(Line(network, method, rows[-1].label, rates, points))
     return result
 
 
 def kept(line: Line, chance: float | None = None) -> Kept:
     """Return the largest batch up to which the line stays within KEPT points of its beginning."""
-    means = [(batch, statistics.fmean(accuracy(run, chance) for run in runs)) for batch, runs in line.points]
+    means = [(batch, mean_accuracy(runs, chance)) for batch, runs in line.points]
     (smallest, reference), *others = means
     largest = smallest
     for batch, mean in others:

@@ -107,6 +107,11 @@ def accuracy(run: Run, chance: float | None) -> float:
     return run.record.final.top1 or 0.0
 
 
+def mean_accuracy(runs: Sequence[Run], chance: float | None) -> float:
+    """Return the mean of the final accuracies of a row's runs, of which there is one at least."""
+    return statistics.fmean(accuracy(run, chance) for run in runs)
+
+
 def void(table: ResolvedTable, runs: dict[str, list[Run]]) -> set[tuple]:
     """Return the networks with batches in which no method learns, by CORRECTED; none without `chance`."""
     if table.head.chance is None:
@@ -115,8 +120,7 @@ def void(table: ResolvedTable, runs: dict[str, list[Run]]) -> set[tuple]:
     for row in table.rows:
         if own := runs[row.name]:
             place = (row.plan.network, row.resolved.recipe.batch_size)
-            mean = statistics.fmean(accuracy(run, table.head.chance) for run in own)
-            best[place] = max(best.get(place, 0.0), mean)
+            best[place] = max(best.get(place, 0.0), mean_accuracy(own, table.head.chance))
     smallest = {network: min(batch for other, batch in best if other == network) for network, _ in best}
     return {place for place, mean in best.items() if mean <= LEARNT * best[place[0], smallest[place[0]]]}
 

@@ -1,69 +1,48 @@
+import math
+
 import pytest
-from demo import seal
-from matplotlib import axes, image
 from product import run_rows, write_product
 
-from clars.lab.runs import folder
-from clars.lab.runs.metrics import Metrics
 from clars.lab.tables.definition import load_table
-from clars.lab.tables.figures import draw
-
-FIGURES = {"figures: [accuracy-by-batch]": "figures: [accuracy-by-batch, steps-to-target, layers]"}
+from clars.lab.tables.figures.batches import accuracy_by_batch, steps_to_target
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-    """What each call to plot and errorbar draws: (x, y, the error if any, options)."""
-    seen = {"plot": [], "errorbar": []}
-
-    def record(name):
-        original = getattr(axes.Axes, name)
-
-        def recording(self, x, y, *arguments, **options):
-            seen[name].append((list(x), list(y), *arguments, options))
-            return original(self, x, y, *arguments, **options)
-
-        monkeypatch.setattr(axes.Axes, name, recording)
-
-    record("errorbar")
-    record("plot")
-    return seen
-
-
-def test_accuracy_steps_and_layers(demo, drawn):
+def out(demo):
     """CLARS reaches the target of 80 % at both batches, LARS at the smaller one, where its runs end at 85 %."""
-    write_product(demo, searched=False, replace=FIGURES)
+    write_product(demo, searched=False)
     table, out = load_table("demo"), demo / "runs"
     run_rows(table, out, {"net/clars-64": [90.0, 94.0], "net/clars-512": [85.0, 85.0], "net/lars-64": [85.0]})
     run_rows(table, out, {"net/lars-512": [70.0]}, status="diverged")
-    statistics = {"weight_norm": 1.0, "gradient_norm": 1.0, "example_norm_sum": 2.0, "variance_factor": 3.0}
-    lines = [{"step": s, "layer": f"l{n}", **statistics, "noise_scale": n + 1.0} for s in (1, 2) for n in range(3)]
-    Metrics(folder(out, "net/clars-64", 0) / "layers.jsonl").append(*lines)
-    seal(folder(out, "net/clars-64", 0))
-    pictures = draw(table, out, demo)
-    assert [path.name for path in pictures] == ["accuracy-by-batch.png", "steps-to-target.png", "layers.png"]
-    clars, lars = drawn["errorbar"]
-    assert clars[:2] == ([64, 512], [92.0, 85.0]) and lars[:2] == ([64, 512], [85.0, 70.0])
-    assert clars[2][0] == pytest.approx(12.706205 * 2, rel=1e-6) and clars[2][1] == 0  # t with one degree of freedom
-    assert (clars[3]["marker"], lars[3]["marker"]) == ("o", "s")
-    steps = [call for call in drawn["plot"] if call[0][0] == 64]
-    assert [call[0] for call in steps] == [[64, 512], [64], [64, 512]]
-    assert steps[0][1] == pytest.approx([(6 + 4.8) / 2, 7.5])  # the evaluations, 3 steps apart, rise by 10 %
-    assert steps[2][1] == pytest.approx([5.4, 5.4 / 8])
-    assert [call[1] for call in drawn["plot"] if call[0] == [1, 2]][-1] == pytest.approx([2.0005 / 1.0005] * 2)
-    assert all(image.imread(path).shape[2] == 4 for path in pictures)
+    return out
 
 
-def test_without_runs_the_pictures_are_empty(demo, drawn):
-    write_product(demo, searched=False, replace=FIGURES)
-    assert len(draw(load_table("demo"), demo / "runs", demo)) == 3
-    assert drawn == {"plot": [], "errorbar": []}
+def test_accuracy_by_batch_has_means_with_their_intervals(out):
+    (panel,) = accuracy_by_batch(load_table("demo"), out).panels
+    clars, lars = panel.curves
+    assert (panel.title, panel.best) == ("net", 92.0)
+    assert (clars.label, clars.x, clars.y) == ("CLARS", [64, 512], [92.0, 85.0])
+    assert (lars.label, lars.x, lars.y) == ("LARS", [64, 512], [85.0, 70.0])
+    assert clars.errors == [pytest.approx(12.706205 * 2, rel=1e-6), 0]  # t with one degree of freedom
+    assert all(map(math.isnan, lars.errors))  # one run has no interval
 
 
-def test_curves_of_a_product_name_the_batch(demo, drawn):
-    write_product(demo, searched=False, replace={"figures: [accuracy-by-batch]": "figures: [curves]"})
-    table, out = load_table("demo"), demo / "runs"
-    run_rows(table, out, {"net/clars-64": [90.0], "net/clars-512": [85.0]})
-    draw(table, out, demo)
-    labels = [options["label"] for *_, options in drawn["plot"] if "label" in options]
-    assert labels == ["CLARS, batch 64 (1 seed)", "CLARS, batch 512 (1 seed)"]
+def test_steps_to_a_target_beside_perfect_scaling(out):
+    (panel,) = steps_to_target(load_table("demo"), out).panels
+    clars, lars = panel.curves
+    assert (clars.x, lars.x) == ([64, 512], [64])
+    assert clars.y == pytest.approx([(6 + 4.8) / 2, 7.5])  # the evaluations, 3 steps apart, rise by 10 %
+    (perfect,) = panel.references
+    assert perfect.x == [64, 512] and perfect.y == pytest.approx([5.4, 5.4 / 8])
+
+
+def test_each_origin_of_rates_has_a_panel_in_which_a_method_stands_once(demo, tmp_path):
+    replaced = {"      tuned: []": "      rates: [linear, sqrt]"}
+    write_product(demo, searched=False, replace=replaced)
+    table = load_table("demo")
+    run_rows(table, tmp_path, {row.name: [80.0] for row in table.rows})
+    panels = accuracy_by_batch(table, tmp_path).panels
+    assert [panel.title for panel in panels] == ["net, rates scaled linearly", "net, rates scaled by the root"]
+    for panel in panels:
+        assert [curve.label for curve in panel.curves] == ["CLARS", "LARS", "LARS, warmup"]
+        assert [curve.x for curve in panel.curves] == [[64, 512]] * 3

@@ -2,98 +2,100 @@
 
 import statistics
 from collections import defaultdict
-from itertools import cycle
-from math import ceil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from clars.lab.recipes.load import Resolved
 from clars.lab.runs.find import Run
 from clars.lab.tables.definition import ResolvedTable, TableRow
-from clars.lab.tables.figures.style import PALETTE, REFERENCES, canvas, heading
-from clars.lab.tables.summary import counted
+from clars.lab.tables.figures.looks import ORIGINS, label, looks, origin
+from clars.lab.tables.figures.panels import Curve, Panel, Sketch, best_of, title_of
+from clars.lab.tables.summary import by_row
+
+THIN = {"linewidth": 0.9, "marker": "", "alpha": 0.8, "zorder": 1.9}
+Group = tuple[str | None, int, str]  # network, batch, and where rates come from
+CAPTION = "mean of the seeds, band from worst to best"
+THINLY = "; thin: at the base batch, where no rate is scaled"
 
 
-def figure(table: ResolvedTable, out: Path, path: Path) -> None:
-    """Draw the rows of `table` that have runs under `out` into the picture `path`, whole or not at all.
+def figure(table: ResolvedTable, out: Path) -> Sketch:
+    """Show the rows that have runs, in a panel for each network, batch and origin of rates: each method once.
 
-    A product has a panel for each network. Rows at their base batch, which need no scaling of the rate, are dashed and
-    grey: they are the reference. A cross ends a run that diverged.
+    Rows at their base batch are the reference, in every panel of their network; they have panels of their own where
+    there are no others.
     """
-    panels: dict[str | None, list[TableRow]] = defaultdict(list)
-    for row in table.rows:
-        panels[row.plan.network].append(row)
-    heights = [4.2 + 0.22 * ceil(len(rows) / 2) for rows in panels.values()]
-    with canvas(path, 7.5, sum(heights)) as picture:
-        every = picture.subplots(len(panels), squeeze=False, height_ratios=heights).flat
-        for axes, (network, rows) in zip(every, panels.items()):
-            axes.set(xlabel="epoch", ylabel=_ylabel(table), title=network or "")
-            _panel(axes, rows, out)
-        picture.suptitle(heading(table), x=0.01, ha="left", weight="bold")
-
-
-def _panel(axes: Axes, rows: list[TableRow], out: Path) -> None:
-    greys, colours = cycle(REFERENCES), cycle(PALETTE)
-    for row in rows:
-        reference = _is_reference(row.resolved)
-        _curve(axes, _label(row), counted(row, out), next(greys if reference else colours), "--" if reference else "-")
-    axes.set_ylim(0, 101)
-    axes.margins(x=0.01)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    if axes.get_legend_handles_labels()[0]:
-        title = "line: mean over the seeds; band: from the worst to the best of them"
-        axes.legend(
-            loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, columnspacing=3, title=title, alignment="left"
+    look, runs = looks(table), by_row(table, out)
+    rows = [row for row in table.rows if by_epoch(runs[row.name])]
+    groups, bases = _groups(rows)
+    several = len({rates for *_, rates in groups}) > 1
+    panels = []
+    for (network, batch, rates), own in groups.items():
+        thin = [row for row in bases if row.plan.network == network]
+        panels.append(
+            Panel(
+                title_of((network, batch), *([ORIGINS[rates]] if several else [])),
+                [curve(label(table, row), look[row.plan.method], runs[row.name]) for row in own],
+                _frame_of(table),
+                [curve(_base_label(table, row), look[row.plan.method] | THIN, runs[row.name]) for row in thin],
+                place=(network, batch),
+                best=best_of([runs[row.name] for row in own], table),
+            )
         )
-    else:
-        axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center", color="#888888", fontsize=16)
+    return Sketch(panels, CAPTION + (THINLY if bases else ""))
 
 
-def by_epoch(runs: list[Run]) -> dict[int, list[float]]:
-    """Return the top-1 accuracies of all runs at each epoch, in order; runs that ended early lack the later ones."""
+def _groups(rows: Sequence[TableRow]) -> tuple[dict[Group, list[TableRow]], list[TableRow]]:
+    """Return the rows of each panel, and those at the base batch of networks that have rows at others."""
+    scaled = {row.plan.network for row in rows if not _is_base(row)}
+    bases = [row for row in rows if _is_base(row) and row.plan.network in scaled]
+    groups: dict[Group, list[TableRow]] = defaultdict(list)
+    for row in rows:
+        if row not in bases:
+            groups[row.plan.network, row.resolved.recipe.batch_size, origin(row)].append(row)
+    return groups, bases
+
+
+def by_epoch(runs: Sequence[Run], key: str = "top1") -> dict[int, list[float]]:
+    """Return a number of all runs at each epoch, in order; runs that ended early lack the later ones."""
     values = defaultdict(list)
     for run in runs:
         for line in run.metrics:
-            if line.get("top1") is not None:
-                values[line["epoch"]].append(line["top1"])
+            if line.get(key) is not None:
+                values[line["epoch"]].append(line[key])
     return dict(sorted(values.items()))
 
 
-def _curve(axes: Axes, label: str, runs: list[Run], colour: str, linestyle: str) -> None:
-    values = by_epoch(runs)
-    if not values:
-        return
-    epochs = list(values)
-    diverged = [run for run in runs if run.record.status == "diverged"]
-    seeds = f"{len(runs)} seeds" if len(runs) > 1 else "1 seed"
-    text = f"{label} ({seeds}{f', {len(diverged)} diverged' if diverged else ''})"
-    marker = "o" if len(epochs) == 1 else ""
-    axes.plot(
-        epochs,
-        [statistics.fmean(v) for v in values.values()],
-        color=colour,
-        linestyle=linestyle,
-        marker=marker,
-        label=text,
-    )
-    low, high = [min(v) for v in values.values()], [max(v) for v in values.values()]
-    axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
-    for run in diverged:
-        if ends := by_epoch([run]):
-            last = max(ends)
-            axes.plot(last, ends[last][0], "x", color=colour, markersize=8, markeredgewidth=2)
+def curve(name: str, look: dict, runs: Sequence[Run], key: str = "top1") -> Curve:
+    """Return the curve of a number over the epochs, of all seeds."""
+    values = by_epoch(runs, key)
+    mean, low, high = ([of(each) for each in values.values()] for of in (statistics.fmean, min, max))
+    ended = [by_epoch([run], key) for run in runs if run.record.status == "diverged"]
+    ends = [(max(own), own[max(own)][0]) for own in ended if own]
+    return Curve(name, look, [*values], mean, (low, high), ends=ends)
 
 
-def _label(row: TableRow) -> str:
-    """Return the row's label; in a product, methods have the same one for every batch."""
-    return row.label if row.plan.network is None else f"{row.label}, batch {row.resolved.recipe.batch_size:,}"
+def whole_epochs(axes: Axes) -> None:
+    """Label the epochs, between which there is nothing."""
+    axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
-def _is_reference(resolved: Resolved) -> bool:
-    return resolved.recipe.batch_size == resolved.recipe.schedule.base_batch
-
-
-def _ylabel(table: ResolvedTable) -> str:
+def _frame_of(table: ResolvedTable) -> Callable[[Axes], None]:
     splits = sorted({row.resolved.recipe.evaluation.split for row in table.rows})
-    return f"top-1 accuracy, {' and '.join(splits)} split, %"
+
+    def frame(axes: Axes) -> None:
+        axes.set(ylabel=f"top-1, {' and '.join(splits)} split, %", ylim=(0, 101))
+        axes.margins(x=0.01)
+        whole_epochs(axes)
+
+    return frame
+
+
+def _base_label(table: ResolvedTable, row: TableRow) -> str:
+    """Return a row's label with its batch, which a listed row tells itself."""
+    return f"{label(table, row)}, batch {row.resolved.recipe.batch_size:,}" if row.plan.network else row.label
+
+
+def _is_base(row: TableRow) -> bool:
+    return row.resolved.recipe.batch_size == row.resolved.recipe.schedule.base_batch

@@ -18,7 +18,7 @@ def figure(run: Run, lines: list[NoiseLine], path: Path) -> None:
     Where the noise scale is unknown or infinite, a line has a gap.
     """
     record = run.record
-    with canvas(path, 8, 4.6) as picture:
+    with canvas(path, 4.6) as picture:
         axes = picture.subplots()
         steps = [line.step for line in lines]
         for number, name in enumerate(lines[-1].layers):

@@ -1,18 +1,16 @@
 """Runs that somebody chose, beside each other: accuracy and training loss over the epochs."""
 
-import statistics
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from matplotlib.axes import Axes
-
+from clars.errors import UserError
 from clars.lab.runs import Run
-from clars.lab.tables.figures.style import canvas, look
+from clars.lab.tables.figures.curves import curve, whole_epochs
+from clars.lab.tables.figures.looks import numbers, settings_of_method, styled
+from clars.lab.tables.figures.panels import Panel, Sketch, paint
 from clars.lab.terminal import plural
 
-KINDS = (".png", ".svg", ".pdf")
-_PANELS = {"top1": "top-1 accuracy, %", "train_loss": "training loss"}
+_SHOWN = {"top1": "top-1 accuracy, %", "train_loss": "training loss"}
 
 
 def figure(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
@@ -21,26 +19,25 @@ def figure(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
     Args:
         runs: the runs of each curve, which are its seeds, by the name that the legend has.
         path: the picture, whole or not at all.
+
+    Raises:
+        UserError: there is no curve to draw.
     """
-    with canvas(path, 10.5, 4.4 + 0.25 * len(runs)) as picture:
-        for axes, (key, label) in zip(picture.subplots(1, len(_PANELS)), _PANELS.items()):
-            axes.set(xlabel="epoch", ylabel=label)
-            axes.xaxis.get_major_locator().set_params(integer=True)
-            for number, (name, own) in enumerate(runs.items()):
-                _curve(axes, name, own, key, number)
-        handles, labels = picture.axes[0].get_legend_handles_labels()
-        picture.legend(handles, labels, loc="outside lower left", ncols=1, alignment="left", fontsize=9)
+    whole = sketch(runs)
+    found = [panel for panel in whole.panels if panel.points > 1]
+    if not found:
+        raise UserError(f"{', '.join(runs)}: nothing was measured after two epochs, so there is no curve to draw.")
+    paint(path, found, whole)
 
 
-def _curve(axes: Axes, name: str, runs: Sequence[Run], key: str, number: int) -> None:
-    values: dict[int, list[float]] = defaultdict(list)
-    for run in runs:
-        for line in run.metrics:
-            if line.get(key) is not None:
-                values[line["epoch"]].append(line[key])
-    epochs = sorted(values)
-    style = look(number)
-    label = f"{name} ({plural(len(runs), 'seed')})"
-    axes.plot(epochs, [statistics.fmean(values[epoch]) for epoch in epochs], label=label, markersize=4, **style)
-    low, high = ([end(values[epoch]) for epoch in epochs] for end in (min, max))
-    axes.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
+def sketch(runs: Mapping[str, Sequence[Run]]) -> Sketch:
+    """Show accuracy and loss; runs of one method look alike but for the warmup, where that tells them apart."""
+    first = [own[0].record for own in runs.values()]
+    warm = [bool(record.schedule.get("warmup_epochs")) for record in first]
+    methods = [settings_of_method(record.settings or {"optimizer": record.optimizer}) for record in first]
+    looks = [styled(number, each) for number, each in zip(numbers(zip(methods, warm)), warm)]
+    panels = []
+    for key, title in _SHOWN.items():
+        named = [(f"{name} ({plural(len(own), 'seed')})", look, own) for (name, own), look in zip(runs.items(), looks)]
+        panels.append(Panel(title, [curve(*each, key) for each in named], whole_epochs))
+    return Sketch(panels, "mean of the seeds, band from worst to best")

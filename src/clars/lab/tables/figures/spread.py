@@ -1,65 +1,71 @@
 """How far the gradients of examples cancel: S / ||g|| of every layer over the first steps, beside the batch's root."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 
 from clars.lab.runs import layers
 from clars.lab.runs.layers import LayerHistory
 from clars.lab.tables.definition import ResolvedTable, TableRow
-from clars.lab.tables.figures.style import canvas, heading, not_run
-from clars.lab.tables.summary import counted
+from clars.lab.tables.figures.depth import LACKING, by_depth, name_depths
+from clars.lab.tables.figures.panels import Curve, Panel, Sketch, title_of
+from clars.lab.tables.figures.style import logarithmic
+from clars.lab.tables.summary import by_row
 
-_STEPS = 100
-_COLUMNS = 2
-
-
-def figure(table: ResolvedTable, out: Path, path: Path) -> None:
-    """Draw each row that has per-example norms: a curve for each layer, the geometric mean of its runs.
-
-    Colours go by depth, from the first layer, dark, to the last, which alone are named.
-    """
-    found = [(row, histories) for row in table.rows if (histories := _histories(row, out))]
-    lines = max(1, -(-len(found) // _COLUMNS))
-    with canvas(path, 10.5, 1.4 + 3.8 * lines) as picture:
-        if not found:
-            not_run(picture)
-            return
-        for number, (row, histories) in enumerate(found):
-            axes = picture.add_subplot(lines, min(_COLUMNS, len(found)), number + 1)
-            _panel(axes, histories, row.resolved.recipe.batch_size)
-            network = f"{row.plan.network}, " if row.plan.network else ""
-            axes.set_title(f"{network}{row.label}, batch {row.resolved.recipe.batch_size:,}", fontsize=10)
-        caption = f"mean norm of the examples' gradients over the norm of their mean, first {_STEPS} steps"
-        picture.suptitle(f"{heading(table, 80)}\n{caption}", x=0.01, ha="left", weight="bold")
+STEPS = 100
+_HEIGHT = 3.0  # inches of a panel
+CAPTION = (
+    f"mean norm of the examples' gradients over the norm of their mean, first {STEPS} steps,"
+    " geometric mean of the seeds; a thin line for each layer"
+)
 
 
-def _histories(row: TableRow, out: Path) -> list[LayerHistory]:
-    return [history for history in map(layers.read, counted(row, out)) if history]
+def figure(table: ResolvedTable, out: Path) -> Sketch:
+    """Show each row that has per-example norms: a curve for each layer, the geometric mean of its runs."""
+    runs, panels = by_row(table, out), []
+    for row in table.rows:
+        if histories := [history for history in map(layers.read, runs[row.name]) if history]:
+            panels.append(_panel(row, histories))
+    return Sketch(panels, CAPTION, LACKING, columns=1)
 
 
-def _panel(axes: Axes, histories: list[LayerHistory], batch: int) -> None:
+def _panel(row: TableRow, histories: list[LayerHistory]) -> Panel:
     steps, names = histories[0].steps, histories[0].layers
-    until = min(sum(step <= _STEPS for step in steps), *(len(history.steps) for history in histories))
+    until = min(sum(step <= STEPS for step in steps), *(len(history.steps) for history in histories))
     ratios = np.ma.stack([_ratio(history)[:until] for history in histories])  # [runs, steps, layers]
     means = np.ma.exp(np.ma.log(ratios).mean(axis=0))
-    for index, name in enumerate(names):
-        color = colormaps["viridis"](0.9 * index / max(1, len(names) - 1))
-        named = name if index in (0, len(names) - 1) else "_nolegend_"
-        axes.plot(steps[:until], means[:, index], color=color, linewidth=1.2, label=named)
-    axes.plot(steps[:until], np.ma.median(means, axis=1), color="black", linewidth=2.4, label="median of the layers")
-    axes.axhline(math.sqrt(batch), color="#777777", linestyle="--", label="root of the batch")
-    axes.set(yscale="log", xlabel="step", ylabel="S / ||g||")
-    axes.yaxis.set_major_formatter(_plain)
-    axes.yaxis.set_minor_formatter(_plain)
-    axes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    colors = by_depth(len(names))
+    curves = [
+        # The bar of colours names the layers; the legend leaves out what begins with an underscore.
+        Curve(f"_{name}", {"color": colors[index], "linewidth": 1.0}, steps[:until], _known(means[:, index]))
+        for index, name in enumerate(names)
+    ]
+    batch = row.resolved.recipe.batch_size
+    median = Curve(
+        "median of the layers",
+        {"color": "black", "linewidth": 2.4, "zorder": 3},
+        steps[:until],
+        _known(np.ma.median(means, axis=1)),
+    )
+    place = (row.plan.network, batch)
+    return Panel(title_of(place, row.label), curves, _frame_of(batch, names), [median], place, height=_HEIGHT)
 
 
-def _plain(value: float, _: int) -> str:
-    return f"{value:g}"
+def _frame_of(batch: int, names: list[str]) -> Callable[[Axes], None]:
+    def frame(axes: Axes) -> None:
+        axes.axhline(math.sqrt(batch), color="#777777", linestyle="--", label="root of the batch")
+        axes.set(yscale="log", xlabel="step", ylabel="S / ||g||")
+        logarithmic(axes.yaxis)
+        name_depths(axes, names, _HEIGHT - 0.7)
+
+    return frame
+
+
+def _known(values: np.ma.MaskedArray) -> list[float]:
+    return np.ma.asarray(values).filled(np.nan).tolist()
 
 
 def _ratio(history: LayerHistory) -> np.ma.MaskedArray:

@@ -1,12 +1,13 @@
-"""How figures look: colours, markers, and a canvas that is written whole or not at all."""
+"""How figures look: colours, markers, axes, and a canvas that is written whole or not at all."""
 
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from clars.lab.files import replacing
 from clars.lab.tables.definition import ResolvedTable
@@ -24,31 +25,34 @@ MARKERS = (
     "X",
     "*",
 )  # as many, so that a colour is never needed to tell two methods apart
-REFERENCES = ("#222222", "#777777", "#b0b0b0")
+GREY = "#888888"
+WIDTH = 8.0  # inches; at 150 dots an inch these are 1,200 pixels, about what a page shows
 STYLE = {
     "font.size": 10,
-    "axes.titlesize": 12,
+    "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.titlepad": 12,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
+    "axes.edgecolor": GREY,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#e4e4e4",
     "legend.frameon": False,
     "lines.linewidth": 1.8,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "clars",  # else names within the file are drawn by lot
 }
+_UNDATED = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # the same runs make the same file
 
 
 @contextmanager
-def canvas(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """Yield a figure of so many inches; it becomes the picture `path` at the end."""
+def canvas(path: Path, height: float) -> Iterator[Figure]:
+    """Yield a figure so many inches high; it becomes the picture `path` at the end, of the kind of its ending."""
     with matplotlib.rc_context(STYLE), replacing(path) as temporary:
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
         yield figure
-        figure.savefig(temporary, dpi=150)
+        figure.savefig(temporary, dpi=150, metadata=_UNDATED.get(path.suffix.lower()))
 
 
 def look(number: int) -> dict[str, object]:
@@ -57,11 +61,21 @@ def look(number: int) -> dict[str, object]:
     return {"color": PALETTE[place], "marker": MARKERS[(place + rounds) % len(MARKERS)]}
 
 
-def heading(table: ResolvedTable, width: int = 68) -> str:
+def logarithmic(axis: Axis) -> None:
+    """Give a logarithmic axis, once all is drawn, numbers as they are read, as many as its range has a place for."""
+    low, high = sorted(axis.get_view_interval())
+    of_a_decade = {2000: (1,), 20: (1, 2, 5), 3: (1, 2, 3, 5, 7), 0: range(1, 10)}
+    chosen = next(each for factor, each in of_a_decade.items() if high > factor * low)
+    axis.set_major_locator(LogLocator(subs=chosen))
+    axis.set_major_formatter(plain)
+    axis.set_minor_formatter(NullFormatter())
+
+
+def plain(value: float, _: int = 0) -> str:
+    """Return a number without an exponent as far as that can be read."""
+    return f"{value:,.0f}" if 1 <= value < 1e6 and value == round(value) else f"{value:g}"
+
+
+def heading(table: ResolvedTable) -> str:
     """Return the title; it says where the runs are no result."""
-    return textwrap.fill(table.head.title + ("" if table.tier.result else " (no result)"), width)
-
-
-def not_run(figure: Figure) -> None:
-    """Say on an empty figure that there is nothing to show."""
-    figure.text(0.5, 0.5, "not run", ha="center", color="#888888", fontsize=16)
+    return table.head.title + ("" if table.tier.result else " (no result)")
