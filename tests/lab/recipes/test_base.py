@@ -1,6 +1,7 @@
 """Recipes upon another one."""
 
 import hashlib
+import warnings
 
 import pytest
 
@@ -49,6 +50,19 @@ def test_a_file_elsewhere_may_have_a_base(upon, tmp_path):
     assert load("mine.yaml").recipe == load("tiny/upon").recipe
     copied = registry.copy("tiny/upon", tmp_path / "copied.yaml")
     assert load(str(copied)).recipe == load("tiny/upon").recipe
+
+
+def test_what_a_base_alone_says_is_not_told_to_have_no_effect(upon):
+    """It has one there; what the recipe itself says is told."""
+    below = upon.with_name("small.yaml")
+    below.write_text(below.read_text().replace("name: clars", "name: clars\n  estimator: group"))
+    upon.write_text(UPON.replace("{name: lars, trust", "{name: lars, estimator: exact, nesterov: true, trust"))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        load("tiny/upon")
+    assert [str(each.message).split(": ")[1] for each in told] == [
+        "optimizer.estimator has no effect with optimizer.name = 'lars'."
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What trackers are told, read back from where they keep it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,18 @@ def test_mlflow_holds_all_hyper_parameters_and_the_numbers(recipe, monkeypatch):
     expected(run.data.params)
     assert run.info.run_name == "small seed 3" and run.data.tags["method"] == "clars"
     assert len(client.get_metric_history(run.info.run_id, "top1")) == 2
+
+
+def test_tensorboard_holds_the_layers_statistics_as_histograms(recipe):
+    """Where the recipe asks for layer statistics: as many values as layers, of the numbers that layers.jsonl has."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert train(recipe(), "epochs=2", "layer_statistics=2", "--out", "runs", "--log-with", "tensorboard") == 0
+    lines = [json.loads(line) for line in Path("runs/small/seed0/layers.jsonl").read_text().splitlines()]
+    events = accumulator.EventAccumulator("runs/small/seed0/small", {"histograms": 0})
+    events.Reload()
+    found = {each.step: each.histogram_value for each in events.Histograms("layers/ratio")}
+    assert found.keys() == {line["step"] for line in lines} and len(found) > 2
+    for step, values in found.items():
+        wanted = [line["ratio"] for line in lines if line["step"] == step]
+        assert values.num == len(wanted)
+        assert (values.min, values.max) == pytest.approx((min(wanted), max(wanted)), rel=1e-6)

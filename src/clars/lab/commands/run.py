@@ -25,7 +25,8 @@ def show(recipe: Recipe, overrides: Overrides = None) -> None:
 
     resolved = load(recipe, overrides or ())
     say(f"# {resolved.name}, {resolved.version}: {resolved.path}")
-    say(f"# sha256 of the file: {resolved.sha256}")
+    base = resolved.recipe.base
+    say(f"# sha256 of {'the file' if base is None else f'its settings with those of {base}'}: {resolved.sha256}")
     say(f"# overrides: {' '.join(resolved.overrides) or 'none'}")
     say(f"# peak rate: {resolved.peak_rate:g}")
     say(dump(resolved.recipe.model_dump()).rstrip())

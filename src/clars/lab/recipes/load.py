@@ -82,6 +82,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> Resolved:
     if problems := [f"{place}: {key} {reason}." for key, reason in checks.impossible(recipe)]:
         raise RecipeError("\n".join(problems))
     for key, cause in checks.ignored(recipe):
+        if below is not None and where(key) == str(below.base):
+            continue  # it has an effect there
         warnings.warn(f"{place}: {key} has no effect with {cause}.", UserWarning, stacklevel=2)
     return Resolved(bare, version, path, sha256, tuple(overrides), recipe)
 

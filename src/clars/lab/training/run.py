@@ -28,7 +28,7 @@ from clars.lab.runs.provenance import provenance
 from clars.lab.runs.record import Record
 from clars.lab.runs.resume import Progress, State
 from clars.lab.runs.run_folder import RunFolder
-from clars.lab.training import graph, init, momentum, noise
+from clars.lab.training import graph, init, momentum, noise, trackers
 from clars.lab.training.average import Average
 from clars.lab.training.batches import batches_of
 from clars.lab.training.build import build_optimizer, build_schedule, require_strategy
@@ -291,6 +291,7 @@ class TrainingRun:
         norms = getattr(self.inner, "norms", None)
         common = {"step": step} if norms is None else {"step": step, "estimator": norms.estimator.label}
         self.folder.log_layers([{**common, "layer": name, **stats._asdict()} for name, stats in rows])
+        trackers.histograms(self.accelerator.trackers, [stats._asdict() for _, stats in rows], step)
 
     def _save(self, progress: Progress) -> None:
         """Write the state to go on from; every process takes part, as each may hold a part of it."""

@@ -3,9 +3,9 @@
 import json
 from collections.abc import Hashable, Iterable, Mapping
 
-from clars.lab.recipes.schema import Product
 from clars.lab.tables.definition import ResolvedTable, TableRow
 from clars.lab.tables.figures.style import look
+from clars.lab.tables.schema import Product
 
 Look = dict[str, object]
 ORIGINS = {
