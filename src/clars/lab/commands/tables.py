@@ -85,7 +85,9 @@ def tune(
     name: Annotated[str, typer.Argument(metavar="FOLDER|RECIPE", help="a folder with a table, or a single recipe")],
     overrides: Overrides = None,
     tier: TierName = "lite",
-    rates: Annotated[str | None, typer.Option(help="of a recipe: the base rates to try, such as 1,2,4")] = None,
+    rates: Annotated[
+        str | None, typer.Option(help="of a recipe: the base rates to try, before its schedule scales them")
+    ] = None,
     seeds: Annotated[str | None, typer.Option(help="of a recipe: such as 100,101; 100,101,102 by default")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the runs; runs/FOLDER/search by default")] = None,
     launch: Launch = "auto",
@@ -99,7 +101,7 @@ def tune(
     \b
     Examples:
       clars tune warmup
-      clars tune quickstart/clars-512 --rates 128,256,512
+      clars tune quickstart/clars-512 --rates 16,32,64
     """
     if "/" in name or name.endswith((".yaml", ".yml")):
         tried = numbers(rates, "--rates", float), seeds_of(seeds)
