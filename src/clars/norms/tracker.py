@@ -69,7 +69,7 @@ class ExampleNorms:
         batch: the name of the argument of the model's forward whose dimension 0 is the batch; by default the first
             tensor's is.
         views: how many views of each example a call's batch holds, one after the other: of two, rows i and B + i are
-            example i's.
+            example i's. Views that take turns instead give wrong sums, which nothing can notice.
         rows: for layers of which it cannot be found, or is to be another, by the pattern of their names, where the
             examples are in their input: "(b n)", "(n b)" in dimension 0, "n b" in dimension 1; see `owners.read`.
         uncovered: "slow" measures what has no rule of its own by a backward pass of it alone for each example, and

@@ -85,9 +85,7 @@ def tune(
     name: Annotated[str, typer.Argument(metavar="FOLDER|RECIPE", help="a folder with a table, or a single recipe")],
     overrides: Overrides = None,
     tier: TierName = "lite",
-    rates: Annotated[
-        str | None, typer.Option(help="of a recipe: the base rates to try, before its schedule scales them")
-    ] = None,
+    rates: Annotated[str | None, typer.Option(help="of a recipe: base rates to try, which it scales")] = None,
     seeds: Annotated[str | None, typer.Option(help="of a recipe: such as 100,101; 100,101,102 by default")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the runs; runs/FOLDER/search by default")] = None,
     launch: Launch = "auto",
