@@ -14,7 +14,7 @@ import torch
 from safetensors import torch as tensors_of
 
 from clars.lab.launching import exits
-from clars.lab.training import run, script
+from clars.lab.training import objective, run, script
 
 DISTURBANCE, STEP = sys.argv[1], int(sys.argv[2])
 after_step, forward_backward, save_file = (
@@ -22,7 +22,7 @@ after_step, forward_backward, save_file = (
     run.TrainingRun._forward_backward,
     tensors_of.save_file,
 )
-cross_entropy = run.F.cross_entropy
+cross_entropy = objective.F.cross_entropy
 
 
 class Spoiled(torch.autograd.Function):
@@ -53,7 +53,7 @@ def alone(self, x, y):
         if DISTURBANCE == "raise":
             raise OSError(5, "the disk is gone", "data")
         if DISTURBANCE == "gradient":
-            with mock.patch.object(run.F, "cross_entropy", spoiled):
+            with mock.patch.object(objective.F, "cross_entropy", spoiled):
                 return forward_backward(self, x, y)
         x = x * float("nan")
     return forward_backward(self, x, y)
